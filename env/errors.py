@@ -1,0 +1,61 @@
+"""Errors that name what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "LimitError",
+    "ModelFileError",
+    "NumericalError",
+    "PairError",
+    "ParameterError",
+    "PromptError",
+    "SpecGymError",
+    "UnknownNameError",
+]
+
+
+class SpecGymError(Exception):
+    """Anything that a user of SpecGym can set right; scripts print it without a traceback."""
+
+
+class UnknownNameError(SpecGymError, ValueError):
+    """A name that no registry knows; the message offers the closest ones.
+
+    Args:
+        what: the kind of thing that was looked for, such as ``"controller"``.
+        name: what came.
+        known: the names there are.
+    """
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(names)}."
+        super().__init__(f"Unknown {what} {name!r}. {hint}")
+
+
+class ParameterError(SpecGymError, ValueError):
+    """A setting outside its range."""
+
+
+class LimitError(SpecGymError, ValueError):
+    """A request that does not fit: empty or too long a prompt, or limits that are not positive."""
+
+
+class PromptError(SpecGymError, ValueError):
+    """A prompt file that cannot be read; the message names the file and the line."""
+
+
+class PairError(SpecGymError, ValueError):
+    """A target, or a target and a draft, that cannot work here; the message says why."""
+
+
+class ModelFileError(SpecGymError):
+    """Weights that are missing, corrupt or cannot be fetched."""
+
+
+class NumericalError(SpecGymError, ArithmeticError):
+    """A model returned NaN or infinite logits; the caches of the request are discarded."""
