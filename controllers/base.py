@@ -1,0 +1,21 @@
+"""What a controller is."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from env.observation import Observation
+from env.parameters import TreeParameters
+
+__all__ = ["Controller"]
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """Chooses the tree parameters of every round."""
+
+    def reset(self) -> None:
+        """A new request begins."""
+
+    def act(self, observation: Observation) -> TreeParameters:
+        """The parameters of the round that begins now."""

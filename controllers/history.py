@@ -1,0 +1,101 @@
+"""Phase 3: Phase 2, bolder where the draft has been doing well and more careful where it has not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import Literal
+
+from controllers.static import dynamic_depth
+from env.errors import ParameterError
+from env.observation import Observation
+from env.parameters import TreeParameters
+
+__all__ = ["HistoryController"]
+
+_DEPTHS = (2, 10)
+_THRESHOLDS = (0.5, 0.95)
+
+
+class HistoryController:
+    """Adjusts Phase 2's base depth and high-confidence threshold to the recent acceptance rate.
+
+    The rate of a round is the accepted share of the tree's *depth*: of the nodes beside each other at one depth at
+    most one can be right, so the accepted share of all nodes says how wide a tree was rather than how well it did.
+    For a chain the two are the same.
+
+    Args:
+        adjust: ``"round"``: after every round, forgetting all at the end of a request; ``"request"``: once a request,
+            by the rates of the last requests, which are remembered.
+        target: acceptance rate aimed at.
+        band: how far the rate may be off before anything is done.
+        window: observations that the rate is averaged over [rounds or requests].
+        patience: observations needed before the first adjustment [rounds or requests].
+        depth_step: step of the base depth, which stays within 2 and 10 [tokens].
+        threshold_step: step of the high-confidence threshold, which stays within 0.5 and 0.95 [probability].
+
+    Raises:
+        ParameterError: an unknown `adjust`, or a window smaller than `patience`.
+    """
+
+    def __init__(
+        self,
+        adjust: Literal["round", "request"] = "round",
+        target: float = 0.7,
+        band: float = 0.1,
+        window: int = 10,
+        patience: int = 5,
+        depth_step: int = 1,
+        threshold_step: float = 0.05,
+    ) -> None:
+        if adjust not in ("round", "request"):
+            raise ParameterError(f"adjust must be 'round' or 'request'; got {adjust!r}.")
+        if not 1 <= patience <= window:
+            raise ParameterError(f"patience must be within 1 and window; got {patience} and {window}.")
+        self.adjust, self.target, self.band, self.patience = adjust, target, band, patience
+        self.depth_step, self.threshold_step = depth_step, threshold_step
+        self.start = dynamic_depth().parameters
+        self.parameters = self.start
+        self.rates: deque[float] = deque(maxlen=window)
+        self.request: list[tuple[int, int]] = []  # accepted and possible of each round of this request
+
+    def reset(self) -> None:
+        """Per round: starts anew. Per request: takes the finished request into account."""
+        if self.adjust == "round":
+            self.parameters = self.start
+            self.rates.clear()
+        elif self.request:
+            accepted, possible = (sum(column) for column in zip(*self.request, strict=True))
+            self._observe(accepted / possible)
+        self.request = []
+
+    def act(self, observation: Observation) -> TreeParameters:
+        """Takes the last round into account and chooses."""
+        if observation.last_depth > 0:
+            if self.adjust == "round":
+                self._observe(observation.last_accepted / observation.last_depth)
+            else:
+                self.request.append((observation.last_accepted, observation.last_depth))
+        return self.parameters
+
+    def _observe(self, rate: float) -> None:
+        self.rates.append(rate)
+        if len(self.rates) < self.patience:
+            return
+        excess = sum(self.rates) / len(self.rates) - self.target
+        if abs(excess) > self.band:
+            self._step(1 if excess > 0 else -1)
+
+    def _step(self, boldness: int) -> None:
+        depth = _clamp(self.parameters.base_depth + boldness * self.depth_step, *_DEPTHS)
+        threshold = _clamp(self.parameters.high_confidence - boldness * self.threshold_step, *_THRESHOLDS)
+        self.parameters = dataclasses.replace(
+            self.parameters,
+            base_depth=int(depth),
+            max_depth=max(self.start.max_depth, int(depth)),
+            high_confidence=round(threshold, 6),  # steps of 0.05 stay on their grid
+        )
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)

@@ -1,0 +1,85 @@
+"""The loop: a controller steers a decoder through a request."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from controllers.base import Controller
+from env.rounds import Decoder, FinishReason, Request, RoundOutcome
+
+__all__ = ["Generation", "SteeredRound", "run", "steer"]
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredRound:
+    """A round and what its choice cost."""
+
+    outcome: RoundOutcome
+    controller_seconds: float
+    """time that observing and choosing took [s]"""
+
+
+def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterator[SteeredRound]:
+    """Runs a request round by round; the first one reads the prompt and is not steered.
+
+    Raises:
+        LimitError: the request does not fit the decoder's context.
+        NumericalError: a model returned NaN or infinite logits.
+    """
+    controller.reset()
+    outcome = decoder.start(request)
+    yield SteeredRound(outcome, 0.0)
+    while outcome.finished is None:
+        before = time.perf_counter()
+        parameters = controller.act(decoder.observe())
+        elapsed = time.perf_counter() - before
+        outcome = decoder.round(parameters)
+        yield SteeredRound(outcome, elapsed)
+
+
+@dataclass
+class Generation:
+    """A finished text and its account."""
+
+    tokens: list[int] = field(default_factory=list)
+    """the generated token ids"""
+    finished: FinishReason | None = None
+    """why the text ended"""
+    seconds: float = 0.0
+    """wall time, everything included [s]"""
+    rounds: int = 0
+    """target forwards, the prompt's included"""
+    drafted: int = 0
+    """draft tokens verified [tokens]"""
+    accepted: int = 0
+    """draft tokens committed [tokens]"""
+    seconds_by_part: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("draft", "draft_forward", "verify", "verify_forward", "commit", "controller"), 0.0
+        )
+    )
+    """wall time by stage; the model forwards are parts of their stages [s]"""
+
+    def add(self, step: SteeredRound) -> None:
+        """Takes a round into the account."""
+        outcome = step.outcome
+        self.tokens.extend(outcome.tokens)
+        self.finished = outcome.finished
+        self.rounds += 1
+        self.drafted += outcome.drafted
+        self.accepted += outcome.accepted
+        for part in ("draft", "draft_forward", "verify", "verify_forward", "commit"):
+            self.seconds_by_part[part] += getattr(outcome.seconds, part)
+        self.seconds_by_part["controller"] += step.controller_seconds
+
+
+def run(decoder: Decoder, controller: Controller, request: Request) -> Generation:
+    """Runs a request to its end. Raises as `steer` does."""
+    generation = Generation()
+    before = time.perf_counter()
+    for step in steer(decoder, controller, request):
+        generation.add(step)
+    generation.seconds = time.perf_counter() - before
+    return generation

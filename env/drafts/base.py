@@ -1,0 +1,47 @@
+"""What a draft is to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from env.growth import Candidates
+from env.sampling import TokenChooser
+from env.tree import IntArray, TokenTree
+
+__all__ = ["Draft"]
+
+
+class Draft(Protocol):
+    """Guesses the target's next tokens. One request at a time."""
+
+    kind: str
+    """name of the kind, as in results"""
+    needs_features: bool
+    """whether `commit` must bring the target's hidden states"""
+    context_limit: int | None
+    """longest text it can follow; None for no bound [tokens]"""
+    forward_seconds: float
+    """wall time spent in forwards so far, never reset [s]"""
+
+    def start(self, chooser: TokenChooser) -> None:
+        """Forgets the last request. Candidates are ranked by `chooser`, with the target's noise."""
+
+    def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
+        """Takes in tokens that the target has settled; the work may wait until the next `expand`.
+
+        Args:
+            tokens: the tokens that follow everything committed before; the last one is the next tree's root.
+            features: the target's last hidden state at the position *before* each token, `[tokens, hidden]`; None
+                unless `needs_features`. The first token of a text has none: it comes without a row.
+            path: nodes of the last tree that stand for all but the last of `tokens`, `int64[tokens - 1]`; empty if
+                there was no tree.
+        """
+
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        """The k best continuations after each of `nodes`, which are of one depth and follow in growing order.
+
+        The first call after a `commit` is for the root alone.
+        """

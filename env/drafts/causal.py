@@ -1,0 +1,67 @@
+"""Any Hugging Face causal language model with the target's vocabulary as a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from env.growth import Candidates
+from env.models.target import CachedModel
+from env.rounds import Stopwatch
+from env.sampling import TokenChooser
+from env.tree import IntArray, TokenTree
+
+__all__ = ["CausalDraft"]
+
+_NOTHING: IntArray = np.empty(0, np.int64)
+
+
+class CausalDraft:
+    """Drafts with a smaller model of the same vocabulary; its cache keeps what the target accepted.
+
+    Args:
+        model: the draft model.
+        vocabulary: the target's number of tokens; logits past it (a padded vocabulary) are left out.
+    """
+
+    kind = "causal"
+    needs_features = False
+
+    def __init__(self, model: CachedModel, vocabulary: int) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self.context_limit: int | None = model.context_limit
+        self.forward_seconds = 0.0
+
+    def start(self, chooser: TokenChooser) -> None:
+        """See `Draft.start`."""
+        self.chooser = chooser
+        self.model.cache.reset()
+        self.pending: list[int] = []  # committed tokens that the cache does not hold yet
+        self.committed = 0  # rows of the cache that stand for committed tokens
+        self.expanded = _NOTHING  # nodes of the tree in the order of their rows behind those
+
+    def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
+        """Keeps the accepted nodes that were expanded; the rest is owed and fed with the next root."""
+        rows = np.flatnonzero(np.isin(self.expanded, path))
+        self.model.cache.keep_path(self.committed, rows)
+        self.committed += len(rows)
+        self.pending.extend(tokens[len(rows) :])  # what was expanded of a path is its beginning
+        self.expanded = _NOTHING
+
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        """See `Draft.expand`."""
+        watch = Stopwatch()
+        if self.pending:
+            logits = self.model.extend(self.pending)
+            self.committed += len(self.pending)
+            self.pending = []
+        else:
+            self.expanded = np.concatenate([self.expanded, nodes])
+            visible = tree.ancestors[np.ix_(nodes, self.expanded)]
+            # The root is the last committed row: its children stand at `committed`.
+            logits = self.model.extend_tree(tree.token[nodes], self.committed - 1 + tree.depth[nodes], visible)
+        self.forward_seconds += watch.lap()
+        return self.chooser.rank(logits[:, : self.vocabulary], (self.committed + tree.depth[nodes]).tolist(), k)

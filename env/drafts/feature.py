@@ -1,0 +1,112 @@
+"""A feature draft at work: the network, its cache and the tree that it is growing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from env.drafts.network import FeatureDraftNetwork
+from env.errors import PairError
+from env.growth import Candidates
+from env.models.attention import additive_mask
+from env.models.cache import KeyValueBuffer
+from env.rounds import Stopwatch
+from env.sampling import TokenChooser
+from env.tree import BoolArray, IntArray, TokenTree
+
+__all__ = ["FeatureDraft"]
+
+_NOTHING: IntArray = np.empty(0, np.int64)
+
+
+class FeatureDraft:
+    """Drafts from the target's last hidden states (see `network`).
+
+    Row r of the cache holds token r + 1 of the text, since the first token has no feature before it.
+
+    Args:
+        network: the trained network; moved to the embedding's device and precision.
+        embedding: the target's token embedding.
+        context_limit: the target's, which the draft follows to its end.
+
+    Raises:
+        PairError: the network is made for hidden states of another width.
+    """
+
+    kind = "feature"
+    needs_features = True
+
+    def __init__(self, network: FeatureDraftNetwork, embedding: nn.Embedding, context_limit: int) -> None:
+        width = network.config.hidden_size
+        if embedding.weight.shape[1] != width:
+            raise PairError(
+                f"The feature draft expects hidden states of {width} numbers; the target's have "
+                f"{embedding.weight.shape[1]}. Use the draft that was trained for this target, or --draft lookup."
+            )
+        self.device, self.dtype = embedding.weight.device, embedding.weight.dtype
+        self.network = network.to(self.device, self.dtype).eval()
+        self.embedding = embedding
+        self.context_limit: int | None = context_limit
+        self.cache = KeyValueBuffer()
+        self.forward_seconds = 0.0
+
+    def start(self, chooser: TokenChooser) -> None:
+        """See `Draft.start`."""
+        self.chooser = chooser
+        self.cache.reset()
+        self.committed = 0  # rows of the cache that stand for committed tokens
+        self.pending: list[int] = []
+        self.pending_features: list[torch.Tensor] = []
+        self.expanded = _NOTHING
+
+    def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
+        """Drops the rows of the tree, which hold the draft's own guesses of features, and owes the true ones."""
+        assert features is not None, "a feature draft needs the target's hidden states"
+        self.cache.keep(self.committed)
+        self.pending.extend(tokens[len(tokens) - len(features) :])
+        self.pending_features.append(features)
+        self.expanded = _NOTHING
+
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        """See `Draft.expand`."""
+        watch = Stopwatch()
+        output = self._root() if self.pending else self._level(tree, nodes)
+        logits = self.network.head(output)
+        self.forward_seconds += watch.lap()
+        self.level, self.output = nodes, output
+        # Row `committed - 1` holds the root, which stands at position `committed`: its children are one further.
+        positions = (self.committed + 1 + tree.depth[nodes]).tolist()
+        return self.chooser.rank(logits, positions, k, self.network.token_ids)
+
+    def _root(self) -> torch.Tensor:
+        """Feeds what is owed; the features after the root, `[1, hidden]`."""
+        rows = len(self.pending)
+        visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
+        positions = np.arange(self.committed, self.committed + rows)
+        output = self._forward(np.array(self.pending), torch.cat(self.pending_features), positions, visible)
+        self.committed += rows
+        self.pending, self.pending_features = [], []
+        return output[-1:]
+
+    def _level(self, tree: TokenTree, nodes: IntArray) -> torch.Tensor:
+        """Features after `nodes`, `[nodes, hidden]`, from those after their parents."""
+        self.expanded = np.concatenate([self.expanded, nodes])
+        visible = tree.ancestors[np.ix_(nodes, self.expanded)]
+        parents = torch.from_numpy(np.searchsorted(self.level, tree.parent[nodes])).to(self.device)
+        positions = self.committed - 1 + tree.depth[nodes]
+        return self._forward(tree.token[nodes], self.output[parents], positions, visible)
+
+    def _forward(
+        self, tokens: IntArray, features: torch.Tensor, positions: IntArray, visible: BoolArray | None
+    ) -> torch.Tensor:
+        mask = None
+        if visible is not None:
+            prefix = self.cache.length + len(tokens) - visible.shape[1]
+            mask = additive_mask(prefix, visible, self.dtype, self.device)
+        embedded = self.embedding(torch.from_numpy(tokens[None]).to(self.device))
+        where = torch.from_numpy(positions).to(self.device)
+        output: torch.Tensor = self.network(embedded, features[None], where, mask, self.cache)
+        return output[0]

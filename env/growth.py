@@ -1,0 +1,81 @@
+"""The growth rule: which nodes to expand and which to keep, under the parameters of a round.
+
+One function, whoever asks: live decoding and replay differ only in where the candidates come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from env.parameters import TreeParameters
+from env.tree import FloatArray, IntArray, TokenTree
+
+__all__ = ["Candidates", "Expand", "grow_tree"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a draft offers after each of n nodes: k continuations, best first.
+
+    A continuation whose log-probability is minus infinity is no offer: the draft had fewer than k.
+    """
+
+    tokens: IntArray
+    """token ids, `int64[n, k]`"""
+    log_probs: FloatArray
+    """log-probability of each, given its node, `float64[n, k]`"""
+
+    @property
+    def confidence(self) -> FloatArray:
+        """The draft's top-1 probability at each node, `float64[n]`."""
+        return np.exp(self.log_probs[:, 0])
+
+
+Expand = Callable[[TokenTree, IntArray, int], Candidates]
+"""`expand(tree, nodes, k)`: the k best continuations after each of `nodes`, all of the same depth"""
+
+
+def grow_tree(root: int, parameters: TreeParameters, expand: Expand) -> TokenTree:
+    """Grows a token tree level by level, one call of `expand` a level.
+
+    Args:
+        root: the last committed token.
+        parameters: the round's tree parameters. `node_budget` is not applied here, see `TokenTree.likeliest`.
+        expand: the draft.
+    """
+    tree = TokenTree(root)
+    level = np.zeros(1, np.int64)
+    for depth in range(parameters.max_depth):
+        frontier = _expandable(parameters, tree, level, depth)
+        if not frontier.size:
+            break
+        level = _branch(parameters, tree, frontier, expand(tree, frontier, parameters.max_branch))
+    return tree
+
+
+def _expandable(parameters: TreeParameters, tree: TokenTree, level: IntArray, depth: int) -> IntArray:
+    """Phase 2: those nodes of a level that are likely enough, at most `frontier_width` of them."""
+    if depth == 0:
+        return level
+    reach = tree.reach[level]
+    likely = reach >= parameters.early_stop
+    if depth >= parameters.base_depth:
+        likely &= reach > parameters.deep_expand
+    level, reach = level[likely], reach[likely]
+    if level.size > parameters.frontier_width:
+        level = np.sort(level[np.argsort(-reach, kind="stable")[: parameters.frontier_width]])
+    return level
+
+
+def _branch(parameters: TreeParameters, tree: TokenTree, frontier: IntArray, candidates: Candidates) -> IntArray:
+    """Phase 1: the surer the draft, the fewer children. Returns the new nodes."""
+    confidence = candidates.confidence
+    children = np.full(len(frontier), parameters.mid_branch)
+    children[confidence > parameters.high_confidence] = parameters.min_branch
+    children[confidence < parameters.low_confidence] = parameters.max_branch
+    offered = candidates.log_probs > -np.inf
+    rows, columns = np.nonzero(offered & (np.arange(offered.shape[1]) < children[:, None]))
+    return tree.add(frontier[rows], candidates.tokens[rows, columns], candidates.log_probs[rows, columns])

@@ -1,0 +1,163 @@
+"""Rounds on real models."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from env.drafts.base import Draft
+from env.errors import LimitError, NumericalError
+from env.growth import grow_tree
+from env.models.target import TargetModel
+from env.observation import Observation
+from env.parameters import TreeParameters
+from env.rounds import FinishReason, Request, RoundOutcome, RoundSeconds, Stopwatch
+from env.sampling import TokenChooser
+from env.tree import IntArray, TokenTree
+
+__all__ = ["LiveDecoder"]
+
+_NO_NODES: IntArray = np.empty(0, np.int64)
+
+
+class LiveDecoder:
+    """Tree speculative decoding of one text at a time.
+
+    Between rounds the target's cache holds every committed token but the last one, the root of the next tree.
+
+    Args:
+        target: the model whose output is wanted.
+        draft: the one that guesses.
+
+    Attributes:
+        tokens: prompt and text so far [token ids].
+    """
+
+    def __init__(self, target: TargetModel, draft: Draft) -> None:
+        self.target, self.draft = target, draft
+        target.show_features(draft.needs_features)
+        self.tokens: list[int] = []
+        self.under_way = False
+
+    @torch.inference_mode()
+    def start(self, request: Request) -> RoundOutcome:
+        """Reads the prompt and commits the first token, which needs no draft.
+
+        Raises:
+            LimitError: the prompt leaves no room in the target's context.
+            NumericalError: the target returned NaN or infinite logits.
+        """
+        length, context = len(request.prompt), self.target.context_limit
+        if length >= context:
+            raise LimitError(
+                f"The prompt has {length} tokens; this target reads at most {context}, answer included. "
+                f"Shorten the prompt to {context - 1} tokens or fewer."
+            )
+        self.request = request
+        self.limit = min(length + request.max_new_tokens, context)
+        self.tokens = list(request.prompt)
+        self.last = RoundOutcome(())
+        self.chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
+        self.target.cache.reset()
+        self.draft.start(self.chooser)
+        self.under_way = True
+        seconds, watch = RoundSeconds(), Stopwatch()
+        choices = self._verify(TokenTree(0), request.prompt, seconds, watch)
+        committed = self._take(choices.tolist())
+        self.draft.commit([*request.prompt, *committed], self.target.features, _NO_NODES)
+        seconds.commit = watch.lap()
+        return self._outcome(committed, TokenTree(0), 0, seconds)
+
+    def observe(self) -> Observation:
+        """What a controller may see now."""
+        return Observation(
+            position=len(self.tokens) - 1,
+            generated=len(self.tokens) - len(self.request.prompt),
+            remaining=self.limit - len(self.tokens),
+            last_drafted=self.last.drafted,
+            last_depth=self.last.depth,
+            last_accepted=self.last.accepted,
+        )
+
+    @torch.inference_mode()
+    def round(self, parameters: TreeParameters) -> RoundOutcome:
+        """Drafts a tree, verifies it and commits the accepted path and the target's own next token.
+
+        Raises:
+            RuntimeError: there is no text under way.
+            NumericalError: a model returned NaN or infinite logits; the text cannot go on.
+        """
+        if not self.under_way:
+            raise RuntimeError("No text is under way: call start() with a request first.")
+        seconds, watch = RoundSeconds(), Stopwatch()
+        prefix = self.target.cache.length
+        tree, nodes = self._draft(parameters.capped(self._deepest()), seconds)
+        seconds.draft = watch.lap()
+        choices = self._verify(tree, self.tokens[-1:], seconds, watch)
+        path = tree.accepted_path(choices)
+        committed = self._take([*tree.token[path[1:]].tolist(), int(choices[path[-1]])])
+        accepted = min(len(path) - 1, len(committed))
+        path = path[: len(committed)]  # shorter only where the text ended within the path
+        self.target.cache.keep_path(prefix, path)
+        features = self.target.features
+        if features is not None:
+            features = features[path]
+        self.draft.commit(committed, features, nodes[path[1:]])
+        seconds.commit = watch.lap()
+        return self._outcome(committed, tree, accepted, seconds)
+
+    def _deepest(self) -> int:
+        """Most draft tokens on a path: the target adds one of its own, and neither limit may be overshot."""
+        room = self.limit - len(self.tokens) - 1
+        if self.draft.context_limit is not None:
+            room = min(room, self.draft.context_limit - len(self.tokens))
+        return max(room, 0)
+
+    def _draft(self, parameters: TreeParameters, seconds: RoundSeconds) -> tuple[TokenTree, IntArray]:
+        """The tree to verify, and which node of the grown tree each of its nodes was."""
+        before = self.draft.forward_seconds
+        grown = grow_tree(self.tokens[-1], parameters, self.draft.expand)
+        seconds.draft_forward = self.draft.forward_seconds - before
+        nodes = grown.likeliest(parameters.node_budget)
+        return grown.select(nodes), nodes
+
+    def _verify(self, tree: TokenTree, chain: tuple[int, ...] | list[int], seconds: RoundSeconds, watch: Stopwatch) -> IntArray:
+        """The target's choice after each node; a tree that is only a root is read as the end of `chain`."""
+        prefix = self.target.cache.length
+        if len(tree) == 1:
+            logits = self.target.extend(chain)
+            positions = [prefix + len(chain)]
+        else:
+            logits = self.target.extend_tree(tree.token, prefix + tree.depth, tree.ancestors)
+            positions = (prefix + 1 + tree.depth).tolist()
+        seconds.verify_forward = watch.lap()
+        try:
+            choices = self.chooser.choose(logits, positions)
+        except NumericalError:
+            self.under_way = False
+            self.target.cache.reset()
+            raise
+        seconds.verify = seconds.verify_forward + watch.lap()
+        return choices
+
+    def _take(self, tokens: list[int]) -> list[int]:
+        """Adds tokens to the text, up to the first one that ends it; returns those added."""
+        if not self.request.ignore_end:
+            ends = [index for index, token in enumerate(tokens) if token in self.target.end_tokens]
+            tokens = tokens[: ends[0] + 1] if ends else tokens
+        self.tokens.extend(tokens)
+        return tokens
+
+    def _finish_reason(self) -> FinishReason | None:
+        if not self.request.ignore_end and self.tokens[-1] in self.target.end_tokens:
+            return FinishReason.END_OF_SEQUENCE
+        if len(self.tokens) < self.limit:
+            return None
+        asked = len(self.request.prompt) + self.request.max_new_tokens
+        return FinishReason.TOKEN_LIMIT if len(self.tokens) == asked else FinishReason.CONTEXT_LIMIT
+
+    def _outcome(self, tokens: list[int], tree: TokenTree, accepted: int, seconds: RoundSeconds) -> RoundOutcome:
+        finished = self._finish_reason()
+        self.under_way = finished is None
+        self.last = RoundOutcome(tuple(tokens), len(tree) - 1, int(tree.depth.max()), accepted, finished, seconds)
+        return self.last

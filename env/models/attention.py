@@ -1,0 +1,84 @@
+"""Attention over a token tree, for any transformers model with grouped-query attention.
+
+Registered under the name `ATTENTION`; a model uses it after ``model.set_attn_implementation(ATTENTION)``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from env.tree import BoolArray
+
+__all__ = ["ATTENTION", "additive_mask", "attend"]
+
+ATTENTION = "specgym_tree"
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None = None
+) -> torch.Tensor:
+    """Grouped-query attention that reads every key and value once, without repeating heads in memory.
+
+    The queries of the heads that share a key/value head are stacked as rows: `group * rows` queries against one head.
+
+    Args:
+        query: `[batch, heads, rows, dim]`.
+        key: `[batch, kv_heads, columns, dim]`.
+        value: `[batch, kv_heads, columns, dim]`.
+        mask: additive, `[batch or 1, 1, rows, columns]`; without one a single row sees every column, and several rows
+            see each other causally, which needs as many columns as rows.
+        scale: factor of the products; `dim ** -0.5` if None.
+
+    Returns:
+        `[batch, heads, rows, dim]`.
+    """
+    batch, heads, rows, dim = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    if mask is None and rows > 1:
+        if key.shape[2] != rows:
+            raise ValueError(f"Without a mask, {rows} rows need as many columns; got {key.shape[2]}.")
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=group > 1)
+    packed = query.reshape(batch, kv_heads, group * rows, dim)
+    if mask is not None and group > 1:
+        mask = mask.repeat(1, 1, group, 1)
+    return scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale).reshape(query.shape)
+
+
+def _forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """`attend` with the signature that transformers calls attention functions by."""
+    return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+# No mask function is registered on purpose: transformers then leaves the mask as it is given, None included.
+AttentionInterface.register(ATTENTION, _forward)
+
+
+def additive_mask(prefix: int, visible: BoolArray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The mask of tree rows: the whole prefix and their own ancestors.
+
+    Args:
+        prefix: columns that every row sees.
+        visible: which of the further columns each row sees, `bool[rows, columns]`.
+        dtype: the model's; a boolean mask would be silently wrong in some implementations.
+        device: the model's.
+
+    Returns:
+        0 where seen and the dtype's lowest value elsewhere, `[1, 1, rows, prefix + columns]`.
+    """
+    hidden = np.where(visible, 0.0, torch.finfo(dtype).min)
+    mask = torch.zeros((1, 1, len(visible), prefix + visible.shape[1]), dtype=dtype, device=device)
+    mask[0, 0, :, prefix:] = torch.from_numpy(hidden).to(device, dtype)
+    return mask

@@ -1,0 +1,117 @@
+"""A key/value cache that keeps an accepted path of a tree."""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from env.tree import IntArray
+
+__all__ = ["KeyValueBuffer", "TreeCache"]
+
+
+class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed
+    """Keys and values of one layer in one preallocated buffer each, `[batch, heads, capacity, dim]`.
+
+    New rows are written behind the old ones and attention gets views: nothing is concatenated and nothing attends to
+    the empty tail. The buffers grow by doubling when a request needs more than ever before.
+
+    Args:
+        capacity: rows to hold at first.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, capacity: int = 256) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Makes the buffers, in the shape, precision and place of the first rows."""
+        self.capacity = max(self.capacity, key_states.shape[2])
+        self.keys, self.values = self._buffer_like(key_states), self._buffer_like(value_states)
+        self.is_initialized = True
+
+    def _buffer_like(self, states: torch.Tensor) -> torch.Tensor:
+        batch, heads, _, dim = states.shape
+        return states.new_zeros((batch, heads, self.capacity, dim))
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends rows `[batch, heads, rows, dim]` and returns views of all rows so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        if end > self.capacity:
+            self._grow(end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _grow(self, needed: int) -> None:
+        self.capacity = max(needed, 2 * self.capacity)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = self._buffer_like(old)
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+
+    def keep(self, prefix: int, rows: torch.Tensor | None = None) -> None:
+        """Keeps the first `prefix` rows and, moved up behind them, `rows` (ascending indices, all past the prefix)."""
+        self.length = prefix
+        if rows is not None:
+            self.length += len(rows)
+            self.keys[:, :, prefix : self.length] = self.keys[:, :, rows]
+            self.values[:, :, prefix : self.length] = self.values[:, :, rows]
+
+    def reset(self) -> None:
+        """Forgets all rows; the buffers stay for the next request."""
+        self.length = 0
+
+    def get_seq_length(self) -> int:
+        """Rows held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """-1, transformers' word for no bound: the buffer grows."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns and offset of a mask for `query_length` further rows."""
+        return self.length + query_length, 0
+
+
+class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
+    """A transformers cache of `KeyValueBuffer` layers.
+
+    Args:
+        layers: number of the model's layers.
+        device: where the model is.
+    """
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        super().__init__(layers=[KeyValueBuffer() for _ in range(layers)])
+        self.device = device
+
+    @property
+    def length(self) -> int:
+        """Rows held."""
+        return int(self.layers[0].length)
+
+    def keep_path(self, prefix: int, path: IntArray) -> None:
+        """Keeps the first `prefix` rows and the rows `prefix + path`, moving only those not already in place.
+
+        Args:
+            prefix: committed rows.
+            path: kept rows of the tree, ascending, counted from the first one behind the prefix.
+        """
+        in_place = 0
+        while in_place < len(path) and path[in_place] == in_place:
+            in_place += 1
+        moved = torch.from_numpy(prefix + path[in_place:]).to(self.device) if in_place < len(path) else None
+        for layer in self.layers:
+            layer.keep(prefix + in_place, moved)

@@ -1,0 +1,129 @@
+"""Transformers models as the engine drives them: one text, one cache, rows of a tree appended in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from env.models.attention import ATTENTION, additive_mask
+from env.models.cache import TreeCache
+from env.models.compatibility import check_target, context_limit
+from env.tree import BoolArray, IntArray
+
+__all__ = ["CachedModel", "TargetModel", "end_of_sequence"]
+
+
+class CachedModel:
+    """A causal language model with a cache of its own that rows of a tree can be appended to.
+
+    The model object is switched to tree attention; `restore` undoes that.
+
+    Args:
+        model: any transformers causal language model with full attention.
+
+    Raises:
+        PairError: the model's attention cannot branch.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        check_target(model.config)
+        self.model = model.eval()
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.context_limit = context_limit(model.config)
+        self.cache = TreeCache(int(model.config.num_hidden_layers), self.device)
+        self._previous_attention = model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION)
+
+    def restore(self) -> None:
+        """Gives the model object its former attention back."""
+        self.model.set_attn_implementation(self._previous_attention)
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Appends consecutive tokens to the cache.
+
+        Returns:
+            The logits after the last of them, `[1, vocabulary]`.
+        """
+        prefix, rows = self.cache.length, len(tokens)
+        visible = np.tri(rows, dtype=np.bool_) if rows > 1 and prefix else None
+        return self._forward(np.asarray(tokens, np.int64), np.arange(prefix, prefix + rows), visible, 1)
+
+    def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray) -> torch.Tensor:
+        """Appends rows of a tree to the cache.
+
+        Args:
+            tokens: the rows' tokens, `int64[rows]`.
+            positions: their absolute positions, `int64[rows]`.
+            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`;
+                every column before them is seen.
+
+        Returns:
+            Logits, `[rows, vocabulary]`.
+        """
+        return self._forward(tokens, positions, visible, 0)
+
+    def _forward(self, tokens: IntArray, positions: IntArray, visible: BoolArray | None, keep: int) -> torch.Tensor:
+        mask = None
+        if visible is not None:
+            prefix = self.cache.length + len(tokens) - visible.shape[1]
+            mask = additive_mask(prefix, visible, self.dtype, self.device)
+        output = self.model(
+            torch.from_numpy(tokens[None]).to(self.device),
+            attention_mask=mask,
+            position_ids=torch.from_numpy(positions[None]).to(self.device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep,  # 0 keeps all
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+class TargetModel(CachedModel):
+    """The target, which also shows its last hidden states to drafts that feed on them.
+
+    Args:
+        model: any transformers causal language model with full attention.
+        end_tokens: ids that end a text; those of the model's own generation settings if None.
+
+    Attributes:
+        features: last hidden states, after the final norm, of the last forward's rows, `[rows, hidden]`; None unless
+            `show_features` turned them on.
+    """
+
+    def __init__(self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None) -> None:
+        super().__init__(model)
+        self.end_tokens = end_of_sequence(model) if end_tokens is None else end_tokens
+        self.features: torch.Tensor | None = None
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+
+    def show_features(self, wanted: bool) -> None:
+        """Turns the recording of last hidden states on or off."""
+        if wanted and self._hook is None:
+            self._hook = self.model.get_decoder().register_forward_hook(self._record)
+        elif not wanted and self._hook is not None:
+            self._hook.remove()
+            self._hook = self.features = None
+
+    def _record(self, module: torch.nn.Module, inputs: object, output: object) -> None:
+        self.features = output.last_hidden_state[0]  # type: ignore[attr-defined]
+
+    def restore(self) -> None:
+        """Leaves the model object as it was."""
+        self.show_features(False)
+        super().restore()
+
+
+def end_of_sequence(model: PreTrainedModel) -> frozenset[int]:
+    """The token ids that end a text by the model's generation settings; empty if there are none."""
+    end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if end is None:
+        end = model.config.eos_token_id
+    if end is None:
+        return frozenset()
+    return frozenset(int(token) for token in (end if isinstance(end, list | tuple) else [end]))
