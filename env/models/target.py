@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -113,10 +114,17 @@ class TargetModel(CachedModel):
     def _record(self, module: torch.nn.Module, inputs: object, output: object) -> None:
         self.features = output.last_hidden_state[0]  # type: ignore[attr-defined]
 
-    def restore(self) -> None:
-        """Leaves the model object as it was."""
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[PreTrainedModel]:
+        """The model object as it was before, for somebody else to use meanwhile."""
+        shown = self._hook is not None
         self.show_features(False)
-        super().restore()
+        self.restore()
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(ATTENTION)
+            self.show_features(shown)
 
 
 def end_of_sequence(model: PreTrainedModel) -> frozenset[int]:
