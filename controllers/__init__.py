@@ -1,1 +1,1 @@
-
+"""Decision rules: what tree to draft, chosen anew every round."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from typing import Literal
 
-from controllers.static import dynamic_depth
+from controllers.static import PHASE_2
 from env.errors import ParameterError
 from env.observation import Observation
 from env.parameters import TreeParameters
@@ -41,6 +41,7 @@ class HistoryController:
     def __init__(
         self,
         adjust: Literal["round", "request"] = "round",
+        *,
         target: float = 0.7,
         band: float = 0.1,
         window: int = 10,
@@ -54,7 +55,7 @@ class HistoryController:
             raise ParameterError(f"patience must be within 1 and window; got {patience} and {window}.")
         self.adjust, self.target, self.band, self.patience = adjust, target, band, patience
         self.depth_step, self.threshold_step = depth_step, threshold_step
-        self.start = dynamic_depth().parameters
+        self.start = PHASE_2
         self.parameters = self.start
         self.rates: deque[float] = deque(maxlen=window)
         self.request: list[tuple[int, int]] = []  # accepted and possible of each round of this request

@@ -2,69 +2,93 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from controllers.base import Controller
 from controllers.history import HistoryController
-from controllers.static import autoregressive, confidence, dynamic_depth, fixed_tree
+from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
 from env.errors import ParameterError, UnknownNameError
+from env.parameters import PLAIN, TreeParameters
 
 __all__ = ["controller_names", "make_controller", "register"]
 
-_FACTORIES: dict[str, Callable[..., Controller]] = {
-    "autoregressive": autoregressive,
-    "fixed_tree": fixed_tree,
-    "confidence": confidence,
-    "dynamic_depth": dynamic_depth,
-    "history": HistoryController,
-}
+
+@dataclass(frozen=True)
+class _Entry:
+    factory: Callable[..., Controller]
+    defaults: Mapping[str, Any]  # the options it takes
+
+
+_ENTRIES: dict[str, _Entry] = {}
+
+
+def register(name: str, factory: Callable[..., Controller]) -> None:
+    """Makes a controller known by `name`. The factory's keyword arguments, all with defaults, become its options.
+
+    Raises:
+        ParameterError: the name is taken.
+    """
+    parameters = inspect.signature(factory).parameters
+    _add(name, _Entry(factory, {option: parameter.default for option, parameter in parameters.items()}))
+
+
+def _register_static(name: str, parameters: TreeParameters) -> None:
+    def factory(**changes: Any) -> Controller:
+        return StaticController(dataclasses.replace(parameters, **changes))
+
+    _add(name, _Entry(factory, dataclasses.asdict(parameters)))
+
+
+def _add(name: str, entry: _Entry) -> None:
+    if name in _ENTRIES:
+        raise ParameterError(f"There is a controller {name!r} already; choose another name.")
+    _ENTRIES[name] = entry
+
+
+_register_static("autoregressive", PLAIN)
+register("fixed_tree", fixed_tree)
+_register_static("confidence", PHASE_1)
+_register_static("dynamic_depth", PHASE_2)
+register("history", HistoryController)
 
 
 def controller_names() -> tuple[str, ...]:
     """The registered names, in the order of registration."""
-    return tuple(_FACTORIES)
-
-
-def register(name: str, factory: Callable[..., Controller]) -> None:
-    """Makes a controller known by `name`. The factory's keyword arguments become its options.
-
-    Raises:
-        ParameterError: the name is taken by another factory.
-    """
-    if _FACTORIES.get(name, factory) is not factory:
-        raise ParameterError(f"There is a controller {name!r} already; choose another name.")
-    _FACTORIES[name] = factory
+    return tuple(_ENTRIES)
 
 
 def make_controller(specification: str) -> Controller:
     """Makes a controller from its name and, after colons, its options: ``fixed_tree:branch=3:depth=2``.
 
     Raises:
-        UnknownNameError: no such controller; the message offers the closest names.
-        ParameterError: no such option, or a value that the option cannot take.
+        UnknownNameError: no such controller or option; the message offers the closest names.
+        ParameterError: a value that the option cannot take.
     """
     name, *settings = specification.split(":")
-    if name not in _FACTORIES:
-        raise UnknownNameError("controller", name, _FACTORIES)
-    factory = _FACTORIES[name]
-    known = inspect.signature(factory).parameters
+    if name not in _ENTRIES:
+        raise UnknownNameError("controller", name, _ENTRIES)
+    entry = _ENTRIES[name]
     options: dict[str, Any] = {}
     for setting in settings:
         option, equals, text = setting.partition("=")
-        if option not in known:
-            raise UnknownNameError(f"option of {name}", option, known)
+        if option not in entry.defaults:
+            raise UnknownNameError(f"option of {name}", option, entry.defaults)
         if not equals:
             raise ParameterError(f"Expected {option}=VALUE in {specification!r}; got {setting!r}.")
-        options[option] = _convert(option, text, known[option].default)
-    return factory(**options)
+        options[option] = _convert(option, text, entry.defaults[option])
+    return entry.factory(**options)
 
 
 def _convert(option: str, text: str, default: object) -> object:
     """`text` in the type of the option's default."""
+    kind: Any = type(default)
     try:
-        return type(default)(text)  # type: ignore[call-arg]
+        return kind(text)
     except ValueError:
-        kind = type(default).__name__
-        raise ParameterError(f"Option {option} needs a value of type {kind}, such as {default}; got {text!r}.") from None
+        raise ParameterError(
+            f"Option {option} needs a value of type {kind.__name__}, such as {default}; got {text!r}."
+        ) from None

@@ -1,1 +1,1 @@
-
+"""The world a controller acts in: models, trees, rounds."""

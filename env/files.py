@@ -10,7 +10,7 @@ from pathlib import Path
 
 from env.errors import SpecGymError
 
-__all__ = ["FileWriteError", "atomic_path", "write_text"]
+__all__ = ["FileWriteError", "atomic_path", "check_writable", "write_text"]
 
 
 class FileWriteError(SpecGymError, OSError):
@@ -51,3 +51,14 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically, in UTF-8. Raises `FileWriteError` as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that files can be written to `folder`, before any work is done for them.
+
+    Raises:
+        FileWriteError: they cannot.
+    """
+    with atomic_path(folder / ".writable") as temporary:
+        temporary.write_text("", encoding="utf-8")
+    (folder / ".writable").unlink(missing_ok=True)

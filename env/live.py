@@ -121,7 +121,9 @@ class LiveDecoder:
         nodes = grown.likeliest(parameters.node_budget)
         return grown.select(nodes), nodes
 
-    def _verify(self, tree: TokenTree, chain: tuple[int, ...] | list[int], seconds: RoundSeconds, watch: Stopwatch) -> IntArray:
+    def _verify(
+        self, tree: TokenTree, chain: tuple[int, ...] | list[int], seconds: RoundSeconds, watch: Stopwatch
+    ) -> IntArray:
         """The target's choice after each node; a tree that is only a root is read as the end of `chain`."""
         prefix = self.target.cache.length
         if len(tree) == 1:

@@ -66,7 +66,9 @@ class TreeParameters:
         if depth >= self.max_depth:
             return self
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TreeParameters(**values | {"max_depth": max(depth, 0), "base_depth": min(self.base_depth, max(depth, 0))})
+        return TreeParameters(
+            **values | {"max_depth": max(depth, 0), "base_depth": min(self.base_depth, max(depth, 0))}
+        )
 
 
 PLAIN = TreeParameters(base_depth=0, max_depth=0)

@@ -35,7 +35,7 @@ class Request:
     """the prompt's token ids"""
     max_new_tokens: int = 256
     """most tokens to generate, never overshot [tokens]"""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     """how tokens are chosen"""
     ignore_end: bool = False
     """whether to go on after an end-of-sequence token"""

@@ -19,6 +19,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
+from env.tree import FloatArray, IntArray
 
 __all__ = ["GumbelNoise", "SamplingSettings", "TokenChooser"]
 
@@ -118,6 +119,12 @@ def _mix32(bits: torch.Tensor) -> torch.Tensor:
     return bits ^ ((bits >> 16) & 0xFFFF)
 
 
+def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
+    """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
+    both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
+    return both[0], both[1].astype(np.int64)
+
+
 class TokenChooser:
     """Turns logits into tokens, the target's choices and the draft's candidates alike.
 
@@ -138,7 +145,7 @@ class TokenChooser:
             if settings.top_p < 1:
                 self.warpers.append(TopPLogitsWarper(settings.top_p))
 
-    def choose(self, logits: torch.Tensor, positions: Sequence[int]) -> np.ndarray:
+    def choose(self, logits: torch.Tensor, positions: Sequence[int]) -> IntArray:
         """The target's token for each row.
 
         Args:
@@ -151,15 +158,16 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        scores = logits if self.noise is None else self._perturbed(logits, positions)
-        best, tokens = scores.max(dim=-1)  # the maximum of a row with NaN is NaN: no second pass is needed
-        values, indices = torch.stack([best.double(), tokens.double()]).cpu().numpy()
+        best, tokens = self.scores(logits, positions).max(
+            dim=-1
+        )  # the maximum of a row with NaN is NaN: no second pass is needed
+        values, indices = _read(best, tokens)
         if not np.isfinite(values).all():
             raise NumericalError(
                 "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
                 "try --dtype float32, or load the weights again."
             )
-        return indices.astype(np.int64)
+        return indices
 
     def rank(
         self, logits: torch.Tensor, positions: Sequence[int], k: int, token_ids: torch.Tensor | None = None
@@ -178,18 +186,20 @@ class TokenChooser:
         Raises:
             NumericalError: the draft returned NaN.
         """
-        scores = logits.float() if self.noise is None else self._perturbed(logits, positions, token_ids)
-        best, indices = scores.log_softmax(dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
+        scores = self.scores(logits, positions, token_ids)
+        best, indices = scores.float().log_softmax(dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
         tokens = indices if token_ids is None else token_ids[indices]
-        values, ids = torch.stack([best.double(), tokens.double()]).cpu().numpy()
+        values, ids = _read(best, tokens)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        return Candidates(ids.astype(np.int64), values)
+        return Candidates(ids, values)
 
-    def _perturbed(
+    def scores(
         self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        assert self.noise is not None
+        """What is maximised: the logits, or the processed logits plus noise. Arguments as for `rank`."""
+        if self.noise is None:
+            return logits
         noise = self.noise.rows(positions)
         if token_ids is not None:
             noise = noise[:, token_ids]

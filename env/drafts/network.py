@@ -94,9 +94,9 @@ class FeatureDraftNetwork(nn.Module):
         stream = self.fuse(torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
         joint = self.query_key_value(self.attention_norm(stream))
         joint = joint.unflatten(-1, (config.heads + 2 * config.kv_heads, config.head_dim)).transpose(1, 2)
-        turned, value = joint.split([config.heads + config.kv_heads, config.kv_heads], dim=1)
-        query, key = self._rotate(turned, positions).split([config.heads, config.kv_heads], dim=1)
-        return stream, query, key, value
+        turned = self._rotate(joint[:, : -config.kv_heads], positions)
+        query, key = turned[:, : config.heads], turned[:, config.heads :]
+        return stream, query, key, joint[:, -config.kv_heads :]
 
     def finish(self, stream: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """The next features `[batch, rows, hidden]` from the stream and attention's `[batch, heads, rows, dim]`."""
@@ -161,7 +161,9 @@ def load_network(path: Path) -> FeatureDraftNetwork:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ModelFileError(f"{path} is no feature draft: expected {_FORMAT!r}, got {metadata.get('format')!r}.")
+                raise ModelFileError(
+                    f"{path} is no feature draft: expected {_FORMAT!r}, got {metadata.get('format')!r}."
+                )
             network = FeatureDraftNetwork(FeatureDraftConfig(**json.loads(metadata["config"]))).to(torch.bfloat16)
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:

@@ -1,0 +1,1 @@
+"""Learning: distilling drafts, and later controllers that learn."""

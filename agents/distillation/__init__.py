@@ -1,0 +1,1 @@
+"""Training a draft from text that its target writes."""

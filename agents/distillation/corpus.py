@@ -1,0 +1,116 @@
+"""Conversations on disk and what the teacher says of them: shards of a run folder.
+
+A corpus is a folder of numbered shards, each a safetensors file that appears at once or not at all. A text shard holds
+conversations one behind the other; the state shard of the same number holds, for every token of it, the target's last
+hidden state and its most probable next tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agents.distillation.generation import Conversation
+from env.errors import ModelFileError
+from env.files import atomic_path
+
+__all__ = ["Lesson", "TextShard", "load_lessons", "read_shard", "shard_path", "write_shard"]
+
+KINDS = ("conversation", "code", "mathematics", "translation", "summarisation", "reading")
+
+
+@dataclass(frozen=True)
+class TextShard:
+    """Conversations one behind the other."""
+
+    tokens: torch.Tensor
+    """token ids, `int32[tokens]`"""
+    starts: torch.Tensor
+    """where each conversation begins, and the end of the last one, `int64[conversations + 1]`"""
+    answer_starts: torch.Tensor
+    """index of each answer's first token within its conversation, `int64[conversations]`"""
+    temperatures: torch.Tensor
+    """temperature of each answer, `float32[conversations]`"""
+    kinds: torch.Tensor
+    """index of each conversation's kind in `KINDS`, `int64[conversations]`"""
+
+    @classmethod
+    def of(cls, conversations: Sequence[Conversation]) -> TextShard:
+        """Packs conversations."""
+        lengths = [len(conversation.tokens) for conversation in conversations]
+        return cls(
+            torch.from_numpy(np.concatenate([conversation.tokens for conversation in conversations])),
+            torch.tensor(np.concatenate([[0], np.cumsum(lengths)])),
+            torch.tensor([conversation.answer_start for conversation in conversations]),
+            torch.tensor([conversation.temperature for conversation in conversations], dtype=torch.float32),
+            torch.tensor([KINDS.index(conversation.kind) for conversation in conversations]),
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A conversation as the draft learns from it."""
+
+    tokens: torch.Tensor
+    """token ids, `int64[length]`"""
+    features: torch.Tensor
+    """the target's last hidden states, `bfloat16[length, hidden]`"""
+    teacher_ids: torch.Tensor
+    """the target's most probable next tokens at each position, best first, `int32[length, top]`"""
+    teacher_log_probs: torch.Tensor
+    """their log-probabilities, `float16[length, top]`"""
+    answer_start: int
+    """index of the answer's first token"""
+    temperature: float
+    """temperature of the answer"""
+    kind: str
+    """kind of task"""
+
+
+def shard_path(folder: Path, what: str, number: int) -> Path:
+    """Where shard `number` of ``"text"`` or ``"states"`` stands."""
+    return folder / f"{what}-{number:04d}.safetensors"
+
+
+def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a shard atomically. Raises `FileWriteError`."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def read_shard(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a shard.
+
+    Raises:
+        ModelFileError: the file is corrupt; deleting it lets the next run make it again.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
+    return tensors
+
+
+def load_lessons(folder: Path) -> Iterator[Lesson]:
+    """All conversations of a run folder whose states are there, in order."""
+    for number, states_path in enumerate(sorted(folder.glob("states-*.safetensors"))):
+        text = TextShard(**read_shard(shard_path(folder, "text", number)))
+        states = read_shard(states_path)
+        bounds = text.starts.tolist()
+        for index, (start, end) in enumerate(pairwise(bounds)):
+            yield Lesson(
+                text.tokens[start:end].long(),
+                states["features"][start:end],
+                states["teacher_ids"][start:end],
+                states["teacher_log_probs"][start:end],
+                int(text.answer_starts[index]),
+                float(text.temperatures[index]),
+                KINDS[int(text.kinds[index])],
+            )

@@ -1,0 +1,98 @@
+"""Ways to continue a text, all called alike: a controller on a decoder, or transformers itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import torch
+
+from controllers.registry import controller_names, make_controller
+from controllers.run import Generation, run
+from env.errors import UnknownNameError
+from env.live import LiveDecoder
+from env.models.target import TargetModel
+from env.rounds import FinishReason, Request
+
+__all__ = ["TRANSFORMERS", "ControllerRunner", "Runner", "TransformersRunner", "make_runner"]
+
+TRANSFORMERS = "transformers"
+"""name of the reference: transformers' own `generate`, without a draft"""
+
+
+class Runner(Protocol):
+    """Continues texts, one at a time."""
+
+    name: str
+
+    def __call__(self, request: Request) -> Generation:
+        """Runs a request to its end."""
+
+
+class ControllerRunner:
+    """A controller at work on a decoder.
+
+    Args:
+        name: the controller's name, with options, see `make_controller`.
+        decoder: what it steers.
+    """
+
+    def __init__(self, name: str, decoder: LiveDecoder) -> None:
+        self.name, self.decoder = name, decoder
+        self.controller = make_controller(name)
+
+    def __call__(self, request: Request) -> Generation:
+        """Runs a request to its end."""
+        return run(self.decoder, self.controller, request)
+
+
+class TransformersRunner:
+    """Plain decoding by transformers' `generate`, with the attention that transformers chooses by itself.
+
+    Its sampling draws other noise, so beyond temperature 0 its texts are its own and only its speed compares.
+
+    Args:
+        target: the model, borrowed for the time of a run.
+    """
+
+    name = TRANSFORMERS
+
+    def __init__(self, target: TargetModel) -> None:
+        self.target = target
+
+    def __call__(self, request: Request) -> Generation:
+        """Runs a request to its end."""
+        sampling, device = request.sampling, self.target.device
+        settings: dict[str, object] = {"do_sample": not sampling.greedy}
+        if not sampling.greedy:
+            torch.manual_seed(sampling.seed)
+            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        prompt = torch.tensor([request.prompt], device=device)
+        with self.target.lent() as model:
+            before = time.perf_counter()
+            output = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=min(request.max_new_tokens, self.target.context_limit - len(request.prompt)),
+                pad_token_id=0,
+                **settings,
+            )
+            tokens = output[0, len(request.prompt) :].tolist()
+            seconds = time.perf_counter() - before
+        ended = tokens[-1] in self.target.end_tokens
+        reason = FinishReason.END_OF_SEQUENCE if ended else FinishReason.TOKEN_LIMIT
+        return Generation(tokens, reason, seconds, rounds=len(tokens), seconds_by_part={})
+
+
+def make_runner(name: str, decoder: LiveDecoder) -> Runner:
+    """A runner by its name: `TRANSFORMERS`, or a controller as in `make_controller`.
+
+    Raises:
+        UnknownNameError: no such name; the message offers the closest ones.
+    """
+    if name == TRANSFORMERS:
+        return TransformersRunner(decoder.target)
+    plain_name = name.partition(":")[0]
+    if plain_name not in controller_names():
+        raise UnknownNameError("controller", plain_name, [*controller_names(), TRANSFORMERS])
+    return ControllerRunner(name, decoder)

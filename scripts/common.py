@@ -1,0 +1,82 @@
+"""What the scripts share: how they end, and the options of a model pair."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import tyro
+from rich.console import Console
+
+from env.errors import SpecGymError
+from env.pair import DEFAULT_TARGET, ModelPair, load_pair
+from env.sampling import SamplingSettings
+
+__all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main"]
+
+INTERRUPTED = 130
+"""exit status after Ctrl-C, by the shells' convention"""
+
+console = Console(stderr=True)
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Which models, and how they run."""
+
+    target: str = DEFAULT_TARGET
+    """target model: a registered name, a local folder or a Hugging Face hub id"""
+    draft: str | None = None
+    """draft: "lookup", a feature draft's .safetensors file, or a model as for --target; by default the one shipped for
+    the target, else lookup"""
+    dtype: str = "bfloat16"
+    """precision of both: bfloat16, float16 or float32"""
+    device: str = "cpu"
+    """where they run: cpu or cuda"""
+    threads: int | None = None
+    """threads of one operation; torch's own choice by default"""
+
+    def load(self) -> ModelPair:
+        """Loads the pair. Raises as `load_pair` does."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return load_pair(self.target, self.draft, self.dtype, self.device)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen."""
+
+    temperature: float = 0.0
+    """0 decodes greedily, more samples"""
+    top_k: int = 0
+    """sample among this many likeliest tokens only; 0 for all"""
+    top_p: float = 1.0
+    """sample among the likeliest tokens that hold this much probability"""
+    seed: int = 0
+    """seed of the sampling noise"""
+
+    def settings(self) -> SamplingSettings:
+        """The settings. Raises `ParameterError` for a value outside its range."""
+        return SamplingSettings(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+def main(options: type[Options], body: Callable[[Options], int]) -> None:
+    """Parses the command line into `options`, runs `body` and exits with its status.
+
+    An error that the user can set right is printed as one message, with status 2; Ctrl-C ends with status 130.
+    """
+    try:
+        status = body(tyro.cli(options))
+    except SpecGymError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        status = 2
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        status = INTERRUPTED
+    sys.exit(status)
