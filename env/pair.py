@@ -18,7 +18,16 @@ from env.models.compatibility import check_draft, check_target, check_vocabulary
 from env.models.store import locate_model
 from env.models.target import CachedModel, TargetModel
 
-__all__ = ["DEFAULT_TARGET", "DTYPES", "ModelPair", "encode_chat", "load_causal_model", "load_pair", "make_draft"]
+__all__ = [
+    "DEFAULT_TARGET",
+    "DTYPES",
+    "ModelPair",
+    "check_text",
+    "encode_chat",
+    "load_causal_model",
+    "load_pair",
+    "make_draft",
+]
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -122,13 +131,23 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tup
     Raises:
         LimitError: a turn is empty.
     """
-    if not all(turn.strip() for turn in turns):
-        raise LimitError("The prompt is empty: expected some text to answer.")
+    for turn in turns:
+        check_text(turn)
     if not tokenizer.chat_template:
         return tuple(tokenizer.encode("\n".join(turns)))
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
     return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def check_text(text: str) -> None:
+    """Refuses a prompt without text.
+
+    Raises:
+        LimitError: there is nothing but white space.
+    """
+    if not text.strip():
+        raise LimitError(f"The prompt is empty: expected some text to answer; got {text!r}.")
 
 
 def _is_lookup_or_file(draft: str) -> bool:

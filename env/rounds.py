@@ -12,7 +12,7 @@ from env.observation import Observation
 from env.parameters import TreeParameters
 from env.sampling import SamplingSettings
 
-__all__ = ["Decoder", "FinishReason", "Request", "RoundOutcome", "RoundSeconds"]
+__all__ = ["Decoder", "FinishReason", "Request", "RoundOutcome", "RoundSeconds", "Stopwatch", "check_limit"]
 
 
 class FinishReason(enum.Enum):
@@ -21,6 +21,16 @@ class FinishReason(enum.Enum):
     END_OF_SEQUENCE = "end of sequence"
     TOKEN_LIMIT = "token limit"
     CONTEXT_LIMIT = "context limit"
+
+
+def check_limit(name: str, value: int) -> None:
+    """Refuses a limit that is not positive.
+
+    Raises:
+        LimitError: it is below 1.
+    """
+    if value < 1:
+        raise LimitError(f"{name} must be 1 or more; got {value}.")
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise LimitError("The prompt is empty: expected at least one token. Give some text to continue.")
-        if self.max_new_tokens < 1:
-            raise LimitError(f"max_new_tokens must be 1 or more; got {self.max_new_tokens}.")
+        check_limit("max_new_tokens", self.max_new_tokens)
 
 
 @dataclass(slots=True)

@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
 from controllers.evaluation.report import table, write_results
-from controllers.evaluation.runners import make_runner
+from controllers.evaluation.runners import check_runner, make_runner
 from controllers.evaluation.schema import Results
 from controllers.evaluation.statistics import summarise
 from env.files import check_writable
 from env.pair import ModelPair
 from env.prompts import load_prompts
+from env.rounds import check_limit
 from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
 
 
@@ -51,6 +52,10 @@ def benchmark(options: BenchmarkOptions) -> int:
     started = datetime.datetime.now(datetime.timezone.utc)
     names = options.controllers.split(",") if options.controllers else list(SUITES[options.suite])
     names = list(dict.fromkeys(names if BASELINE in names else [BASELINE, *names]))
+    for name in names:
+        check_runner(name)
+    check_limit("max_new_tokens", options.max_new_tokens)
+    check_limit("repeats", options.repeats)
     sampling = options.sampling.settings()
     prompts = load_prompts(options.prompts, options.limit)
     check_writable(options.output)

@@ -31,9 +31,9 @@ __all__ = [
 class TrainingConfig:
     """How a feature draft is trained."""
 
-    epochs: int = 4
+    epochs: int = 5
     """times that every conversation is seen"""
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """tokens of a batch, padding included [tokens]"""
     learning_rate: float = 1e-3
     """AdamW's learning rate at its highest"""
@@ -177,7 +177,7 @@ def train(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        log(update + 1, len(plan), [float(value) for value in losses])
+        log(update + 1, len(plan), [float(value.detach()) for value in losses])
 
 
 def _rate(done: float, warm_up: float) -> float:

@@ -77,8 +77,6 @@ class Benchmark:
         sampling: SamplingSettings,
         repeats: int = 1,
     ) -> None:
-        if max_new_tokens < 1 or repeats < 1:
-            raise LimitError(f"max_new_tokens and repeats must be 1 or more; got {max_new_tokens} and {repeats}.")
         self.pair, self.runners, self.prompts = pair, runners, prompts
         self.max_new_tokens, self.sampling, self.repeats = max_new_tokens, sampling, repeats
 

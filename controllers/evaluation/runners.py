@@ -14,7 +14,7 @@ from env.live import LiveDecoder
 from env.models.target import TargetModel
 from env.rounds import FinishReason, Request
 
-__all__ = ["TRANSFORMERS", "ControllerRunner", "Runner", "TransformersRunner", "make_runner"]
+__all__ = ["TRANSFORMERS", "ControllerRunner", "Runner", "TransformersRunner", "check_runner", "make_runner"]
 
 TRANSFORMERS = "transformers"
 """name of the reference: transformers' own `generate`, without a draft"""
@@ -84,15 +84,26 @@ class TransformersRunner:
         return Generation(tokens, reason, seconds, rounds=len(tokens), seconds_by_part={})
 
 
+def check_runner(name: str) -> None:
+    """Refuses a name that `make_runner` would refuse, without needing a decoder.
+
+    Raises:
+        UnknownNameError: no such runner, controller or option; the message offers the closest names.
+        ParameterError: a value that an option cannot take.
+    """
+    if name == TRANSFORMERS:
+        return
+    if name.partition(":")[0] not in controller_names():
+        raise UnknownNameError("controller", name, [*controller_names(), TRANSFORMERS])
+    make_controller(name)
+
+
 def make_runner(name: str, decoder: LiveDecoder) -> Runner:
     """A runner by its name: `TRANSFORMERS`, or a controller as in `make_controller`.
 
-    Raises:
-        UnknownNameError: no such name; the message offers the closest ones.
+    Raises as `check_runner` does.
     """
+    check_runner(name)
     if name == TRANSFORMERS:
         return TransformersRunner(decoder.target)
-    plain_name = name.partition(":")[0]
-    if plain_name not in controller_names():
-        raise UnknownNameError("controller", plain_name, [*controller_names(), TRANSFORMERS])
     return ControllerRunner(name, decoder)

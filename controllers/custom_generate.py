@@ -1,0 +1,169 @@
+"""Speculative decoding inside transformers: ``model.generate(**inputs, custom_generate=speculative_generate, …)``.
+
+transformers passes on only those extra arguments that the function names, and drops its own ``streamer=`` and
+``assistant_model=`` silently; use ``on_tokens=`` and ``draft=`` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from controllers.base import Controller
+from controllers.registry import make_controller
+from controllers.run import steer
+from env.drafts import CausalDraft, Draft
+from env.errors import LimitError, PairError, ParameterError
+from env.live import LiveDecoder
+from env.models.target import CachedModel, TargetModel
+from env.pair import make_draft
+from env.rounds import Request
+from env.sampling import SamplingSettings
+
+__all__ = ["speculative_generate"]
+
+_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+_BUILT_IN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)  # the decoder keeps these itself
+
+
+def speculative_generate(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    draft: str | PreTrainedModel | Draft = "lookup",
+    controller: str | Controller = "history",
+    seed: int | None = None,
+    on_tokens: Callable[[Sequence[int]], None] | None = None,
+    attention_mask: torch.Tensor | None = None,
+    **unused: object,
+) -> torch.Tensor | GenerateDecoderOnlyOutput:
+    """Continues one text exactly as the model would by itself, only faster.
+
+    Args:
+        model: the target, as `generate` passes it.
+        input_ids: the prompt, `int64[1, tokens]`.
+        logits_processor: temperature, top-k and top-p are supported, others are refused.
+        stopping_criteria: checked after every token; the text is cut at the first that is met.
+        generation_config: limits, end-of-sequence tokens and sampling settings.
+        draft: ``"lookup"``, the file of a feature draft, a causal language model of the same vocabulary, or a draft.
+        controller: a registered name, with options as in `make_controller`, or a controller.
+        seed: seed of the sampling noise; drawn from torch's generator if None.
+        on_tokens: called with the tokens of every round, as they are committed.
+        attention_mask: nothing may be masked, since there is one text only.
+        unused: what else `generate` prepares for its own loops.
+
+    Returns:
+        Prompt and text, `int64[1, tokens]`, in an output object if the configuration asks for one.
+
+    Raises:
+        LimitError: more than one text, beams, padding, or a prompt that does not fit.
+        ParameterError: a logits processor that is not supported.
+        PairError: models that cannot work, or not together.
+    """
+    config = generation_config or model.generation_config
+    _check_request(input_ids, attention_mask, config)
+    sampling = _sampling(config, logits_processor or LogitsProcessorList(), seed)
+    prompt = tuple(input_ids[0].tolist())
+    request = Request(prompt, config.max_length - len(prompt), sampling)
+    criteria = StoppingCriteriaList(
+        criterion for criterion in stopping_criteria or [] if not isinstance(criterion, _BUILT_IN_CRITERIA)
+    )
+    target = TargetModel(model, _end_tokens(config))
+    guesser = None
+    try:
+        guesser = _draft(draft, target)
+        decoder = LiveDecoder(target, guesser)
+        steerer = make_controller(controller) if isinstance(controller, str) else controller
+        tokens = list(prompt)
+        for step in steer(decoder, steerer, request):
+            fresh, stopped = _cut(criteria, tokens, step.outcome.tokens, input_ids.device)
+            tokens.extend(fresh)
+            if on_tokens is not None:
+                on_tokens(fresh)
+            if stopped:
+                break
+    finally:
+        target.restore()
+        if isinstance(guesser, CausalDraft) and isinstance(draft, PreTrainedModel):
+            guesser.model.restore()
+    sequences = torch.tensor([tokens], device=input_ids.device)
+    return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
+
+
+def _check_request(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: GenerationConfig) -> None:
+    if input_ids.shape[0] != 1:
+        raise LimitError(f"Expected one text at a time; got a batch of {input_ids.shape[0]}. Call generate for each.")
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+        raise LimitError("Expected num_beams=1 and num_return_sequences=1: speculation follows one text.")
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise LimitError("Expected a prompt without padding; the attention mask hides some of it. Leave padding out.")
+
+
+def _sampling(config: GenerationConfig, processors: LogitsProcessorList, seed: int | None) -> SamplingSettings:
+    others = [type(processor).__name__ for processor in processors if not isinstance(processor, _WARPERS)]
+    if others:
+        raise ParameterError(
+            f"Not supported with speculation: {', '.join(others)}. A tree holds several pasts at once, and these would "
+            "have to be run for each. Temperature, top_k and top_p work; switch the others off."
+        )
+    if not config.do_sample:
+        return SamplingSettings()
+    if seed is None:
+        seed = int(torch.randint(2**62, (1,)))
+    temperature, top_k, top_p = 1.0, 0, 1.0
+    for processor in processors:
+        if isinstance(processor, TemperatureLogitsWarper):
+            temperature = float(processor.temperature)
+        elif isinstance(processor, TopKLogitsWarper):
+            top_k = int(processor.top_k)
+        elif isinstance(processor, TopPLogitsWarper):
+            top_p = float(processor.top_p)
+    return SamplingSettings(temperature, top_k, top_p, seed)
+
+
+def _end_tokens(config: GenerationConfig) -> frozenset[int]:
+    end = config.eos_token_id
+    if end is None:
+        return frozenset()
+    return frozenset(end if isinstance(end, list | tuple) else [end])
+
+
+def _draft(draft: str | PreTrainedModel | Draft, target: TargetModel) -> Draft:
+    if isinstance(draft, str):
+        return make_draft(draft, target)
+    if not isinstance(draft, PreTrainedModel):
+        return draft
+    cached = CachedModel(draft)
+    if cached.device != target.device:
+        cached.restore()
+        raise PairError(f"The draft is on {cached.device}, the target on {target.device}; put them on one device.")
+    return CausalDraft(cached, target.vocabulary)
+
+
+def _cut(
+    criteria: StoppingCriteriaList, before: list[int], fresh: Sequence[int], device: torch.device
+) -> tuple[list[int], bool]:
+    """Those of the `fresh` tokens up to where a criterion stops the text, and whether one does."""
+    if not criteria:
+        return list(fresh), False
+    for count in range(1, len(fresh) + 1):
+        text = torch.tensor([before + list(fresh[:count])], device=device)
+        if bool(torch.as_tensor(criteria(text, None)).all()):
+            return list(fresh[:count]), True
+    return list(fresh), False
