@@ -83,7 +83,7 @@ class HistoryController:
         self.rates.append(rate)
         if len(self.rates) < self.patience:
             return
-        excess = sum(self.rates) / len(self.rates) - self.target
+        excess = round(sum(self.rates) / len(self.rates) - self.target, 9)  # 0.8 - 0.7 is within a band of 0.1
         if abs(excess) > self.band:
             self._step(1 if excess > 0 else -1)
 

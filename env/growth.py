@@ -48,7 +48,7 @@ def grow_tree(root: int, parameters: TreeParameters, expand: Expand) -> TokenTre
     """
     tree = TokenTree(root)
     level = np.zeros(1, np.int64)
-    for depth in range(parameters.max_depth):
+    for depth in range(parameters.max_depth if parameters.speculates else 0):
         frontier = _expandable(parameters, tree, level, depth)
         if not frontier.size:
             break

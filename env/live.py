@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from env.drafts.base import Draft
-from env.errors import LimitError, NumericalError
+from env.errors import LimitError
 from env.growth import grow_tree
 from env.models.target import TargetModel
 from env.observation import Observation
@@ -35,7 +35,6 @@ class LiveDecoder:
 
     def __init__(self, target: TargetModel, draft: Draft) -> None:
         self.target, self.draft = target, draft
-        target.show_features(draft.needs_features)
         self.tokens: list[int] = []
         self.under_way = False
 
@@ -58,9 +57,10 @@ class LiveDecoder:
         self.tokens = list(request.prompt)
         self.last = RoundOutcome(())
         self.chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
+        self.under_way = False  # until a round is whole: after an error the caches are in between
         self.target.cache.reset()
+        self.target.show_features(self.draft.needs_features)
         self.draft.start(self.chooser)
-        self.under_way = True
         seconds, watch = RoundSeconds(), Stopwatch()
         choices = self._verify(TokenTree(0), request.prompt, seconds, watch)
         committed = self._take(choices.tolist())
@@ -89,6 +89,7 @@ class LiveDecoder:
         """
         if not self.under_way:
             raise RuntimeError("No text is under way: call start() with a request first.")
+        self.under_way = False  # until the round is whole
         seconds, watch = RoundSeconds(), Stopwatch()
         prefix = self.target.cache.length
         tree, nodes = self._draft(parameters.capped(self._deepest()), seconds)
@@ -133,12 +134,7 @@ class LiveDecoder:
             logits = self.target.extend_tree(tree.token, prefix + tree.depth, tree.ancestors)
             positions = (prefix + 1 + tree.depth).tolist()
         seconds.verify_forward = watch.lap()
-        try:
-            choices = self.chooser.choose(logits, positions)
-        except NumericalError:
-            self.under_way = False
-            self.target.cache.reset()
-            raise
+        choices = self.chooser.choose(logits, positions)
         seconds.verify = seconds.verify_forward + watch.lap()
         return choices
 

@@ -59,7 +59,7 @@ class TreeParameters:
     @property
     def speculates(self) -> bool:
         """Whether a tree is drafted at all."""
-        return self.max_depth > 0
+        return self.base_depth > 0
 
     def capped(self, depth: int) -> TreeParameters:
         """These parameters with no branch deeper than `depth` tokens."""

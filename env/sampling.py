@@ -201,8 +201,8 @@ class TokenChooser:
         if self.noise is None:
             return logits
         noise = self.noise.rows(positions)
-        if token_ids is not None:
-            noise = noise[:, token_ids]
+        # A draft may have fewer rows of padding than the target (Qwen2), or a trimmed vocabulary.
+        noise = noise[:, : logits.shape[-1]] if token_ids is None else noise[:, token_ids]
         # The warpers take the tokens so far only for the sake of others that need them.
         warped: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
         return warped + noise

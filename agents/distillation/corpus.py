@@ -8,7 +8,7 @@ hidden state and its most probable next tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,6 +52,10 @@ class TextShard:
             torch.tensor([conversation.temperature for conversation in conversations], dtype=torch.float32),
             torch.tensor([KINDS.index(conversation.kind) for conversation in conversations]),
         )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The fields by name, as `write_shard` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)

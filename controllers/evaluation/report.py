@@ -24,7 +24,7 @@ from controllers.evaluation.schema import STAGE_KEYS, ControllerSummary, PromptR
 from env.errors import ParameterError
 from env.files import write_text
 
-__all__ = ["csv_text", "load_results", "markdown", "table", "write_results"]
+__all__ = ["csv_text", "load_results", "markdown", "summary", "table", "write_results"]
 
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
@@ -66,6 +66,11 @@ def table(results: Results) -> Table:
     for line in lines:
         shown.add_row(*(Text(cell) for cell in line))
     return shown
+
+
+def summary(results: Results) -> str:
+    """The table alone, in Markdown, for a page that shows several."""
+    return _table(*_summary_lines(results), numbers=True)
 
 
 def markdown(results: Results) -> str:

@@ -45,7 +45,8 @@ def attend(
     packed = query.reshape(batch, kv_heads, group * rows, dim)
     if mask is not None and group > 1:
         mask = mask.repeat(1, 1, group, 1)
-    return scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale).reshape(query.shape)
+    attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale)
+    return attended.reshape(batch, heads, rows, -1)  # values may be narrower than keys (multi-head latent attention)
 
 
 def _forward(

@@ -24,8 +24,8 @@ WINDOW_LAYERS = frozenset(
 )
 FULL_LAYERS = frozenset({"full_attention", "attention", "global"})
 ALIBI_TYPES = frozenset({"bloom", "mpt"})
-# No key-value cache, no mask of one's own choosing, or units that are not tokens.
-OTHER_TYPES = frozenset({"blt", "cpmant", "git", "openai-gpt", "xlm", "xlnet"})
+# No key-value cache, no mask or positions of one's own choosing, or units that are not tokens.
+OTHER_TYPES = frozenset({"blt", "cpmant", "doge", "git", "openai-gpt", "roformer", "trocr", "xlm", "xlnet"})
 # Their configuration says `is_decoder=False` although they only ever read to the left.
 CAUSAL_ANYWAY = frozenset({"gpt_neox", "gpt_neox_japanese"})
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")

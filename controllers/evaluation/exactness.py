@@ -1,0 +1,128 @@
+"""Is the output the target's own? Every controller and draft against plain decoding, and that against transformers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from controllers.evaluation.runners import TransformersRunner
+from controllers.registry import make_controller
+from controllers.run import run
+from env.drafts import CausalDraft, Draft
+from env.live import LiveDecoder
+from env.models.target import CachedModel, TargetModel
+from env.rounds import Request
+from env.sampling import SamplingSettings
+
+__all__ = ["ExactnessCase", "check_drafts", "check_transformers", "shallow_draft"]
+
+
+@dataclass(frozen=True)
+class ExactnessCase:
+    """One controller with one draft, or transformers, over all prompts."""
+
+    runner: str
+    """the controller's name, or ``transformers``"""
+    draft: str
+    """the draft's kind"""
+    temperature: float
+    """0 for greedy decoding"""
+    seed: int
+    """seed of the sampling noise"""
+    prompts: int
+    """texts compared"""
+    identical: int
+    """texts equal to plain decoding's, token for token"""
+    drafted: int
+    """draft tokens verified [tokens]"""
+    accepted: int
+    """draft tokens committed [tokens]"""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every text is equal, and the comparison not empty: something was accepted and something was not."""
+        informative = self.draft == "" or 0 < self.accepted < self.drafted
+        return self.identical == self.prompts > 0 and informative
+
+
+def shallow_draft(target: TargetModel, layers: int) -> CausalDraft:
+    """The target cut off after its first layers, as a causal draft of the same vocabulary.
+
+    Args:
+        target: whose embedding, norm and head it shares.
+        layers: layers kept.
+    """
+    model = target.model
+    with target.lent():
+        shallow = copy.copy(model)
+        shallow._modules = dict(model._modules)
+        shallow.config = copy.deepcopy(model.config)
+        decoder = copy.copy(model.model)
+        decoder._modules = dict(decoder._modules)
+        decoder.layers = torch.nn.ModuleList(list(decoder.layers)[:layers])
+        decoder.config = shallow.config
+        shallow.model = decoder
+    shallow.config.num_hidden_layers = layers
+    return CausalDraft(CachedModel(shallow), target.vocabulary)
+
+
+def check_drafts(
+    target: TargetModel,
+    drafts: Sequence[Draft],
+    controllers: Sequence[str],
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    sampling: SamplingSettings,
+    max_new_tokens: int,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[ExactnessCase]:
+    """Compares every controller and draft with plain decoding.
+
+    Args:
+        target: the model.
+        drafts: the drafts.
+        controllers: names of controllers that speculate.
+        prompts: token ids of the prompts.
+        sampling: how tokens are chosen.
+        max_new_tokens: most tokens of a text [tokens].
+        progress: told the name of every controller when it is through.
+    """
+    requests = [Request(prompt, max_new_tokens, sampling) for prompt in prompts]
+    plain = LiveDecoder(target, drafts[0])
+    expected = [run(plain, make_controller("autoregressive"), request).tokens for request in requests]
+    progress("autoregressive")
+    cases = []
+    for draft in drafts:
+        decoder = LiveDecoder(target, draft)
+        for name in controllers:
+            made = [run(decoder, make_controller(name), request) for request in requests]
+            cases.append(
+                ExactnessCase(
+                    runner=name,
+                    draft=draft.kind,
+                    temperature=sampling.temperature,
+                    seed=sampling.seed,
+                    prompts=len(prompts),
+                    identical=sum(a.tokens == b for a, b in zip(made, expected, strict=True)),
+                    drafted=sum(each.drafted for each in made),
+                    accepted=sum(each.accepted for each in made),
+                )
+            )
+            progress(name)
+    return cases
+
+
+def check_transformers(
+    target: TargetModel, draft: Draft, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> ExactnessCase:
+    """Compares plain greedy decoding with transformers' `generate`. Arguments as for `check_drafts`."""
+    decoder, reference = LiveDecoder(target, draft), TransformersRunner(target)
+    requests = [Request(prompt, max_new_tokens) for prompt in prompts]
+    identical = [
+        run(decoder, make_controller("autoregressive"), request).tokens == reference(request).tokens
+        for request in requests
+    ]
+    return ExactnessCase("transformers", "", 0.0, 0, len(prompts), sum(identical), 0, 0)

@@ -1,0 +1,108 @@
+"""Checks on a real pair, in float32, that every controller and draft kind leaves the target's output as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from controllers.evaluation.exactness import ExactnessCase, check_drafts, check_transformers, shallow_draft
+from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.registry import controller_names
+from env.drafts import Draft, LookupDraft
+from env.files import check_writable, write_text
+from env.pair import DEFAULT_TARGET, encode_chat, load_pair
+from env.prompts import load_prompts
+from env.rounds import check_limit
+from env.sampling import SamplingSettings
+from scripts.common import console, main
+
+
+@dataclass(frozen=True)
+class ExactnessOptions:
+    """Compares every controller with every kind of draft to plain decoding, and that to transformers, in float32."""
+
+    target: str = DEFAULT_TARGET
+    """target model; its shipped feature draft, prompt lookup and its own first layers are the drafts"""
+    prompts: str = "builtin"
+    """builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
+    limit: int = 42
+    """number of prompts, balanced over the kinds of task"""
+    max_new_tokens: int = 24
+    """most tokens of a text"""
+    layers: int = 20
+    """layers of the target that make up the causal draft"""
+    seeds: int = 3
+    """seeds at temperature 1"""
+    device: str = "cpu"
+    """where the models run: cpu or cuda"""
+    output: Path = Path("results/exactness")
+    """folder that the results are written to"""
+
+
+def exactness(options: ExactnessOptions) -> int:
+    """Runs all comparisons; returns 0 if every output is exact, else 1."""
+    check_limit("max_new_tokens", options.max_new_tokens)
+    check_writable(options.output)
+    prompts = load_prompts(options.prompts, options.limit)
+    started = datetime.datetime.now(datetime.timezone.utc)
+    with console.status("Loading the models"):
+        pair = load_pair(options.target, None, "float32", options.device)
+    drafts: list[Draft] = [pair.draft, shallow_draft(pair.target, options.layers)]
+    if not isinstance(pair.draft, LookupDraft):
+        drafts.append(LookupDraft())
+    encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
+    settings = [SamplingSettings(), *(SamplingSettings(1.0, seed=seed) for seed in range(options.seeds))]
+    controllers = [name for name in controller_names() if name != "autoregressive"]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("transformers", total=1 + len(settings) * (1 + len(drafts) * len(controllers)))
+        cases = [check_transformers(pair.target, pair.draft, encoded, options.max_new_tokens)]
+        progress.advance(task)
+        for sampling in settings:
+            cases += check_drafts(
+                pair.target,
+                drafts,
+                controllers,
+                encoded,
+                sampling=sampling,
+                max_new_tokens=options.max_new_tokens,
+                progress=lambda name: progress.update(task, advance=1, description=name),
+            )
+    exact = all(case.exact for case in cases)
+    record = {
+        "exact": exact,
+        "started_at": started.isoformat(timespec="seconds"),
+        "command": command_line(),
+        "git_revision": git_revision(),
+        "versions": library_versions(),
+        "machine": dataclasses.asdict(machine(options.device)),
+        "max_new_tokens": options.max_new_tokens,
+        "cases": [dataclasses.asdict(case) | {"exact": case.exact} for case in cases],
+    }
+    write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")
+    Console().print(_table(cases))
+    console.print(f"{'Every' if exact else 'NOT every'} output is exact. Written to {options.output}/")
+    return 0 if exact else 1
+
+
+def _table(cases: list[ExactnessCase]) -> Table:
+    table = Table("runner", "draft", "temperature", "seed", "identical", "accepted", "drafted", "exact")
+    for case in cases:
+        same = f"{case.identical}/{case.prompts}"
+        accepted, drafted = f"{case.accepted:,}", f"{case.drafted:,}"
+        verdict = "yes" if case.exact else "NO"
+        table.add_row(
+            case.runner, case.draft, f"{case.temperature:g}", str(case.seed), same, accepted, drafted, verdict
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(ExactnessOptions, exactness)
