@@ -42,7 +42,8 @@ def _show(results: Results) -> str:
     lines = [
         f"{settings['prompt_count']} {settings['prompts']} prompts, at most {settings['max_new_tokens']} tokens each, "
         f"temperature {settings['temperature']:g}, {settings['dtype']}, target {settings['target']}, draft "
-        f"{settings['draft_kind']}; {machine.cpu}, {machine.threads} threads, {machine.device}, {results.started_at[:10]}.",
+        f"{settings['draft_kind']}; {machine.cpu}, "
+        f"{machine.threads} threads, {machine.device}, {results.started_at[:10]}.",
         summary(results),
     ]
     plain = results.controllers.get("transformers")

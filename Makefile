@@ -1,0 +1,78 @@
+# Everything that is done with a working copy, each step with its own set-up. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# The benchmark: a subset, meant for under eight minutes on two idle cores.
+SUITE ?= full
+LIMIT ?= 14
+MAX_NEW_TOKENS ?= 96
+RESULTS ?= results/benchmark
+BENCHMARK_ARGS ?=
+SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)
+
+.DEFAULT_GOAL := help
+.PHONY: help benchmark test check format clean FORCE
+
+BIN := $(VENV)/bin/python
+# Written when an install begins and when it is through. What was begun and not finished is made anew.
+BEGUN := $(VENV)/.specgym-begun
+READY := $(VENV)/.specgym-ready
+
+# The environment runs the code of the folder named in the stamp: a moved or copied one is installed again.
+ifneq ($(shell cat "$(READY)" 2>/dev/null),$(CURDIR))
+$(READY): FORCE
+endif
+
+help:
+	@echo "make benchmark  compare all controllers on the default pair, greedy and sampled, into $(RESULTS)/"
+	@echo "make test       run the tests; the first run fetches the default model"
+	@echo "make check      ruff, its formatter, mypy and codespell; changes nothing"
+	@echo "make format     format the code and repair what ruff can"
+	@echo "make clean      remove caches and build products; the environment and results stay"
+	@echo
+	@echo "Each makes the environment in $(VENV) first. Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS)"
+	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), BENCHMARK_ARGS, PYTEST_ARGS"
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "SpecGym needs Python 3.10 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
+	        "Name another: make PYTHON=python3.11" >&2; exit 1; }
+	@if [ -e "$(BEGUN)" ]; then \
+	    echo "The last set-up was interrupted: making $(VENV) anew"; rm -rf "$(VENV)"; \
+	elif [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
+	    echo "$(VENV) is there, but no virtual environment. Remove it or name another: make VENV=FOLDER" >&2; exit 1; \
+	fi
+	@rm -f "$@"
+	@"$(BIN)" -m pip --version >/dev/null 2>&1 || { \
+	    mkdir -p "$(VENV)" && : >"$(BEGUN)" && "$(PYTHON)" -m venv "$(VENV)"; }
+	@: >"$(BEGUN)"
+	@echo "Installing into $(VENV); this takes a few minutes the first time"
+	"$(BIN)" -m pip install --quiet --constraint constraints.txt setuptools
+	"$(BIN)" -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@rm "$(BEGUN)"
+	@echo "$(CURDIR)" >"$@"
+
+benchmark: $(READY)
+	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 0 --output "$(RESULTS)/greedy" $(BENCHMARK_ARGS)
+	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 1 --output "$(RESULTS)/sampled" $(BENCHMARK_ARGS)
+
+# One thread a worker: more would make the workers wait for each other.
+test: $(READY)
+	OMP_NUM_THREADS=1 "$(BIN)" -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(READY)
+	"$(BIN)" -m ruff check
+	"$(BIN)" -m ruff format --check
+	"$(BIN)" -m mypy
+	"$(BIN)" -m codespell_lib
+
+format: $(READY)
+	"$(BIN)" -m ruff check --fix-only --quiet
+	"$(BIN)" -m ruff format
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find env controllers agents scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
