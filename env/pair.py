@@ -15,7 +15,7 @@ from env.drafts.network import load_network
 from env.errors import LimitError, ModelFileError, PairError, ParameterError
 from env.live import LiveDecoder
 from env.models.compatibility import check_draft, check_target, check_vocabulary
-from env.models.store import locate_model
+from env.models.store import describe_weights, locate_model
 from env.models.target import CachedModel, TargetModel
 
 __all__ = [
@@ -51,6 +51,8 @@ class ModelPair:
     """what the user called the target"""
     draft_name: str
     """what the user called the draft, or the file shipped for it"""
+    weights: str
+    """where the target's weights came from"""
 
     def decoder(self) -> LiveDecoder:
         """A decoder of this pair. The two share their caches with every other decoder of the pair."""
@@ -91,7 +93,8 @@ def load_pair(
         )
     else:
         guesser = make_draft(draft, model)
-    return ModelPair(model, guesser, tokenizer, target, Path(draft).name if draft.endswith(".safetensors") else draft)
+    draft_name = Path(draft).name if draft.endswith(".safetensors") else draft
+    return ModelPair(model, guesser, tokenizer, target, draft_name, describe_weights(folder))
 
 
 def make_draft(draft: str, target: TargetModel) -> Draft:

