@@ -9,6 +9,7 @@ which makes it guess the very sample that the target will draw.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,16 +81,8 @@ class GumbelNoise:
         self.tokens = torch.arange(vocabulary, dtype=torch.int32, device=device)
         self._rows: dict[int, torch.Tensor] = {}
 
-    def rows(self, positions: Sequence[int]) -> torch.Tensor:
-        """Noise at each of `positions`, `float32[positions, vocabulary]`; made once for every distinct one."""
-        distinct = sorted(set(positions))
-        table = torch.stack([self._row(position) for position in distinct])
-        if len(distinct) == len(positions) and list(positions) == distinct:
-            return table
-        where = {position: row for row, position in enumerate(distinct)}
-        return table[[where[position] for position in positions]]
-
-    def _row(self, position: int) -> torch.Tensor:
+    def row(self, position: int) -> torch.Tensor:
+        """Noise at a position, `float32[vocabulary]`; made once while rounds stay near it."""
         row = self._rows.get(position)
         if row is None:
             while len(self._rows) >= _KEPT_POSITIONS:
@@ -139,7 +132,8 @@ class TokenChooser:
         self.noise = None if settings.greedy else GumbelNoise(settings.seed, vocabulary, device)
         self.warpers = LogitsProcessorList()
         if not settings.greedy:
-            self.warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
+            if settings.temperature != 1:
+                self.warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
             if settings.top_k:
                 self.warpers.append(TopKLogitsWarper(settings.top_k))
             if settings.top_p < 1:
@@ -158,9 +152,8 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        best, tokens = self.scores(logits, positions).max(
-            dim=-1
-        )  # the maximum of a row with NaN is NaN: no second pass is needed
+        # The maximum of a row with NaN is NaN: no second pass is needed to find one.
+        best, tokens = self.scores(logits, positions).max(dim=-1)
         values, indices = _read(best, tokens)
         if not np.isfinite(values).all():
             raise NumericalError(
@@ -200,9 +193,13 @@ class TokenChooser:
         """What is maximised: the logits, or the processed logits plus noise. Arguments as for `rank`."""
         if self.noise is None:
             return logits
-        noise = self.noise.rows(positions)
-        # A draft may have fewer rows of padding than the target (Qwen2), or a trimmed vocabulary.
-        noise = noise[:, : logits.shape[-1]] if token_ids is None else noise[:, token_ids]
         # The warpers take the tokens so far only for the sake of others that need them.
-        warped: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
-        return warped + noise
+        scores: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.to(torch.float32, copy=True))
+        start = 0
+        for position, group in itertools.groupby(positions):  # rows of one depth stand together and share their noise
+            end = start + len(list(group))
+            # A draft may have fewer rows of padding than the target (Qwen2), or a trimmed vocabulary.
+            noise = self.noise.row(position)
+            scores[start:end] += noise[: scores.shape[-1]] if token_ids is None else noise[token_ids]
+            start = end
+        return scores

