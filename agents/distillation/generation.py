@@ -24,7 +24,7 @@ __all__ = ["Conversation", "GenerationConfig", "SelfDialogue"]
 class GenerationConfig:
     """What text to write and how much of it."""
 
-    tokens: int = 600_000
+    tokens: int = 640_000
     """tokens to write in all [tokens]"""
     slots: int = 160
     """conversations decoded together [rows]"""

@@ -31,7 +31,7 @@ __all__ = [
 class TrainingConfig:
     """How a feature draft is trained."""
 
-    epochs: int = 5
+    epochs: int = 6
     """times that every conversation is seen"""
     batch_tokens: int = 2048
     """tokens of a batch, padding included [tokens]"""
