@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 # The benchmark: a subset, meant for under eight minutes on two idle cores.
 SUITE ?= full
 LIMIT ?= 14
-MAX_NEW_TOKENS ?= 96
+MAX_NEW_TOKENS ?= 64
 RESULTS ?= results/benchmark
 BENCHMARK_ARGS ?=
 SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)

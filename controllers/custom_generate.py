@@ -7,6 +7,7 @@ transformers passes on only those extra arguments that the function names, and d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import (
@@ -50,8 +51,7 @@ def speculative_generate(
     controller: str | Controller = "history",
     seed: int | None = None,
     on_tokens: Callable[[Sequence[int]], None] | None = None,
-    attention_mask: torch.Tensor | None = None,
-    **unused: object,
+    **others: Any,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
     """Continues one text exactly as the model would by itself, only faster.
 
@@ -65,8 +65,8 @@ def speculative_generate(
         controller: a registered name, with options as in `make_controller`, or a controller.
         seed: seed of the sampling noise; drawn from torch's generator if None.
         on_tokens: called with the tokens of every round, as they are committed.
-        attention_mask: nothing may be masked, since there is one text only.
-        unused: what else `generate` prepares for its own loops.
+        others: what else `generate` prepares for its own loops. Of these only the attention mask counts: it must not
+            hide anything, since there is one text only.
 
     Returns:
         Prompt and text, `int64[1, tokens]`, in an output object if the configuration asks for one.
@@ -77,7 +77,7 @@ def speculative_generate(
         PairError: models that cannot work, or not together.
     """
     config = generation_config or model.generation_config
-    _check_request(input_ids, attention_mask, config)
+    _check_request(input_ids, others.get("attention_mask"), config)
     sampling = _sampling(config, logits_processor or LogitsProcessorList(), seed)
     prompt = tuple(input_ids[0].tolist())
     request = Request(prompt, config.max_length - len(prompt), sampling)
@@ -99,18 +99,18 @@ def speculative_generate(
             if stopped:
                 break
     finally:
-        target.restore()
         if isinstance(guesser, CausalDraft) and isinstance(draft, PreTrainedModel):
-            guesser.model.restore()
+            guesser.model.restore()  # before the target, which may be the same object
+        target.restore()
     sequences = torch.tensor([tokens], device=input_ids.device)
     return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
 
 
 def _check_request(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: GenerationConfig) -> None:
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:  # `generate` makes a batch of these
+        raise LimitError("Expected num_beams=1 and num_return_sequences=1: speculation follows one text.")
     if input_ids.shape[0] != 1:
         raise LimitError(f"Expected one text at a time; got a batch of {input_ids.shape[0]}. Call generate for each.")
-    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
-        raise LimitError("Expected num_beams=1 and num_return_sequences=1: speculation follows one text.")
     if attention_mask is not None and not bool(attention_mask.all()):
         raise LimitError("Expected a prompt without padding; the attention mask hides some of it. Leave padding out.")
 

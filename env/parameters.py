@@ -37,8 +37,8 @@ class TreeParameters:
     """reach that a node at `base_depth` or deeper must exceed to be expanded [probability]"""
     frontier_width: int = 8
     """most nodes expanded in one level, the likeliest first: the rows of a draft forward [nodes]"""
-    node_budget: int = 32
-    """most nodes verified, the likeliest first: the rows of a verification, without the root's [nodes]"""
+    node_budget: int = 31
+    """most nodes verified, the likeliest first: with the root 32 rows of a verification by default [nodes]"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.base_depth <= self.max_depth:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from env.errors import SpecGymError
 from env.pair import DEFAULT_TARGET, ModelPair, load_pair
@@ -74,7 +75,7 @@ def main(options: type[Options], body: Callable[[Options], int]) -> None:
     try:
         status = body(tyro.cli(options))
     except SpecGymError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         status = 2
     except KeyboardInterrupt:
         console.print("Interrupted.")

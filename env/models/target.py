@@ -103,6 +103,11 @@ class TargetModel(CachedModel):
         self.features: torch.Tensor | None = None
         self._hook: torch.utils.hooks.RemovableHandle | None = None
 
+    def restore(self) -> None:
+        """Gives the model object its former attention back and records nothing any more."""
+        self.show_features(False)
+        super().restore()
+
     def show_features(self, wanted: bool) -> None:
         """Turns the recording of last hidden states on or off."""
         if wanted and self._hook is None:
@@ -118,7 +123,6 @@ class TargetModel(CachedModel):
     def lent(self) -> Iterator[PreTrainedModel]:
         """The model object as it was before, for somebody else to use meanwhile."""
         shown = self._hook is not None
-        self.show_features(False)
         self.restore()
         try:
             yield self.model

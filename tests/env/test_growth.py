@@ -1,0 +1,157 @@
+"""The growth rule: which nodes are expanded, with how many children."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from env.growth import Candidates, grow_tree
+from env.parameters import PLAIN, TreeParameters
+from env.tree import FloatArray, IntArray, TokenTree
+from tests.tiny import tree_parameters
+
+
+class TableDraft:
+    """A draft whose candidates after a node depend on the node's depth alone, or on its path by chance.
+
+    Args:
+        probabilities: of the candidates at each depth, best first; the last entry serves all further depths.
+        seed: where given, each path shuffles the odds in its own way, and some candidates are no offers.
+    """
+
+    def __init__(self, probabilities: list[list[float]], seed: int | None = None) -> None:
+        self.log_probs = [np.log(row) for row in probabilities]
+        self.seed = seed
+        self.calls: list[tuple[list[int], int]] = []
+        self.offers: dict[int, tuple[FloatArray, IntArray]] = {}
+
+    def __call__(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        self.calls.append((nodes.tolist(), k))
+        for node in nodes.tolist():
+            self.offers[node] = self._offer(tree, node)
+        log_probs = np.stack([self.offers[node][0][:k] for node in nodes.tolist()])
+        tokens = np.stack([self.offers[node][1][:k] for node in nodes.tolist()])
+        return Candidates(tokens, log_probs)
+
+    def _offer(self, tree: TokenTree, node: int) -> tuple[FloatArray, IntArray]:
+        if self.seed is None:
+            log_probs = self.log_probs[min(int(tree.depth[node]), len(self.log_probs) - 1)]
+            return log_probs, np.arange(len(log_probs))
+        path = tree.token[tree.ancestors[node]].tolist()
+        random = np.random.default_rng([self.seed, *path])
+        odds = -np.sort(-random.dirichlet(np.full(6, 0.4)))
+        offered = np.arange(6) < random.integers(0, 7)
+        return np.where(offered, np.log(odds), -np.inf), random.permutation(6)
+
+
+def children(tree: TokenTree, node: int) -> IntArray:
+    return np.flatnonzero(tree.parent == node)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"), [(0.99, 1), (0.81, 1), (0.8, 2), (0.5, 2), (0.3, 2), (0.29, 4), (0.22, 4)]
+)
+def test_the_surer_the_draft_the_fewer_children_and_both_thresholds_count_as_neither(
+    confidence: float, expected: int
+) -> None:
+    draft = TableDraft([[confidence, *[(1 - confidence) / 5] * 5]])
+    tree = grow_tree(0, TreeParameters(base_depth=1, max_depth=1), draft)
+    assert len(children(tree, 0)) == expected
+
+
+def test_reach_at_the_early_stop_is_expanded_and_below_it_is_not() -> None:
+    draft = TableDraft([[0.5, 0.25, 0.125]])
+    half = float(np.exp(np.log(0.5)))
+    shape = {"base_depth": 2, "max_depth": 2, "min_branch": 3, "mid_branch": 3, "max_branch": 3}
+    tree = grow_tree(0, TreeParameters(**shape, early_stop=half), draft)
+    assert [len(children(tree, node)) for node in (1, 2, 3)] == [3, 0, 0]
+    tree = grow_tree(0, TreeParameters(**shape, early_stop=np.nextafter(half, 1)), draft)
+    assert len(tree) == 4
+
+
+def test_from_the_base_depth_on_only_reach_over_deep_expand_is_expanded() -> None:
+    draft = TableDraft([[0.9, 0.1]])
+    shape = {"base_depth": 2, "max_depth": 9, "min_branch": 2, "mid_branch": 2, "max_branch": 2}
+    tree = grow_tree(0, TreeParameters(**shape, deep_expand=0.7), draft)
+    # 0.9^2 and 0.9^3 are over 0.7 and 0.9^4 is not: the likeliest branch stops at depth 4.
+    expanded = np.unique(tree.parent[1:])
+    assert tree.depth[expanded].tolist() == [0, 1, 1, 2, 3]
+    assert tree.depth.max() == 4
+    border = float(tree.reach[tree.depth == 2].max())
+    assert grow_tree(0, TreeParameters(**shape, deep_expand=border), draft).depth.max() == 2
+    assert grow_tree(0, TreeParameters(**shape, deep_expand=np.nextafter(border, 0)), draft).depth.max() == 3
+
+
+def test_a_certain_branch_grows_to_the_max_depth_and_not_past_it() -> None:
+    tree = grow_tree(0, TreeParameters(base_depth=1, max_depth=5, deep_expand=0.0), TableDraft([[1.0]]))
+    assert tree.depth.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_frontier_keeps_the_likeliest_of_a_level() -> None:
+    draft = TableDraft([[0.4, 0.35, 0.25], [0.6, 0.4]])
+    shape = {"base_depth": 2, "max_depth": 2, "min_branch": 3, "mid_branch": 3, "max_branch": 3}
+    tree = grow_tree(0, TreeParameters(**shape, frontier_width=2), draft)
+    assert [len(children(tree, node)) for node in (1, 2, 3)] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("parameters", [PLAIN, TreeParameters(base_depth=0, max_depth=3, deep_expand=0.0)])
+def test_plain_decoding_drafts_nothing_and_asks_nothing(parameters: TreeParameters) -> None:
+    draft = TableDraft([[0.9, 0.1]])
+    assert len(grow_tree(4, parameters, draft)) == 1
+    assert not draft.calls
+
+
+def test_what_the_draft_does_not_offer_never_enters_the_tree() -> None:
+    def two_offers_then_none(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        log_probs = np.full((len(nodes), k), -np.inf)
+        if not tree.depth[nodes].any():
+            log_probs[:, :2] = np.log([0.2, 0.1])
+        return Candidates(np.tile(np.arange(k), (len(nodes), 1)), log_probs)
+
+    tree = grow_tree(4, TreeParameters(), two_offers_then_none)
+    assert tree.token.tolist() == [4, 0, 1]
+
+
+@given(tree_parameters(), st.integers(0, 10_000))
+def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParameters, seed: int) -> None:
+    draft = TableDraft([[1.0]], seed)
+    tree = grow_tree(0, parameters, draft)
+    reach, expanded = tree.reach, [node for nodes, _ in draft.calls for node in nodes]
+    assert tree.depth.max() <= parameters.max_depth
+    assert np.isfinite(tree.log_prob).all()
+
+    # One call a level, from the root down, each for the most nodes allowed.
+    assert [set(tree.depth[nodes]) for nodes, _ in draft.calls] == [{depth} for depth in range(len(draft.calls))]
+    assert all(len(nodes) <= parameters.frontier_width for nodes, _ in draft.calls)
+    assert all(k == parameters.max_branch for _, k in draft.calls)
+
+    # A node has the first of its candidates as children, as many as its confidence asks for.
+    for node in range(len(tree)):
+        if node not in expanded:
+            assert not children(tree, node).size
+            continue
+        log_probs, tokens = draft.offers[node]
+        confidence = np.exp(log_probs[0])
+        wanted = parameters.mid_branch
+        if confidence > parameters.high_confidence:
+            wanted = parameters.min_branch
+        elif confidence < parameters.low_confidence:
+            wanted = parameters.max_branch
+        wanted = min(wanted, int(np.isfinite(log_probs).sum()))
+        assert tree.token[children(tree, node)].tolist() == tokens[:wanted].tolist()
+        np.testing.assert_array_equal(tree.log_prob[children(tree, node)], log_probs[:wanted])
+
+    # A node below the root is expanded if and only if it is likely enough, unless likelier ones fill the frontier.
+    for node in range(1, len(tree)):
+        depth = tree.depth[node]
+        likely = reach[node] >= parameters.early_stop
+        if depth >= parameters.base_depth:
+            likely &= reach[node] > parameters.deep_expand
+        if node in expanded:
+            assert likely
+        elif likely and depth < parameters.max_depth:
+            level = [other for other in expanded if tree.depth[other] == depth]
+            assert len(level) == parameters.frontier_width
+            assert reach[level].min() >= reach[node]

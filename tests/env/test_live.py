@@ -1,0 +1,340 @@
+"""Live decoding: limits and ends are kept to the token, and errors leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from controllers.registry import controller_names, make_controller
+from controllers.run import run
+from env.drafts import CausalDraft, Draft, LookupDraft
+from env.errors import LimitError, NumericalError
+from env.growth import Candidates
+from env.live import LiveDecoder
+from env.models.target import CachedModel, TargetModel
+from env.parameters import PLAIN, TreeParameters
+from env.rounds import FinishReason, Request
+from env.sampling import SamplingSettings
+from env.tree import IntArray, TokenTree
+from tests.tiny import (
+    DRAFT_KINDS,
+    VOCABULARY,
+    causal_draft,
+    chain,
+    feature_draft,
+    generate,
+    make_draft,
+    make_prompt,
+    rounds_until_the_end,
+    tiny_llama,
+    tiny_target,
+)
+
+CONTROLLERS = pytest.mark.parametrize("controller", controller_names())
+KINDS = pytest.mark.parametrize("kind", DRAFT_KINDS)
+PROMPT = make_prompt(0)
+DEEP = TreeParameters(base_depth=20, max_depth=20, min_branch=1, mid_branch=2, max_branch=2)
+
+
+@pytest.fixture(scope="module")
+def target() -> TargetModel:
+    """A target whose texts never end by themselves."""
+    return tiny_target()
+
+
+@pytest.fixture(scope="module")
+def echo(target: TargetModel) -> CausalDraft:
+    """A draft that always guesses right first."""
+    return causal_draft(target, 0.0)
+
+
+def tiny_gpt2(context: int) -> GPT2LMHeadModel:
+    """A model that breaks when it is fed a position past its context, as learned positions do."""
+    torch.manual_seed(1)
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": context}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape, initializer_range=0.3)).double().eval()
+
+
+class TestLimits:
+    @CONTROLLERS
+    @pytest.mark.parametrize("wanted", range(1, 13))
+    def test_the_text_has_the_tokens_asked_for_and_not_one_more(
+        self, target: TargetModel, echo: Draft, controller: str, wanted: int
+    ) -> None:
+        whole = generate(target, echo, Request(PROMPT, 12)).tokens
+        generation = generate(target, echo, Request(PROMPT, wanted), controller)
+        assert generation.tokens == whole[:wanted]
+        assert generation.finished is FinishReason.TOKEN_LIMIT
+
+    @KINDS
+    @pytest.mark.parametrize("length", [6, 19, 22, 23])
+    def test_the_context_is_used_to_its_end_by_the_deepest_trees(self, kind: str, length: int) -> None:
+        target = tiny_target(max_position_embeddings=24)
+        draft = causal_draft(target, 0.0) if kind == "causal" else make_draft(kind, target)
+        request = Request(make_prompt(3, length), 100)
+        plain = generate(target, draft, request)
+        decoder = LiveDecoder(target, draft)
+        outcome = decoder.start(request)
+        while outcome.finished is None:
+            outcome = decoder.round(DEEP)
+        assert outcome.finished is plain.finished is FinishReason.CONTEXT_LIMIT
+        assert len(decoder.tokens) == 24
+        assert decoder.tokens[length:] == plain.tokens
+
+    def test_learned_positions_are_never_fed_past_the_context(self) -> None:
+        target = TargetModel(tiny_gpt2(24), frozenset())
+        generation = generate(target, causal_draft(target, 0.0), Request(make_prompt(3, 6), 100), "fixed_tree:depth=8")
+        assert len(generation.tokens) == 18
+        assert generation.accepted > 0, "the test would be vacuous"
+
+    def test_a_draft_with_a_shorter_context_drafts_as_far_as_it_can_see(self, target: TargetModel) -> None:
+        draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
+        request = Request(PROMPT, 40)
+        decoder = LiveDecoder(target, draft)
+        decoder.start(request)
+        drafted_at = {}
+        while decoder.under_way:
+            length = len(decoder.tokens)
+            drafted_at[length] = decoder.round(DEEP).depth
+        assert decoder.tokens[len(PROMPT) :] == generate(target, draft, request).tokens
+        assert all(length + depth <= 21 for length, depth in drafted_at.items() if depth)
+        assert drafted_at[len(PROMPT) + 1] > 5
+        assert drafted_at[max(drafted_at)] == 0
+
+    def test_a_prompt_longer_than_the_drafts_context_is_decoded_plainly(self, target: TargetModel) -> None:
+        draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
+        request = Request(make_prompt(1, 30), 10)
+        generation = generate(target, draft, request, "fixed_tree")
+        assert generation.drafted == 0
+        assert generation.tokens == generate(target, LookupDraft(), request).tokens
+
+    def test_a_prompt_that_fills_the_context_is_refused_with_the_most_that_fits(self, target: TargetModel) -> None:
+        decoder = LiveDecoder(target, LookupDraft())
+        with pytest.raises(LimitError, match=r"has 128 tokens; .* at most 128, .*Shorten the prompt to 127 tokens"):
+            decoder.start(Request((3,) * 128))
+        assert decoder.start(Request((3,) * 127)).finished is FinishReason.CONTEXT_LIMIT
+
+    def test_an_empty_prompt_is_refused(self) -> None:
+        with pytest.raises(LimitError, match="prompt is empty"):
+            Request(())
+
+    @pytest.mark.parametrize("limit", [0, -3])
+    def test_a_limit_that_is_not_positive_is_refused(self, limit: int) -> None:
+        with pytest.raises(LimitError, match=f"max_new_tokens must be 1 or more; got {limit}"):
+            Request((1,), limit)
+
+    @KINDS
+    def test_a_prompt_of_one_token_is_enough(self, target: TargetModel, kind: str) -> None:
+        draft, request = make_draft(kind, target), Request((5,), 20)
+        assert generate(target, draft, request, "fixed_tree").tokens == generate(target, draft, request).tokens
+
+
+class TestEndOfSequence:
+    @pytest.mark.parametrize("depth", [1, 3, 7, 30])
+    @KINDS
+    def test_an_end_anywhere_in_an_accepted_path_is_the_end(self, kind: str, depth: int) -> None:
+        """Every token of the text is tried as the end; the echo draft has it accepted with all that follows it."""
+        target = tiny_target()
+        draft = causal_draft(target, 0.0) if kind == "causal" else make_draft(kind, target)
+        whole = generate(target, draft, Request(PROMPT, 30)).tokens
+        cropped = 0
+        for end_token in set(whole):
+            target.end_tokens = frozenset({end_token})
+            decoder = LiveDecoder(target, draft)
+            outcome = decoder.start(Request(PROMPT, 30))
+            generated, accepted, rounds = list(outcome.tokens), 0, 1
+            while outcome.finished is None:
+                outcome = decoder.round(chain(depth))
+                generated += outcome.tokens
+                accepted += outcome.accepted
+                rounds += 1
+            assert generated == whole[: whole.index(end_token) + 1]
+            assert decoder.tokens == [*PROMPT, *generated]
+            assert outcome.finished is FinishReason.END_OF_SEQUENCE
+            assert target.cache.length == len(decoder.tokens) - 1
+            # Where the end was itself a draft token, there is no bonus token after it.
+            ended_within = outcome.accepted == len(outcome.tokens)
+            assert accepted + rounds - ended_within == len(generated)
+            cropped += ended_within
+        assert cropped > 0 or kind != "causal", "the test would be vacuous"
+
+    def test_a_text_that_ignores_its_end_goes_on(self, target: TargetModel, echo: Draft) -> None:
+        whole = generate(target, echo, Request(PROMPT, 20)).tokens
+        ending = TargetModel(tiny_llama(), frozenset(whole[:2]))
+        for controller in ("autoregressive", "fixed_tree"):
+            generation = generate(ending, echo, Request(PROMPT, 20, ignore_end=True), controller)
+            assert generation.tokens == whole
+            assert generation.finished is FinishReason.TOKEN_LIMIT
+        assert generate(ending, echo, Request(PROMPT, 20), "fixed_tree").tokens == whole[:1]
+
+    def test_the_ends_are_those_of_the_models_generation_settings(self) -> None:
+        model = tiny_llama()
+        assert TargetModel(model).end_tokens == frozenset()
+        model.generation_config.eos_token_id = [4, 9]
+        assert TargetModel(model).end_tokens == {4, 9}
+        model.generation_config.eos_token_id = None
+        model.config.eos_token_id = 7
+        assert TargetModel(model).end_tokens == {7}
+
+
+@contextlib.contextmanager
+def interrupted(target: TargetModel) -> Iterator[None]:
+    """The user presses Ctrl-C while the target is at work."""
+
+    def press(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = target.model.get_output_embeddings().register_forward_hook(press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        hook.remove()
+
+
+def assert_refuses_to_go_on(decoder: LiveDecoder) -> None:
+    for parameters in (PLAIN, TreeParameters()):
+        with pytest.raises(RuntimeError, match=r"No text is under way: call start\(\)"):
+            decoder.round(parameters)
+
+
+class TestErrors:
+    def test_a_round_needs_a_request(self, target: TargetModel, echo: Draft) -> None:
+        decoder = LiveDecoder(target, echo)
+        assert_refuses_to_go_on(decoder)
+        decoder.start(Request(PROMPT, 1))
+        assert_refuses_to_go_on(decoder)
+
+    @pytest.mark.parametrize("sampling", [SamplingSettings(), SamplingSettings(1.0)], ids=["greedy", "sampling"])
+    def test_a_target_that_returns_nan_ends_the_text(self, sampling: SamplingSettings) -> None:
+        target = tiny_target()
+        weights = target.model.lm_head.weight
+        decoder, whole = LiveDecoder(target, causal_draft(target)), weights.detach().clone()
+        decoder.start(Request(PROMPT, 20, sampling))
+        weights.data[5, 5] = torch.nan
+        with pytest.raises(NumericalError, match="target returned NaN"):
+            decoder.round(TreeParameters())
+        assert_refuses_to_go_on(decoder)
+        with pytest.raises(NumericalError, match="target returned NaN"):
+            decoder.start(Request(PROMPT, 20, sampling))
+        assert_refuses_to_go_on(decoder)
+        weights.data.copy_(whole)
+        self.assert_as_new(decoder)
+
+    def test_a_draft_that_returns_nan_ends_the_text(self, target: TargetModel) -> None:
+        draft = causal_draft(target)
+        decoder = LiveDecoder(target, draft)
+        decoder.start(Request(PROMPT, 20))
+        weights = draft.model.model.lm_head.weight
+        whole = weights.detach().clone()
+        weights.data[5, 5] = torch.nan
+        with pytest.raises(NumericalError, match="draft returned NaN"):
+            decoder.round(TreeParameters())
+        assert_refuses_to_go_on(decoder)
+        weights.data.copy_(whole)
+        self.assert_as_new(decoder)
+
+    @KINDS
+    @pytest.mark.parametrize("parameters", [PLAIN, TreeParameters()], ids=["plain", "tree"])
+    def test_an_interrupted_round_cannot_be_carried_on_with(
+        self, target: TargetModel, kind: str, parameters: TreeParameters
+    ) -> None:
+        decoder = LiveDecoder(target, make_draft(kind, target))
+        decoder.start(Request(PROMPT, 20))
+        decoder.round(parameters)
+        with interrupted(target):
+            decoder.round(parameters)
+        assert_refuses_to_go_on(decoder)
+        self.assert_as_new(decoder)
+
+    def test_a_start_that_failed_leaves_no_text_under_way(self, target: TargetModel, echo: Draft) -> None:
+        decoder = LiveDecoder(target, echo)
+        with pytest.raises(IndexError):
+            decoder.start(Request((3, VOCABULARY, 4)))
+        assert_refuses_to_go_on(decoder)
+        self.assert_as_new(decoder)
+
+    @KINDS
+    def test_an_abandoned_text_leaves_nothing_behind(self, target: TargetModel, kind: str) -> None:
+        decoder = LiveDecoder(target, make_draft(kind, target))
+        decoder.start(Request(make_prompt(9, 20), 100, SamplingSettings(1.3, top_k=4, seed=8)))
+        rounds_until_the_end(decoder, [TreeParameters(), PLAIN, chain(3)])
+        assert decoder.under_way
+        self.assert_as_new(decoder)
+
+    def assert_as_new(self, decoder: LiveDecoder) -> None:
+        """The next texts are those of a decoder that did nothing before."""
+        for sampling in (SamplingSettings(), SamplingSettings(1.0, seed=4)):
+            request = Request(make_prompt(2), 25, sampling)
+            expected = generate(tiny_target(), LookupDraft(), request)
+            found = run(decoder, make_controller("confidence"), request)
+            assert found.tokens == expected.tokens
+            assert found.drafted > 0, "the test would be vacuous"
+
+
+class UnaskedDraft(LookupDraft):
+    """A draft that must not be asked."""
+
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        raise AssertionError("plain decoding asked the draft")
+
+
+class TestSharing:
+    def test_plain_decoding_never_asks_the_draft(self, target: TargetModel, echo: CausalDraft) -> None:
+        before = echo.forward_seconds
+        for draft in (UnaskedDraft(), echo):
+            generation = generate(target, draft, Request(PROMPT, 10))
+            assert (generation.drafted, generation.accepted, generation.rounds) == (0, 0, 10)
+        assert echo.forward_seconds == before
+        with pytest.raises(AssertionError, match="asked the draft"):
+            generate(target, UnaskedDraft(), Request(PROMPT, 10), "fixed_tree")
+
+    def test_decoders_with_different_drafts_can_take_turns_on_one_target(self, target: TargetModel) -> None:
+        decoders = [LiveDecoder(target, make_draft(kind, target)) for kind in DRAFT_KINDS]
+        request = Request(PROMPT, 20)
+        texts = [run(decoder, make_controller("fixed_tree"), request).tokens for decoder in decoders * 2]
+        assert texts == [generate(target, LookupDraft(), request).tokens] * 6
+
+    def test_a_target_lent_out_is_as_it_was_and_comes_back_ready(self) -> None:
+        target = TargetModel(tiny_llama(), frozenset())
+        draft, request, text = feature_draft(target), Request(PROMPT, 20), torch.tensor([PROMPT])
+        before = generate(target, draft, request, "fixed_tree").tokens
+        untouched = tiny_llama()
+        with target.lent() as model, torch.inference_mode():
+            assert model.config._attn_implementation == untouched.config._attn_implementation
+            assert not model.get_decoder()._forward_hooks
+            torch.testing.assert_close(model(text).logits, untouched(text).logits)
+        assert generate(target, draft, request, "fixed_tree").tokens == before
+
+
+class TestObservation:
+    def test_it_tells_where_the_text_is_and_how_the_last_round_went(self, target: TargetModel, echo: Draft) -> None:
+        decoder = LiveDecoder(target, echo)
+        decoder.start(Request(PROMPT, 20))
+        seen = decoder.observe()
+        assert (seen.position, seen.generated, seen.remaining) == (len(PROMPT), 1, 19)
+        assert (seen.last_drafted, seen.last_depth, seen.last_accepted) == (0, 0, 0)
+        outcome = decoder.round(TreeParameters(3, 3, 2, 2, 2, node_budget=5))
+        assert (outcome.drafted, outcome.accepted, len(outcome.tokens)) == (5, outcome.depth, outcome.depth + 1)
+        seen = decoder.observe()
+        assert seen.position == len(decoder.tokens) - 1
+        assert seen.generated + len(PROMPT) == len(decoder.tokens)
+        assert seen.generated + seen.remaining == 20
+        assert (seen.last_drafted, seen.last_depth, seen.last_accepted) == (5, outcome.depth, outcome.accepted)
+
+    def test_the_node_budget_bounds_what_is_verified(self, target: TargetModel, echo: Draft) -> None:
+        decoder, rows = LiveDecoder(target, echo), []
+        hook = target.model.get_decoder().register_forward_hook(
+            lambda module, inputs, output: rows.append(output.last_hidden_state.shape[1])
+        )
+        decoder.start(Request(PROMPT, 50))
+        drafted = [
+            decoder.round(TreeParameters(4, 4, 2, 2, 2, node_budget=budget)).drafted for budget in (1, 7, 29, 99)
+        ]
+        hook.remove()
+        assert drafted == [1, 7, 29, 30]
+        assert rows == [len(PROMPT), 2, 8, 30, 31]
