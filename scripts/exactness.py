@@ -34,9 +34,9 @@ class ExactnessOptions:
     """builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
     limit: int = 42
     """number of prompts, balanced over the kinds of task"""
-    max_new_tokens: int = 24
+    max_new_tokens: int = 12
     """most tokens of a text"""
-    layers: int = 20
+    layers: int = 6
     """layers of the target that make up the causal draft"""
     seeds: int = 3
     """seeds at temperature 1"""
