@@ -21,6 +21,7 @@ from env.models.target import CachedModel, TargetModel
 __all__ = [
     "DEFAULT_TARGET",
     "DTYPES",
+    "PAIRS",
     "ModelPair",
     "check_text",
     "encode_chat",
@@ -34,10 +35,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 LOOKUP = "lookup"
 
 _WEIGHTS = Path(__file__).parent / "drafts" / "weights"
-_SHIPPED_DRAFTS = {
+PAIRS = {
     DEFAULT_TARGET: _WEIGHTS / DEFAULT_TARGET / "draft.safetensors",
     "HuggingFaceTB/SmolLM2-135M-Instruct": _WEIGHTS / DEFAULT_TARGET / "draft.safetensors",
 }
+"""the registered pairs: a target, by its name or hub id, and the draft shipped for it"""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def load_pair(
     transformers_logging.disable_progress_bar()
     folder = locate_model(target)
     check_target(AutoConfig.from_pretrained(folder, local_files_only=True))
-    draft = draft or str(_SHIPPED_DRAFTS.get(target, LOOKUP))
+    draft = draft or str(PAIRS.get(target, LOOKUP))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     draft_folder = None if _is_lookup_or_file(draft) else _checked_draft(draft, tokenizer)
     model = TargetModel(load_causal_model(folder, DTYPES[dtype], place))

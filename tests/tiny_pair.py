@@ -63,8 +63,8 @@ def tiny_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
 def tiny_chat_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The target: a tiny Llama with the tokenizer's vocabulary and end token.
 
-    Its attention is weakened, so that it repeats itself and prompt lookup is sometimes right, and its head strengthened,
-    so that sampling does not choose among all tokens alike.
+    Its attention is weakened, so that it repeats itself and prompt lookup is sometimes right; its head is
+    strengthened, so that sampling does not choose among all tokens alike.
     """
     model = tiny_llama(
         seed,
