@@ -26,7 +26,8 @@ class HistoryController:
 
     Args:
         adjust: ``"round"``: after every round, forgetting all at the end of a request; ``"request"``: once a request,
-            by the rates of the last requests, which are remembered.
+            by the rates of the last requests, which are remembered. A request's last round is not in its rate: nothing
+            is chosen after it.
         target: acceptance rate aimed at.
         band: how far the rate may be off before anything is done.
         window: observations that the rate is averaged over [rounds or requests].
@@ -35,7 +36,7 @@ class HistoryController:
         threshold_step: step of the high-confidence threshold, which stays within 0.5 and 0.95 [probability].
 
     Raises:
-        ParameterError: an unknown `adjust`, or a window smaller than `patience`.
+        ParameterError: an unknown `adjust`, a window smaller than `patience`, or another value out of its range.
     """
 
     def __init__(
@@ -53,6 +54,13 @@ class HistoryController:
             raise ParameterError(f"adjust must be 'round' or 'request'; got {adjust!r}.")
         if not 1 <= patience <= window:
             raise ParameterError(f"patience must be within 1 and window; got {patience} and {window}.")
+        if not (0 <= target <= 1 and 0 <= band <= 1):
+            raise ParameterError(f"target and band must be within 0 and 1; got {target} and {band}.")
+        if not (depth_step >= 0 and 0 <= threshold_step <= 1):
+            raise ParameterError(
+                "depth_step must be 0 or more and threshold_step within 0 and 1; "
+                f"got {depth_step} and {threshold_step}."
+            )
         self.adjust, self.target, self.band, self.patience = adjust, target, band, patience
         self.depth_step, self.threshold_step = depth_step, threshold_step
         self.start = PHASE_2

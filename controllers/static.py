@@ -53,13 +53,13 @@ class StaticController:
         return self.parameters
 
 
-def fixed_tree(branch: int = 2, depth: int = 4, node_budget: int = 64) -> StaticController:
+def fixed_tree(branch: int = 2, depth: int = 4, node_budget: int = 128) -> StaticController:
     """A complete tree whatever the text: `branch` children under every node, `depth` levels.
 
     Args:
         branch: children of every node [nodes].
         depth: levels below the root [tokens].
-        node_budget: most nodes verified, and most expanded in a level [nodes].
+        node_budget: most nodes verified, and most expanded in a level; of a larger tree the likeliest are kept [nodes].
     """
     return StaticController(
         TreeParameters(

@@ -69,7 +69,12 @@ class LiveDecoder:
         return self._outcome(committed, TokenTree(0), 0, seconds)
 
     def observe(self) -> Observation:
-        """What a controller may see now."""
+        """What a controller may see now.
+
+        Raises:
+            RuntimeError: there is no text under way.
+        """
+        self._check_under_way()
         return Observation(
             position=len(self.tokens) - 1,
             generated=len(self.tokens) - len(self.request.prompt),
@@ -87,8 +92,7 @@ class LiveDecoder:
             RuntimeError: there is no text under way.
             NumericalError: a model returned NaN or infinite logits; the text cannot go on.
         """
-        if not self.under_way:
-            raise RuntimeError("No text is under way: call start() with a request first.")
+        self._check_under_way()
         self.under_way = False  # until the round is whole
         seconds, watch = RoundSeconds(), Stopwatch()
         prefix = self.target.cache.length
@@ -106,6 +110,10 @@ class LiveDecoder:
         self.draft.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
         return self._outcome(committed, tree, accepted, seconds)
+
+    def _check_under_way(self) -> None:
+        if not self.under_way:
+            raise RuntimeError("No text is under way: call start() with a request first.")
 
     def _deepest(self) -> int:
         """Most draft tokens on a path: the target adds one of its own, and neither limit may be overshot."""

@@ -6,11 +6,12 @@ what followed it there is proposed. It needs no weights and no forward, and deci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from env.errors import ParameterError
 from env.growth import Candidates
 from env.sampling import TokenChooser
 from env.tree import IntArray, TokenTree
@@ -27,6 +28,9 @@ class LookupDraft:
     Args:
         shortest: shortest n-gram worth following [tokens].
         longest: longest n-gram compared [tokens].
+
+    Raises:
+        ParameterError: `shortest` is under 2, where the rule gives no probability, or over `longest`.
     """
 
     kind = "lookup"
@@ -35,6 +39,8 @@ class LookupDraft:
     forward_seconds = 0.0
 
     def __init__(self, shortest: int = 2, longest: int = 8) -> None:
+        if not 2 <= shortest <= longest:
+            raise ParameterError(f"Prompt lookup needs 2 <= shortest <= longest; got {shortest} and {longest}.")
         self.shortest, self.longest = shortest, longest
 
     def start(self, chooser: TokenChooser) -> None:
@@ -56,17 +62,22 @@ class LookupDraft:
 
     def _continuations(self, path: IntArray, tokens: IntArray, log_probs: np.ndarray) -> None:
         """Fills in the continuations after the text and `path`, those of the longest matches first."""
-        found: dict[int, float] = {}
-        left = 1.0
+        left, rank = 1.0, 0
+        for token, length in self._followers(path):
+            if token in tokens[:rank]:
+                continue
+            probability = left * (1 - 1 / length)
+            tokens[rank], log_probs[rank] = token, np.log(probability)
+            left -= probability
+            rank += 1
+            if rank == len(tokens):
+                return
+
+    def _followers(self, path: IntArray) -> Iterator[tuple[int, int]]:
+        """Tokens that followed a match and the match's length: the longest first, and of equals the latest."""
         for length, ends in self._matches(path):
-            for token in self.text[ends[::-1] + 1].tolist():  # the latest first
-                if token not in found:
-                    found[token] = left * (1 - 1 / length)
-                    left -= found[token]
-                if len(found) == len(tokens):
-                    break
-        tokens[: len(found)] = list(found)[: len(tokens)]
-        log_probs[: len(found)] = np.log(list(found.values())[: len(tokens)])
+            for end in ends[::-1]:
+                yield int(self.text[end + 1]), length
 
     def _matches(self, path: IntArray) -> list[tuple[int, IntArray]]:
         """Lengths, longest first, and where in the text the n-grams end that equal the last one of text and `path`."""

@@ -247,6 +247,11 @@ class TestRegistry:
             ("confidence:base_depth=7", r"base_depth=7, max_depth=4"),
             ("confidence:early_stop=nan", r"early_stop=nan"),
             ("history:adjust=weekly", r"adjust must be"),
+            ("history:target=nan", r"target and band must be within 0 and 1; got nan"),
+            ("history:band=-1", r"target and band.*got 0.7 and -1.0"),
+            ("history:depth_step=-1", r"depth_step must be 0 or more.*got -1"),
+            ("history:threshold_step=nan", r"threshold_step within 0 and 1.*and nan"),
+            ("history:patience=20", r"patience must be within 1 and window; got 20 and 10"),
         ],
     )
     def test_a_value_that_an_option_cannot_take_is_refused(self, specification: str, message: str) -> None:

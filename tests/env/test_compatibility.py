@@ -11,6 +11,7 @@ from transformers import (
     BartConfig,
     BertConfig,
     BloomConfig,
+    DogeConfig,
     FalconConfig,
     Gemma3Config,
     Gemma3TextConfig,
@@ -34,8 +35,10 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
+    RoFormerConfig,
     RwkvConfig,
     T5Config,
+    TrOCRConfig,
 )
 
 from env.errors import PairError
@@ -70,6 +73,9 @@ REFUSED = {
     "gemma3": (Gemma3Config(text_config=Gemma3TextConfig(**SMALL)), "window"),
     "gpt_neo": (GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]]), "window"),
     "llama4_text": (Llama4TextConfig(**SMALL), "chunked"),
+    "doge": (DogeConfig(**SMALL), "forward pass"),
+    "roformer": (RoFormerConfig(num_hidden_layers=2, is_decoder=True), "forward pass"),
+    "trocr": (TrOCRConfig(decoder_layers=2, is_decoder=True), "forward pass"),
     "bloom": (BloomConfig(n_layer=2, n_head=2, hidden_size=16), "ALiBi"),
     "mpt": (MptConfig(d_model=16, n_heads=2, n_layers=2), "ALiBi"),
     "falcon": (FalconConfig(alibi=True), "ALiBi"),

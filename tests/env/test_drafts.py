@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from env.drafts import CausalDraft, Draft, LookupDraft
 from env.drafts.network import load_network, save_network
-from env.errors import ModelFileError, NumericalError, PairError
+from env.errors import ModelFileError, NumericalError, PairError, ParameterError
 from env.growth import Candidates, grow_tree
 from env.live import LiveDecoder
 from env.models.cache import KeyValueBuffer
@@ -262,6 +262,11 @@ class TestLookup:
                 if text[end - length : end] == whole[len(whole) - length :]:
                     found = text[end]  # the longest match so far, and the latest of that length
         assert next(iter(offers), None) == found
+
+    @pytest.mark.parametrize(("shortest", "longest"), [(1, 8), (0, 2), (5, 4)])
+    def test_lengths_that_the_rule_cannot_rate_are_refused(self, shortest: int, longest: int) -> None:
+        with pytest.raises(ParameterError, match=f"2 <= shortest <= longest; got {shortest} and {longest}"):
+            LookupDraft(shortest, longest)
 
 
 class TestNetworkFile:
