@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from env.errors import SpecGymError
 from env.pair import DEFAULT_TARGET, ModelPair, load_pair
+from env.rounds import check_limit
 from env.sampling import SamplingSettings
 
 __all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main"]
@@ -45,6 +46,7 @@ class PairOptions:
     def load(self) -> ModelPair:
         """Loads the pair. Raises as `load_pair` does."""
         if self.threads is not None:
+            check_limit("threads", self.threads)
             torch.set_num_threads(self.threads)
         return load_pair(self.target, self.draft, self.dtype, self.device)
 

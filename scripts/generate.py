@@ -79,7 +79,7 @@ def generate(options: GenerateOptions) -> int:
             screen.speed(generation)
         screen.end()
         screen.speed(generation)
-    console.print(_account(generation), highlight=False)
+    console.print(_account(generation), highlight=False, soft_wrap=True)
     if options.compare:
         _compare(pair, options, request)
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -132,7 +133,8 @@ class SelfDialogue:
     def conversations(self, progress: Callable[[int], None] = lambda tokens: None) -> Iterator[Conversation]:
         """Yields conversations as they finish until `config.tokens` tokens are written."""
         config, slots = self.config, self.config.slots
-        longest = len(self.before_user) + config.max_user_tokens + len(self.after_user) + config.max_answer_tokens + 40
+        template = len(self.before_user) + len(self.after_user)
+        longest = template + self._longest_opening() + config.max_user_tokens + config.max_answer_tokens
         cache = _SlotCache(self.model.config.num_hidden_layers, slots, longest)
         device = self.model.device
         cache.lengths, cache.rows = cache.lengths.to(device), cache.rows.to(device)
@@ -177,6 +179,10 @@ class SelfDialogue:
         sampled = torch.searchsorted(cumulative, draws * cumulative[:, -1:])[:, 0].clamp_(max=logits.shape[-1] - 1)
         choice: list[int] = torch.where(heat == 0, greedy, sampled).tolist()
         return choice
+
+    def _longest_opening(self) -> int:
+        openings = chain.from_iterable(OPENINGS.values())
+        return max(len(self.tokenizer.encode(opening, add_special_tokens=False)) for opening in openings)
 
     def _open(self) -> _Stream:
         kinds = list(WEIGHTS)

@@ -121,7 +121,7 @@ class TestText:
         draft: PreTrainedModel,
         seed: int,
         options: dict[str, Any],
-        sampling: dict[str, Any],
+        ours: dict[str, Any],
     ) -> None:
         expected = plain(model, SamplingSettings(**({"temperature": 1.0, "seed": seed} | ours)))
         assert speculate(model, draft=draft, do_sample=True, seed=seed, **options) == expected

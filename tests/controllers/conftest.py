@@ -1,0 +1,20 @@
+"""Models that the tests of the evaluation share."""
+
+from __future__ import annotations
+
+import pytest
+
+from env.pair import ModelPair, load_pair
+from tests.tiny_pair import TinyFolders, save_tiny_folders
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
+    """The tiny models on disk."""
+    return save_tiny_folders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def pair(folders: TinyFolders) -> ModelPair:
+    """The tiny target and its causal draft."""
+    return load_pair(str(folders.target), str(folders.draft), "float32")

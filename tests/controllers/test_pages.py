@@ -1,0 +1,123 @@
+"""What a page shows of results is what the results file says, and the README shows what is committed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from controllers.evaluation.pages import render, update
+from controllers.evaluation.report import summary, write_results
+from controllers.evaluation.schema import Results
+from env.errors import ParameterError
+from tests.controllers import make_results
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
+
+
+def full_results(prompts: int = 2) -> Results:
+    """Results with the settings that a page names."""
+    results = make_results()
+    settings = {"prompts": "builtin", "prompt_count": prompts, "max_new_tokens": 64, "draft_kind": "feature"}
+    return dataclasses.replace(results, settings=results.settings | settings)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    """A page with a block of results."""
+    write_results(full_results(), tmp_path / "runs" / "a", plots=False)
+    path = tmp_path / "page.md"
+    path.write_text("Before\n\n" + BLOCK.format(path="runs/a/results.json", text="") + "\nAfter\n", encoding="utf-8")
+    return path
+
+
+def test_a_block_shows_the_table_and_what_was_measured(page: Path) -> None:
+    text = render(page)
+    assert summary(full_results()) in text
+    for fact in ("2 builtin prompts", "at most 64 tokens", "temperature 0", "float32", "draft feature", "A CPU"):
+        assert fact in text
+    assert "2025-01-02" in text
+    assert "INCOMPLETE" not in text
+
+
+def test_only_the_block_changes_and_only_once(page: Path) -> None:
+    before = page.read_text(encoding="utf-8")
+    assert render(page) != before, "the test would be vacuous"
+    assert page.read_text(encoding="utf-8") == before, "rendering writes nothing"
+    update(page)
+    after = page.read_text(encoding="utf-8")
+    assert after.startswith("Before\n\n<!-- results: runs/a/results.json -->\n")
+    assert after.endswith("<!-- end of results -->\n\nAfter\n")
+    update(page)
+    assert page.read_text(encoding="utf-8") == after
+
+
+def test_new_results_replace_old_ones(page: Path) -> None:
+    update(page)
+    write_results(full_results(prompts=3), page.parent / "runs" / "a", plots=False)
+    update(page)
+    text = page.read_text(encoding="utf-8")
+    assert "3 builtin prompts" in text
+    assert "2 builtin prompts" not in text
+
+
+def test_every_block_shows_its_own_file(page: Path) -> None:
+    write_results(full_results(prompts=7), page.parent / "runs" / "b", plots=False)
+    with page.open("a", encoding="utf-8") as file:
+        file.write(BLOCK.format(path="runs/b/results.json", text="stale\n"))
+    first, second = re.findall(r"(\d) builtin prompts", render(page))
+    assert (first, second) == ("2", "7")
+    assert "stale" not in render(page)
+
+
+def test_results_of_a_stopped_run_say_so(page: Path) -> None:
+    write_results(dataclasses.replace(full_results(), complete=False), page.parent / "runs" / "a", plots=False)
+    assert re.search("incomplete|stopped", render(page), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("text", ["", "no block", "<!-- results: a.json -->\nnever ended\n"])
+def test_a_page_without_a_block_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(ParameterError, match=f"{page} has no block <!-- results: PATH -->"):
+        update(page)
+    assert page.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_results_file_that_cannot_be_read_is_named_and_the_page_kept(page: Path, content: str | None) -> None:
+    results = page.parent / "runs" / "a" / "results.json"
+    before = page.read_text(encoding="utf-8")
+    if content is None:
+        results.unlink()
+    else:
+        results.write_text(content, encoding="utf-8")
+    with pytest.raises(ParameterError, match=re.escape(str(results))):
+        update(page)
+    assert page.read_text(encoding="utf-8") == before
+
+
+def test_results_without_a_setting_that_the_page_names_are_refused(page: Path) -> None:
+    write_results(make_results(), page.parent / "runs" / "a", plots=False)
+    with pytest.raises(ParameterError, match="prompt_count"):
+        render(page)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"], ids=["missing", "not UTF-8"])
+def test_a_page_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    page = tmp_path / "page.md"
+    if content is not None:
+        page.write_bytes(content)
+    with pytest.raises(ParameterError, match=str(page)):
+        update(page)
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    named = re.findall(r"<!-- results: (\S+) -->", README.read_text(encoding="utf-8"))
+    assert named
+    if missing := [path for path in named if not (README.parent / path).is_file()]:
+        pytest.skip(f"no results yet: {', '.join(missing)}")
+    assert render(README) == README.read_text(encoding="utf-8"), "run python -m scripts.update_pages"
