@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from env.drafts.base import Draft
-from env.errors import LimitError
 from env.growth import grow_tree
 from env.models.target import TargetModel
 from env.observation import Observation
 from env.parameters import TreeParameters
-from env.rounds import FinishReason, Request, RoundOutcome, RoundSeconds, Stopwatch
+from env.rounds import FinishReason, Request, RoundOutcome, RoundSeconds, Stopwatch, check_fits
 from env.sampling import TokenChooser
 from env.tree import IntArray, TokenTree
 
@@ -47,11 +46,7 @@ class LiveDecoder:
             NumericalError: the target returned NaN or infinite logits.
         """
         length, context = len(request.prompt), self.target.context_limit
-        if length >= context:
-            raise LimitError(
-                f"The prompt has {length} tokens; this target reads at most {context}, answer included. "
-                f"Shorten the prompt to {context - 1} tokens or fewer."
-            )
+        check_fits(length, context)
         self.request = request
         self.limit = min(length + request.max_new_tokens, context)
         self.tokens = list(request.prompt)

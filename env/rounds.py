@@ -12,7 +12,16 @@ from env.observation import Observation
 from env.parameters import TreeParameters
 from env.sampling import SamplingSettings
 
-__all__ = ["Decoder", "FinishReason", "Request", "RoundOutcome", "RoundSeconds", "Stopwatch", "check_limit"]
+__all__ = [
+    "Decoder",
+    "FinishReason",
+    "Request",
+    "RoundOutcome",
+    "RoundSeconds",
+    "Stopwatch",
+    "check_fits",
+    "check_limit",
+]
 
 
 class FinishReason(enum.Enum):
@@ -31,6 +40,23 @@ def check_limit(name: str, value: int) -> None:
     """
     if value < 1:
         raise LimitError(f"{name} must be 1 or more; got {value}.")
+
+
+def check_fits(prompt: int, context: int) -> None:
+    """Refuses a prompt that leaves no room for an answer.
+
+    Args:
+        prompt: its length [tokens].
+        context: longest text that the target reads [tokens].
+
+    Raises:
+        LimitError: it is as long as the context, or longer.
+    """
+    if prompt >= context:
+        raise LimitError(
+            f"The prompt has {prompt} tokens; this target reads at most {context}, answer included. "
+            f"Shorten the prompt to {context - 1} tokens or fewer."
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -89,7 +90,8 @@ class Benchmark:
         """Runs everything once, briefly, so that no first call is measured."""
         prompt = encode_chat(self.pair.tokenizer, self.prompts[0].turns[:1])[-256:]
         for runner in self.runners:
-            runner(Request(prompt, _WARM_UP_TOKENS, self.sampling))
+            with contextlib.suppress(LimitError, NumericalError):  # it will fail again, where failures are counted
+                runner(Request(prompt, _WARM_UP_TOKENS, self.sampling))
 
     def measure(self, measured: Measurements, progress: Callable[[str], None] = lambda name: None) -> None:
         """Measures everything, prompt by prompt.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from controllers.evaluation.plots import cut
 from controllers.evaluation.report import load_results, summary
-from controllers.evaluation.schema import Results
 from env.errors import ParameterError
 from env.files import write_text
 
 __all__ = ["render", "update"]
 
+_SETTINGS = ("prompt_count", "prompts", "max_new_tokens", "temperature", "dtype", "target", "draft_kind")
 _BLOCK = re.compile(r"(<!-- results: (?P<path>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -24,12 +24,12 @@ def render(page: Path) -> str:
     Raises:
         ParameterError: the page has no block, or a results file is missing or does not fit the schema.
     """
-    text = page.read_text(encoding="utf-8")
+    text = _read(page)
     if not _BLOCK.search(text):
         raise ParameterError(
             f"{page} has no block <!-- results: PATH --> … <!-- end of results -->; nothing to update."
         )
-    return _BLOCK.sub(lambda block: block[1] + _show(load_results(page.parent / block["path"])) + block[3], text)
+    return _BLOCK.sub(lambda block: block[1] + _show(page.parent / block["path"]) + block[3], text)
 
 
 def update(page: Path) -> None:
@@ -37,9 +37,22 @@ def update(page: Path) -> None:
     write_text(page, render(page))
 
 
-def _show(results: Results) -> str:
+def _read(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"Could not read {page} ({error}). Expected a page in UTF-8.") from error
+
+
+def _show(path: Path) -> str:
+    results = load_results(path)
     settings, machine = results.settings, results.machine
-    lines = [
+    if missing := [name for name in _SETTINGS if name not in settings]:
+        raise ParameterError(
+            f"{path} lacks the settings {', '.join(missing)}, which a page shows. Run the command again."
+        )
+    lines = [] if results.complete else ["**The run was stopped before its end; this is the part that was measured.**"]
+    lines += [
         f"{settings['prompt_count']} {settings['prompts']} prompts, at most {settings['max_new_tokens']} tokens each, "
         f"temperature {settings['temperature']:g}, {settings['dtype']}, target {settings['target']}, draft "
         f"{settings['draft_kind']}; {machine.cpu}, "

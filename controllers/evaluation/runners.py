@@ -6,13 +6,15 @@ import time
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from controllers.registry import controller_names, make_controller
 from controllers.run import Generation, run
-from env.errors import UnknownNameError
+from env.errors import NumericalError, UnknownNameError
 from env.live import LiveDecoder
 from env.models.target import TargetModel
-from env.rounds import FinishReason, Request
+from env.rounds import FinishReason, Request, check_fits
+from env.sampling import SamplingSettings
 
 __all__ = ["TRANSFORMERS", "ControllerRunner", "Runner", "TransformersRunner", "check_runner", "make_runner"]
 
@@ -61,27 +63,57 @@ class TransformersRunner:
         self.target = target
 
     def __call__(self, request: Request) -> Generation:
-        """Runs a request to its end."""
-        sampling, device = request.sampling, self.target.device
-        settings: dict[str, object] = {"do_sample": not sampling.greedy}
-        if not sampling.greedy:
-            torch.manual_seed(sampling.seed)
-            settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        prompt = torch.tensor([request.prompt], device=device)
+        """Runs a request to its end.
+
+        Raises:
+            LimitError: the prompt leaves no room in the target's context.
+            NumericalError: the target returned NaN or infinite logits, which `generate` takes for some token.
+        """
+        length, context = len(request.prompt), self.target.context_limit
+        check_fits(length, context)
+        prompt = torch.tensor([request.prompt], device=self.target.device)
         with self.target.lent() as model:
             before = time.perf_counter()
-            output = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=min(request.max_new_tokens, self.target.context_limit - len(request.prompt)),
-                pad_token_id=0,
-                **settings,
-            )
-            tokens = output[0, len(request.prompt) :].tolist()
+            try:
+                output = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=min(request.max_new_tokens, context - length),
+                    pad_token_id=0,
+                    **_settings(request.sampling),
+                )
+            except RuntimeError as error:  # what sampling from NaN ends in
+                raise NumericalError(f"transformers could not sample: {error}.") from error
+            tokens = output[0, length:].tolist()
             seconds = time.perf_counter() - before
-        ended = tokens[-1] in self.target.end_tokens
-        reason = FinishReason.END_OF_SEQUENCE if ended else FinishReason.TOKEN_LIMIT
-        return Generation(tokens, reason, seconds, rounds=len(tokens), seconds_by_part={})
+            _check_finite(model, output[:, :-1])
+        return Generation(tokens, self._reason(tokens, length), seconds, rounds=len(tokens), seconds_by_part={})
+
+    def _reason(self, tokens: list[int], length: int) -> FinishReason:
+        if tokens[-1] in self.target.end_tokens:
+            return FinishReason.END_OF_SEQUENCE
+        full = length + len(tokens) == self.target.context_limit
+        return FinishReason.CONTEXT_LIMIT if full else FinishReason.TOKEN_LIMIT
+
+
+def _settings(sampling: SamplingSettings) -> dict[str, object]:
+    """What `generate` calls these settings; its sampling is seeded here."""
+    if sampling.greedy:
+        return {"do_sample": False}
+    torch.manual_seed(sampling.seed)
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+
+
+@torch.inference_mode()
+def _check_finite(model: PreTrainedModel, text: torch.Tensor) -> None:
+    """Refuses a text that the model lost its mind over: NaN anywhere in it reaches the last position."""
+    if not model(text, use_cache=False, logits_to_keep=1).logits.isfinite().all():
+        raise NumericalError("The target returned NaN or infinite logits. Its weights or the dtype are at fault.")
 
 
 def check_runner(name: str) -> None:
