@@ -89,7 +89,7 @@ def benchmark(options: BenchmarkOptions) -> int:
     )
     Console().print(table(results))
     write_results(results, options.output)
-    console.print(f"Written to {options.output}/")
+    console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
     return 0 if complete else INTERRUPTED
 
 

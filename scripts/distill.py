@@ -55,7 +55,11 @@ def distill(options: DistillOptions) -> int:
         ).run()
     export(graduate, options.config, Path(options.target).name, command_line(), options.output)
     shares = ", ".join(f"{share:.3f}" for share in graduate.agreement["all"].top1)
-    console.print(f"Top-1 agreement on held-out answers by step: {shares}. Written to {options.output}/")
+    console.print(
+        f"Top-1 agreement on held-out answers by step: {shares}. Written to {options.output}/",
+        markup=False,
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -93,7 +93,8 @@ def exactness(options: ExactnessOptions) -> int:
     }
     write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")
     Console().print(_table(cases))
-    console.print(f"{'Every' if exact else 'NOT every'} output is exact. Written to {options.output}/")
+    verdict = f"{'Every' if exact else 'NOT every'} output is exact. Written to {options.output}/"
+    console.print(verdict, markup=False, soft_wrap=True)
     return 0 if exact else 1
 
 

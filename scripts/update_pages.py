@@ -21,7 +21,7 @@ def update_pages(options: PagesOptions) -> int:
     """Updates the pages; returns the exit status."""
     for page in options.pages:
         update(page)
-        console.print(f"{page} is up to date.")
+        console.print(f"{page} is up to date.", markup=False, soft_wrap=True)
     return 0
 
 

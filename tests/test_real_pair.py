@@ -1,0 +1,67 @@
+"""The default pair, in float32: its draft is worth its place, and the text is the target's own whatever steers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import env
+from controllers.evaluation.exactness import check_drafts, check_transformers
+from controllers.registry import controller_names
+from env.drafts import FeatureDraft
+from env.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
+from env.sampling import SamplingSettings
+
+pytestmark = pytest.mark.real_pair
+
+DRAFT = Path(env.__file__).parent / "drafts" / "weights" / DEFAULT_TARGET
+TEXTS = (
+    "Why is the sky blue?",
+    "Write a Python function that adds two numbers.",
+    "Translate to French: Where is the station?",
+    "What is 12 times 7?",
+)
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def pair() -> ModelPair:
+    return load_pair(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompts(pair: ModelPair) -> list[tuple[int, ...]]:
+    return [encode_chat(pair.tokenizer, [text]) for text in TEXTS]
+
+
+def test_the_default_pair_is_the_target_and_the_draft_shipped_for_it(pair: ModelPair) -> None:
+    assert pair.target_name == DEFAULT_TARGET
+    assert isinstance(pair.draft, FeatureDraft)
+    assert pair.draft_name == "draft.safetensors"
+    assert pair.tokenizer.eos_token_id in pair.target.end_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_controller_leaves_the_text_as_it_is(
+    pair: ModelPair, prompts: list[tuple[int, ...]], temperature: float
+) -> None:
+    names = [name for name in controller_names() if name != "autoregressive"]
+    sampling = SamplingSettings(temperature, seed=1)
+    cases = check_drafts(pair.target, [pair.draft], names, prompts, sampling=sampling, max_new_tokens=TOKENS)
+    assert {case.runner: case.identical for case in cases} == dict.fromkeys(names, len(TEXTS))
+    assert all(0 < case.accepted < case.drafted for case in cases), "the test would be vacuous"
+
+
+def test_plain_greedy_text_is_that_of_transformers(pair: ModelPair, prompts: list[tuple[int, ...]]) -> None:
+    case = check_transformers(pair.target, pair.draft, prompts[:3], TOKENS)
+    assert case.identical == case.prompts == 3
+
+
+def test_the_shipped_draft_guesses_nearly_every_other_token_and_its_card_says_so() -> None:
+    agreement = json.loads((DRAFT / "training.json").read_text(encoding="utf-8"))["agreement"]["all"]
+    assert agreement["top1"][0] >= 0.45
+    assert agreement["positions"] > 1000
+    card = (DRAFT / "README.md").read_text(encoding="utf-8")
+    assert f"| all | {agreement['positions']:,} | top-1 | {int(1000 * agreement['top1'][0]) / 1000:.3f} |" in card
