@@ -356,7 +356,7 @@ class TestAgreement:
         assert agreement.positions == seen[0]
         assert agreement.top1 == pytest.approx((hits[:, 0] / seen).tolist())
         assert agreement.top4 == pytest.approx((hits[:, 1] / seen).tolist())
-        assert 0 < agreement.top1[0] < agreement.top4[0] < 0.5, "the test would be vacuous"
+        assert 0 < agreement.top1[0] < agreement.top4[0] < 0.9, "the test would be vacuous"
 
     def test_a_network_that_has_learned_its_lessons_by_heart_agrees_with_nearly_all(self, tmp_path: Path) -> None:
         target = tiny_target(dtype=torch.float32)

@@ -91,7 +91,9 @@ def make_draft(
 
 class TestText:
     @pytest.mark.parametrize("kind", ["lookup", "causal model", "feature draft", "draft object"])
-    @pytest.mark.parametrize("controller", ["history", "fixed_tree:branch=3:depth=3", TREE], ids=str)
+    @pytest.mark.parametrize(
+        "controller", ["history", "fixed_tree:branch=3:depth=3", TREE], ids=["history", "fixed tree", "an object"]
+    )
     def test_greedy_text_is_that_of_generate(
         self, model: PreTrainedModel, draft: PreTrainedModel, tmp_path: Path, kind: str, controller: Any
     ) -> None:
