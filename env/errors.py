@@ -54,7 +54,7 @@ class PairError(SpecGymError, ValueError):
 
 
 class ModelFileError(SpecGymError):
-    """Weights that are missing, corrupt or cannot be fetched."""
+    """Files of a model that are missing, corrupt or cannot be fetched."""
 
 
 class NumericalError(SpecGymError, ArithmeticError):

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from env.drafts.network import load_network
-from env.errors import LimitError, ModelFileError, PairError, ParameterError
+from env.errors import LimitError, PairError, ParameterError
 from env.live import LiveDecoder
 from env.models.compatibility import check_draft, check_target, check_vocabulary
+from env.models.loading import load_causal_model, load_config, load_tokenizer
 from env.models.store import describe_weights, locate_model
 from env.models.target import CachedModel, TargetModel
 
@@ -25,7 +26,6 @@ __all__ = [
     "ModelPair",
     "check_text",
     "encode_chat",
-    "load_causal_model",
     "load_pair",
     "make_draft",
 ]
@@ -75,7 +75,7 @@ def load_pair(
 
     Raises:
         UnknownNameError: no such model.
-        ModelFileError: weights that are missing, corrupt or cannot be fetched.
+        ModelFileError: weights, a configuration or a tokenizer that are missing, corrupt or cannot be fetched.
         PairError: models that cannot work, or not together.
         ParameterError: an unknown `dtype`, or a device that is not there.
     """
@@ -84,9 +84,9 @@ def load_pair(
     place = _device(device)
     transformers_logging.disable_progress_bar()
     folder = locate_model(target)
-    check_target(AutoConfig.from_pretrained(folder, local_files_only=True))
+    check_target(load_config(folder))
     draft = draft or str(PAIRS.get(target, LOOKUP))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     draft_folder = None if _is_lookup_or_file(draft) else _checked_draft(draft, tokenizer)
     model = TargetModel(load_causal_model(folder, DTYPES[dtype], place))
     if draft_folder is not None:
@@ -113,19 +113,6 @@ def make_draft(draft: str, target: TargetModel) -> Draft:
     if largest >= target.vocabulary:
         raise PairError(f"The feature draft proposes token {largest}; the target knows {target.vocabulary} tokens.")
     return FeatureDraft(network, target.model.get_input_embeddings(), target.context_limit)
-
-
-def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Loads a causal language model from a folder.
-
-    Raises:
-        ModelFileError: the weights do not load.
-    """
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelFileError(f"The model in {folder} does not load: {error}") from error
-    return model.to(device).eval()
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tuple[int, ...]:
@@ -162,8 +149,8 @@ def _is_lookup_or_file(draft: str) -> bool:
 def _checked_draft(draft: str, tokenizer: PreTrainedTokenizerBase) -> Path:
     """The folder of a causal draft model that fits the target's tokenizer."""
     folder = locate_model(draft)
-    check_draft(AutoConfig.from_pretrained(folder, local_files_only=True))
-    check_vocabulary(tokenizer, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    check_draft(load_config(folder))
+    check_vocabulary(tokenizer, load_tokenizer(folder))
     return folder
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoConfig, AutoTokenizer
 
 from agents.distillation.card import export
 from agents.distillation.pipeline import Distillation, DistillationConfig
 from controllers.evaluation.provenance import command_line
 from env.files import check_writable
 from env.models.compatibility import check_target
+from env.models.loading import load_causal_model, load_config, load_tokenizer
 from env.models.store import locate_model
-from env.pair import DEFAULT_TARGET, load_causal_model
+from env.pair import DEFAULT_TARGET
 from scripts.common import console, main
 
 
@@ -40,8 +40,8 @@ def distill(options: DistillOptions) -> int:
     for folder in (options.run, options.output):
         check_writable(folder)
     folder = locate_model(options.target)
-    check_target(AutoConfig.from_pretrained(folder, local_files_only=True))
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    check_target(load_config(folder))
+    tokenizer = load_tokenizer(folder)
     model = load_causal_model(folder, torch.bfloat16, torch.device(options.device))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:

@@ -12,11 +12,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from controllers.evaluation.exactness import ExactnessCase, check_drafts, check_transformers, shallow_draft
+from controllers.evaluation.exactness import (
+    ExactnessCase,
+    check_drafts,
+    check_layers,
+    check_transformers,
+    shallow_draft,
+)
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
 from controllers.registry import controller_names
 from env.drafts import Draft, LookupDraft
 from env.files import check_writable, write_text
+from env.models.loading import load_config
+from env.models.store import locate_model
 from env.pair import DEFAULT_TARGET, encode_chat, load_pair
 from env.prompts import load_prompts
 from env.rounds import check_limit
@@ -39,7 +47,7 @@ class ExactnessOptions:
     max_new_tokens: int = 8
     """most tokens of a text"""
     layers: int = 4
-    """layers of the target that make up the causal draft"""
+    """first layers of the target that make up the causal draft; fewer than it has"""
     seeds: int = 3
     """seeds at temperature 1"""
     device: str = "cpu"
@@ -54,6 +62,7 @@ def exactness(options: ExactnessOptions) -> int:
     check_writable(options.output)
     check_limit("limit", options.limit)
     prompts = load_prompts(options.prompts)
+    check_layers(options.layers, load_config(locate_model(options.target)))
     started = datetime.datetime.now(datetime.timezone.utc)
     with console.status("Loading the models"):
         pair = load_pair(options.target, None, "float32", options.device)

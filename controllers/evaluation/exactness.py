@@ -7,17 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PretrainedConfig
 
 from controllers.evaluation.runners import TransformersRunner
 from controllers.registry import make_controller
 from controllers.run import run
 from env.drafts import CausalDraft, Draft
+from env.errors import PairError, ParameterError
 from env.live import LiveDecoder
 from env.models.target import CachedModel, TargetModel
 from env.rounds import Request
 from env.sampling import SamplingSettings
 
-__all__ = ["ExactnessCase", "check_drafts", "check_transformers", "shallow_draft"]
+__all__ = ["ExactnessCase", "check_drafts", "check_layers", "check_transformers", "shallow_draft"]
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,42 @@ class ExactnessCase:
         return self.identical == self.prompts > 0 and informative
 
 
+def check_layers(layers: int, config: PretrainedConfig) -> None:
+    """Refuses a number of layers that makes no shallow draft: none, or all of the target, which is never wrong.
+
+    Args:
+        layers: layers that `shallow_draft` shall keep.
+        config: the target's configuration.
+
+    Raises:
+        PairError: the configuration does not tell how many layers the target has.
+        ParameterError: `layers` is below 1, or not below the target's.
+    """
+    text = config.get_text_config(decoder=True)
+    available = getattr(text, "num_hidden_layers", None)
+    if available is None:
+        raise PairError(
+            f"The configuration of model type {text.model_type!r} names no num_hidden_layers, so no draft can be cut "
+            "from it. Use another target."
+        )
+    if not 1 <= layers < available:
+        raise ParameterError(
+            f"layers must be 1 or more and fewer than the {available} that the target has; got {layers}."
+        )
+
+
 def shallow_draft(target: TargetModel, layers: int) -> CausalDraft:
     """The target cut off after its first layers, as a causal draft of the same vocabulary.
 
     Args:
         target: whose embedding, norm and head it shares.
         layers: layers kept.
+
+    Raises:
+        PairError, ParameterError: as in `check_layers`.
     """
     model = target.model
+    check_layers(layers, model.config)
     with target.lent():
         shallow = copy.copy(model)
         shallow._modules = dict(model._modules)
