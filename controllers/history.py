@@ -9,7 +9,7 @@ from typing import Literal
 from controllers.static import PHASE_2
 from env.errors import ParameterError
 from env.observation import Observation
-from env.parameters import TreeParameters
+from env.parameters import Source, TreeParameters
 
 __all__ = ["HistoryController"]
 
@@ -34,9 +34,11 @@ class HistoryController:
         patience: observations needed before the first adjustment [rounds or requests].
         depth_step: step of the base depth, which stays within 2 and 10 [tokens].
         threshold_step: step of the high-confidence threshold, which stays within 0.5 and 0.95 [probability].
+        source: who proposes nodes, see `TreeParameters`.
 
     Raises:
-        ParameterError: an unknown `adjust`, a window smaller than `patience`, or another value out of its range.
+        ParameterError: an unknown `adjust` or `source`, a window smaller than `patience`, or another value out of its
+            range.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class HistoryController:
         patience: int = 5,
         depth_step: int = 1,
         threshold_step: float = 0.05,
+        source: Source = "model",
     ) -> None:
         if adjust not in ("round", "request"):
             raise ParameterError(f"adjust must be 'round' or 'request'; got {adjust!r}.")
@@ -63,7 +66,7 @@ class HistoryController:
             )
         self.adjust, self.target, self.band, self.patience = adjust, target, band, patience
         self.depth_step, self.threshold_step = depth_step, threshold_step
-        self.start = PHASE_2
+        self.start = dataclasses.replace(PHASE_2, source=source)
         self.parameters = self.start
         self.rates: deque[float] = deque(maxlen=window)
         self.request: list[tuple[int, int]] = []  # accepted and possible of each round of this request

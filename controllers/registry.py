@@ -85,6 +85,10 @@ def make_controller(specification: str) -> Controller:
 
 def _convert(option: str, text: str, default: object) -> object:
     """`text` in the type of the option's default."""
+    if isinstance(default, bool):  # bool("false") is true
+        if text not in ("true", "false"):
+            raise ParameterError(f"Option {option} needs true or false; got {text!r}.")
+        return text == "true"
     kind: Any = type(default)
     try:
         return kind(text)

@@ -6,7 +6,7 @@ Phases 1 and 2 adapt inside a round, node by node; that is the growth rule's wor
 from __future__ import annotations
 
 from env.observation import Observation
-from env.parameters import TreeParameters
+from env.parameters import Source, TreeParameters
 
 __all__ = ["PHASE_1", "PHASE_2", "StaticController", "fixed_tree"]
 
@@ -53,13 +53,16 @@ class StaticController:
         return self.parameters
 
 
-def fixed_tree(branch: int = 2, depth: int = 4, node_budget: int = 128) -> StaticController:
+def fixed_tree(branch: int = 2, depth: int = 4, node_budget: int = 128, source: Source = "model") -> StaticController:
     """A complete tree whatever the text: `branch` children under every node, `depth` levels.
+
+    Where prompt lookup alone is asked, what it does not find is missing.
 
     Args:
         branch: children of every node [nodes].
         depth: levels below the root [tokens].
         node_budget: most nodes verified, and most expanded in a level; of a larger tree the likeliest are kept [nodes].
+        source: who proposes nodes, see `TreeParameters`.
     """
     return StaticController(
         TreeParameters(
@@ -70,5 +73,6 @@ def fixed_tree(branch: int = 2, depth: int = 4, node_budget: int = 128) -> Stati
             max_branch=branch,
             frontier_width=node_budget,
             node_budget=node_budget,
+            source=source,
         )
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from env.parameters import TreeParameters
-from env.tree import FloatArray, IntArray, TokenTree
+from env.tree import BoolArray, FloatArray, IntArray, TokenTree
 
 __all__ = ["Candidates", "Expand", "grow_tree"]
 
@@ -26,12 +26,11 @@ class Candidates:
     tokens: IntArray
     """token ids, `int64[n, k]`"""
     log_probs: FloatArray
-    """log-probability of each, given its node, `float64[n, k]`"""
-
-    @property
-    def confidence(self) -> FloatArray:
-        """The draft's top-1 probability at each node, `float64[n]`."""
-        return np.exp(self.log_probs[:, 0])
+    """log-probability of each, given its node: what reach is made of, `float64[n, k]`"""
+    confidence: FloatArray
+    """the draft's own top-1 probability at each node, before any calibration: what Phase 1 goes by, `float64[n]`"""
+    from_lookup: BoolArray | None = None
+    """which of them prompt lookup alone offers, `bool[n, k]`; None if it offers none"""
 
 
 Expand = Callable[[TokenTree, IntArray, int], Candidates]
@@ -78,4 +77,6 @@ def _branch(parameters: TreeParameters, tree: TokenTree, frontier: IntArray, can
     children[confidence < parameters.low_confidence] = parameters.max_branch
     offered = candidates.log_probs > -np.inf
     rows, columns = np.nonzero(offered & (np.arange(offered.shape[1]) < children[:, None]))
-    return tree.add(frontier[rows], candidates.tokens[rows, columns], candidates.log_probs[rows, columns])
+    from_lookup = None if candidates.from_lookup is None else candidates.from_lookup[rows, columns]
+    tokens, log_probs = candidates.tokens[rows, columns], candidates.log_probs[rows, columns]
+    return tree.add(frontier[rows], tokens, log_probs, from_lookup)

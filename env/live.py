@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from env.drafts.base import Draft
+from env.drafts.merged import MergedDraft
 from env.growth import grow_tree
 from env.models.target import TargetModel
 from env.observation import Observation
@@ -26,7 +27,7 @@ class LiveDecoder:
 
     Args:
         target: the model whose output is wanted.
-        draft: the one that guesses.
+        draft: the one that guesses; prompt lookup joins it as the parameters of a round say.
 
     Attributes:
         tokens: prompt and text so far [token ids].
@@ -34,6 +35,7 @@ class LiveDecoder:
 
     def __init__(self, target: TargetModel, draft: Draft) -> None:
         self.target, self.draft = target, draft
+        self.merged = MergedDraft(draft)
         self.tokens: list[int] = []
         self.under_way = False
 
@@ -54,14 +56,14 @@ class LiveDecoder:
         self.chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
         self.under_way = False  # until a round is whole: after an error the caches are in between
         self.target.cache.reset()
-        self.target.show_features(self.draft.needs_features)
-        self.draft.start(self.chooser)
+        self.target.show_features(self.draft.feature_layers)
+        self.merged.start(self.chooser)
         seconds, watch = RoundSeconds(), Stopwatch()
         choices = self._verify(TokenTree(0), request.prompt, seconds, watch)
         committed = self._take(choices.tolist())
-        self.draft.commit([*request.prompt, *committed], self.target.features, _NO_NODES)
+        self.merged.commit([*request.prompt, *committed], self.target.features, _NO_NODES)
         seconds.commit = watch.lap()
-        return self._outcome(committed, TokenTree(0), 0, seconds)
+        return self._outcome(committed, TokenTree(0), _NO_NODES, seconds)
 
     def observe(self) -> Observation:
         """What a controller may see now.
@@ -70,6 +72,7 @@ class LiveDecoder:
             RuntimeError: there is no text under way.
         """
         self._check_under_way()
+        lookup_match, lookup_rate = self.merged.lookup.at_root()
         return Observation(
             position=len(self.tokens) - 1,
             generated=len(self.tokens) - len(self.request.prompt),
@@ -77,6 +80,8 @@ class LiveDecoder:
             last_drafted=self.last.drafted,
             last_depth=self.last.depth,
             last_accepted=self.last.accepted,
+            lookup_match=lookup_match,
+            lookup_rate=lookup_rate,
         )
 
     @torch.inference_mode()
@@ -96,13 +101,13 @@ class LiveDecoder:
         choices = self._verify(tree, self.tokens[-1:], seconds, watch)
         path = tree.accepted_path(choices)
         committed = self._take([*tree.token[path[1:]].tolist(), int(choices[path[-1]])])
-        accepted = min(len(path) - 1, len(committed))
+        accepted = path[1 : len(committed) + 1]
         path = path[: len(committed)]  # shorter only where the text ended within the path
         self.target.cache.keep_path(prefix, path)
         features = self.target.features
         if features is not None:
             features = features[path]
-        self.draft.commit(committed, features, nodes[path[1:]])
+        self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
         return self._outcome(committed, tree, accepted, seconds)
 
@@ -111,17 +116,14 @@ class LiveDecoder:
             raise RuntimeError("No text is under way: call start() with a request first.")
 
     def _deepest(self) -> int:
-        """Most draft tokens on a path: the target adds one of its own, and neither limit may be overshot."""
-        room = self.limit - len(self.tokens) - 1
-        if self.draft.context_limit is not None:
-            room = min(room, self.draft.context_limit - len(self.tokens))
-        return max(room, 0)
+        """Most draft tokens on a path: the target adds one of its own, and the limit may not be overshot."""
+        return max(self.limit - len(self.tokens) - 1, 0)
 
     def _draft(self, parameters: TreeParameters, seconds: RoundSeconds) -> tuple[TokenTree, IntArray]:
         """The tree to verify, and which node of the grown tree each of its nodes was."""
-        before = self.draft.forward_seconds
-        grown = grow_tree(self.tokens[-1], parameters, self.draft.expand)
-        seconds.draft_forward = self.draft.forward_seconds - before
+        before = self.merged.forward_seconds
+        grown = grow_tree(self.tokens[-1], parameters, self.merged.expander(parameters))
+        seconds.draft_forward = self.merged.forward_seconds - before
         nodes = grown.likeliest(parameters.node_budget)
         return grown.select(nodes), nodes
 
@@ -157,8 +159,17 @@ class LiveDecoder:
         asked = len(self.request.prompt) + self.request.max_new_tokens
         return FinishReason.TOKEN_LIMIT if len(self.tokens) == asked else FinishReason.CONTEXT_LIMIT
 
-    def _outcome(self, tokens: list[int], tree: TokenTree, accepted: int, seconds: RoundSeconds) -> RoundOutcome:
+    def _outcome(self, tokens: list[int], tree: TokenTree, accepted: IntArray, seconds: RoundSeconds) -> RoundOutcome:
         finished = self._finish_reason()
         self.under_way = finished is None
-        self.last = RoundOutcome(tuple(tokens), len(tree) - 1, int(tree.depth.max()), accepted, finished, seconds)
+        self.last = RoundOutcome(
+            tuple(tokens),
+            drafted=len(tree) - 1,
+            depth=int(tree.depth.max()),
+            accepted=len(accepted),
+            drafted_lookup=int(tree.from_lookup.sum()),
+            accepted_lookup=int(tree.from_lookup[accepted].sum()),
+            finished=finished,
+            seconds=seconds,
+        )
         return self.last

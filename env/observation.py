@@ -23,3 +23,8 @@ class Observation:
     """depth of the last round's tree [tokens]"""
     last_accepted: int = 0
     """draft tokens accepted in the last round [tokens]"""
+    lookup_match: int = 0
+    """longest earlier text, at most 16 tokens, that ends as the text does now; 0 if prompt lookup has none [tokens]"""
+    lookup_rate: float = 0.0
+    """how likely the token that followed it there comes next, by how lookup has fared in this text; 0 if there is none
+    [probability]"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from env.calibration import Calibrator, load_calibrator
 from env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from env.drafts.network import load_network
 from env.errors import LimitError, PairError, ParameterError
@@ -26,6 +28,7 @@ __all__ = [
     "ModelPair",
     "check_text",
     "encode_chat",
+    "find_device",
     "load_pair",
     "make_draft",
 ]
@@ -34,12 +37,12 @@ DEFAULT_TARGET = "smollm2-135m-instruct"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LOOKUP = "lookup"
 
-_WEIGHTS = Path(__file__).parent / "drafts" / "weights"
-PAIRS = {
-    DEFAULT_TARGET: _WEIGHTS / DEFAULT_TARGET / "draft.safetensors",
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _WEIGHTS / DEFAULT_TARGET / "draft.safetensors",
-}
-"""the registered pairs: a target, by its name or hub id, and the draft shipped for it"""
+CALIBRATOR = "calibrator.json"
+
+_WEIGHTS = Path(__file__).parent / "drafts" / "weights" / DEFAULT_TARGET
+_SHIPPED = {"feature": _WEIGHTS / "draft.safetensors"}
+PAIRS = {DEFAULT_TARGET: _SHIPPED, "HuggingFaceTB/SmolLM2-135M-Instruct": _SHIPPED}
+"""the registered pairs: a target, by its name or hub id, and the drafts shipped for it, the best first"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,19 @@ class ModelPair:
     target_name: str
     """what the user called the target"""
     draft_name: str
-    """what the user called the draft, or the file shipped for it"""
+    """what the user called the draft, or the name of the one shipped"""
     weights: str
     """where the target's weights came from"""
 
     def decoder(self) -> LiveDecoder:
         """A decoder of this pair. The two share their caches with every other decoder of the pair."""
         return LiveDecoder(self.target, self.draft)
+
+    def with_draft(self, draft: str) -> ModelPair:
+        """The same target with another draft, named as in `load_pair`; raises as that does."""
+        draft = _resolve(draft, self.target_name)
+        guesser = make_draft(draft, self.target, self.tokenizer)
+        return dataclasses.replace(self, draft=guesser, draft_name=_short(draft))
 
 
 def load_pair(
@@ -68,8 +77,9 @@ def load_pair(
 
     Args:
         target: a registered name, a local folder or a hub id.
-        draft: ``"lookup"``, a feature draft's safetensors file, or a causal language model as for `target`; None takes
-            the draft shipped for the target, and prompt lookup where there is none.
+        draft: ``"lookup"``, a draft shipped for the target (``"feature"``), a feature draft's
+            safetensors file, or a causal language model as for `target`; None takes the best one shipped for the
+            target, and prompt lookup where there is none.
         dtype: a name in `DTYPES`.
         device: ``"cpu"`` or a CUDA device.
 
@@ -81,38 +91,44 @@ def load_pair(
     """
     if dtype not in DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
-    place = _device(device)
+    place = find_device(device)
     transformers_logging.disable_progress_bar()
     folder = locate_model(target)
     check_target(load_config(folder))
-    draft = draft or str(PAIRS.get(target, LOOKUP))
+    chosen = _resolve(draft, target)
     tokenizer = load_tokenizer(folder)
-    draft_folder = None if _is_lookup_or_file(draft) else _checked_draft(draft, tokenizer)
+    if _is_model(chosen):
+        _checked_draft(chosen, tokenizer)  # before the target's weights are read
     model = TargetModel(load_causal_model(folder, DTYPES[dtype], place))
-    if draft_folder is not None:
-        guesser: Draft = CausalDraft(
-            CachedModel(load_causal_model(draft_folder, DTYPES[dtype], place)), model.vocabulary
-        )
-    else:
-        guesser = make_draft(draft, model)
-    draft_name = Path(draft).name if draft.endswith(".safetensors") else draft
-    return ModelPair(model, guesser, tokenizer, target, draft_name, describe_weights(folder))
+    guesser = make_draft(chosen, model, tokenizer)
+    return ModelPair(model, guesser, tokenizer, target, _short(chosen), describe_weights(folder))
 
 
-def make_draft(draft: str, target: TargetModel) -> Draft:
-    """A draft that is no model of its own: ``"lookup"`` or a feature draft's file.
+def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Draft:
+    """A draft for a target that is loaded, with the calibrator that lies beside its weights.
+
+    Args:
+        draft: ``"lookup"``, a feature draft's file, or, given `tokenizer`, a causal language model by folder or hub id.
+        target: the target.
+        tokenizer: the target's.
 
     Raises:
-        ModelFileError: the file is missing or corrupt.
+        ModelFileError: files are missing or corrupt.
         PairError: it is made for another target.
+        UnknownNameError: no such model.
     """
     if draft == LOOKUP:
         return LookupDraft()
+    if tokenizer is not None and _is_model(draft):
+        folder = _checked_draft(draft, tokenizer)
+        model = CachedModel(load_causal_model(folder, target.dtype, target.device))
+        return CausalDraft(model, target.vocabulary, _calibrator(folder))
     network = load_network(Path(draft))
     largest = int(network.token_ids.max())
     if largest >= target.vocabulary:
         raise PairError(f"The feature draft proposes token {largest}; the target knows {target.vocabulary} tokens.")
-    return FeatureDraft(network, target.model.get_input_embeddings(), target.context_limit)
+    embedding = target.model.get_input_embeddings()
+    return FeatureDraft(network, embedding, target.context_limit, _calibrator(Path(draft).parent))
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tuple[int, ...]:
@@ -142,8 +158,27 @@ def check_text(text: str) -> None:
         raise LimitError(f"The prompt is empty: expected some text to answer; got {text!r}.")
 
 
-def _is_lookup_or_file(draft: str) -> bool:
-    return draft == LOOKUP or draft.endswith(".safetensors")
+def _resolve(draft: str | None, target: str) -> str:
+    """A shipped draft's place in place of its name."""
+    shipped = PAIRS.get(target, {})
+    if draft is None:
+        return str(next(iter(shipped.values()), LOOKUP))
+    return str(shipped.get(draft, draft))
+
+
+def _short(draft: str) -> str:
+    """What to call a draft in results: a shipped one by its name."""
+    names = {str(place): name for name, place in _SHIPPED.items()}
+    return names.get(draft, Path(draft).name if draft.endswith(".safetensors") else draft)
+
+
+def _is_model(draft: str) -> bool:
+    return draft != LOOKUP and not draft.endswith(".safetensors")
+
+
+def _calibrator(folder: Path) -> Calibrator | None:
+    path = folder / CALIBRATOR
+    return load_calibrator(path) if path.exists() else None
 
 
 def _checked_draft(draft: str, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -154,7 +189,8 @@ def _checked_draft(draft: str, tokenizer: PreTrainedTokenizerBase) -> Path:
     return folder
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, if tensors can be put there. Raises `ParameterError` otherwise."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from env.errors import ParameterError
 
-__all__ = ["PLAIN", "TreeParameters"]
+__all__ = ["PLAIN", "SOURCES", "Source", "TreeParameters"]
+
+Source = Literal["model", "lookup", "both"]
+"""where the nodes of a tree come from: the draft model, prompt lookup, or the two merged"""
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,11 @@ class TreeParameters:
     """most nodes expanded in one level, the likeliest first: the rows of a draft forward [nodes]"""
     node_budget: int = 31
     """most nodes verified, the likeliest first: with the root 32 rows of a verification by default [nodes]"""
+    source: Source = "model"
+    """who proposes nodes: ``"model"``, ``"lookup"``, which costs no draft forward, or ``"both"``; a pair whose draft is
+    prompt lookup has nothing else to ask"""
+    calibrated: bool = True
+    """whether reach is made of calibrated probabilities where the draft model has a calibrator, or of its own"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.base_depth <= self.max_depth:
@@ -51,6 +61,8 @@ class TreeParameters:
             self._refuse("early_stop and deep_expand within 0 and 1", "early_stop", "deep_expand")
         if self.frontier_width < 1 or self.node_budget < 1:
             self._refuse("frontier_width and node_budget of 1 or more", "frontier_width", "node_budget")
+        if self.source not in SOURCES:
+            self._refuse(f"source to be one of {', '.join(SOURCES)}", "source")
 
     def _refuse(self, expected: str, *names: str) -> None:
         came = ", ".join(f"{name}={getattr(self, name)}" for name in names)

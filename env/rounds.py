@@ -105,6 +105,10 @@ class RoundOutcome:
     """depth of the verified tree [tokens]"""
     accepted: int = 0
     """draft tokens committed [tokens]"""
+    drafted_lookup: int = 0
+    """of the nodes verified, those that prompt lookup alone proposed [nodes]"""
+    accepted_lookup: int = 0
+    """of the draft tokens committed, those that prompt lookup alone proposed [tokens]"""
     finished: FinishReason | None = None
     """why the text ended with this round, if it did"""
     seconds: RoundSeconds = field(default_factory=RoundSeconds)

@@ -185,7 +185,7 @@ class TokenChooser:
         values, ids = _read(best, tokens)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        return Candidates(ids, values)
+        return Candidates(ids, values, np.exp(values[:, 0]))
 
     def scores(
         self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None

@@ -24,6 +24,7 @@ class TokenTree:
         depth: tokens below the root, `int64[nodes]`.
         log_prob: the draft's log-probability of the node given its parent, `float64[nodes]`.
         log_reach: sum of `log_prob` along the path, `float64[nodes]`.
+        from_lookup: whether prompt lookup alone proposed the node, `bool[nodes]`.
         ancestors: `ancestors[i, j]` says whether j is i or stands above it, `bool[nodes, nodes]`.
     """
 
@@ -33,6 +34,7 @@ class TokenTree:
         self.depth: IntArray = np.zeros(1, np.int64)
         self.log_prob: FloatArray = np.zeros(1)
         self.log_reach: FloatArray = np.zeros(1)
+        self.from_lookup: BoolArray = np.zeros(1, np.bool_)
         self.ancestors: BoolArray = np.ones((1, 1), np.bool_)
 
     def __len__(self) -> int:
@@ -43,7 +45,9 @@ class TokenTree:
         """Cumulative probability of being reached, `float64[nodes]`."""
         return np.exp(self.log_reach)
 
-    def add(self, parents: IntArray, tokens: IntArray, log_probs: FloatArray) -> IntArray:
+    def add(
+        self, parents: IntArray, tokens: IntArray, log_probs: FloatArray, from_lookup: BoolArray | None = None
+    ) -> IntArray:
         """Adds one node under each of `parents` and returns the new nodes' indices, `int64[added]`."""
         old, added = len(self), len(parents)
         indices = np.arange(old, old + added)
@@ -57,6 +61,8 @@ class TokenTree:
         self.depth = np.concatenate([self.depth, self.depth[parents] + 1])
         self.log_prob = np.concatenate([self.log_prob, log_probs])
         self.log_reach = np.concatenate([self.log_reach, self.log_reach[parents] + log_probs])
+        looked_up = np.zeros(added, np.bool_) if from_lookup is None else from_lookup
+        self.from_lookup = np.concatenate([self.from_lookup, looked_up])
         return indices
 
     def likeliest(self, budget: int) -> IntArray:
@@ -77,6 +83,7 @@ class TokenTree:
         chosen.token, chosen.depth = self.token[nodes], self.depth[nodes]
         chosen.parent = position[self.parent[nodes]]  # the root's -1 reads the spare last entry, -1 itself
         chosen.log_prob, chosen.log_reach = self.log_prob[nodes], self.log_reach[nodes]
+        chosen.from_lookup = self.from_lookup[nodes]
         chosen.ancestors = self.ancestors[np.ix_(nodes, nodes)]
         return chosen
 

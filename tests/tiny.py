@@ -21,7 +21,7 @@ from env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork
 from env.live import LiveDecoder
 from env.models.target import CachedModel, TargetModel
-from env.parameters import TreeParameters
+from env.parameters import SOURCES, TreeParameters
 from env.rounds import Request
 from env.sampling import SamplingSettings
 
@@ -70,10 +70,16 @@ def tiny_target(
     return TargetModel(tiny_llama(seed, dtype, **changes), frozenset(end_tokens))
 
 
-def tiny_network(hidden_size: int = 32, vocabulary: int = 20, seed: int = 0) -> FeatureDraftNetwork:
+def tiny_network(
+    hidden_size: int = 32,
+    vocabulary: int = 20,
+    seed: int = 0,
+    layers: int = 1,
+    feature_layers: tuple[int, ...] = (),
+) -> FeatureDraftNetwork:
     """A feature draft's network of random weights, whose head knows the first `vocabulary` tokens."""
     torch.manual_seed(seed)
-    network = FeatureDraftNetwork(FeatureDraftConfig(hidden_size, 4, 2, 8, 48, vocabulary))
+    network = FeatureDraftNetwork(FeatureDraftConfig(hidden_size, 4, 2, 8, 48, vocabulary, layers, feature_layers))
     with torch.no_grad():
         network.head.weight.normal_(0, 0.3)  # as spread as the targets are
     return network.eval()
@@ -85,11 +91,13 @@ def causal_draft(target: TargetModel, amount: float = 0.1, seed: int = 1) -> Cau
         return CausalDraft(CachedModel(noisy_copy(model, amount, seed)), target.vocabulary)
 
 
-def feature_draft(target: TargetModel, seed: int = 0) -> FeatureDraft:
+def feature_draft(
+    target: TargetModel, seed: int = 0, layers: int = 1, feature_layers: tuple[int, ...] = ()
+) -> FeatureDraft:
     """An untrained feature draft with a head over every other of the target's tokens, in descending order."""
     embedding = target.model.get_input_embeddings()
     token_ids = torch.arange(target.vocabulary - 1, -1, -2)
-    network = tiny_network(embedding.weight.shape[1], len(token_ids), seed)
+    network = tiny_network(embedding.weight.shape[1], len(token_ids), seed, layers, feature_layers)
     network.token_ids.copy_(token_ids)
     return FeatureDraft(network, embedding, target.context_limit)
 
@@ -148,6 +156,8 @@ def tree_parameters(draw: st.DrawFn, deepest: int = 6) -> TreeParameters:
         deep_expand=draw(probability.map(lambda value: value**2)),
         frontier_width=draw(st.integers(1, 10)),
         node_budget=draw(st.integers(1, 40)),
+        source=draw(st.sampled_from(SOURCES)),
+        calibrated=draw(st.booleans()),
     )
 
 

@@ -37,10 +37,11 @@ class ControllerRunner:
     Args:
         name: the controller's name, with options, see `make_controller`.
         decoder: what it steers.
+        title: what it is called in results; its name by default.
     """
 
-    def __init__(self, name: str, decoder: LiveDecoder) -> None:
-        self.name, self.decoder = name, decoder
+    def __init__(self, name: str, decoder: LiveDecoder, title: str | None = None) -> None:
+        self.name, self.decoder = title or name, decoder
         self.controller = make_controller(name)
 
     def __call__(self, request: Request) -> Generation:

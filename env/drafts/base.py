@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from env.calibration import Calibrator
 from env.growth import Candidates
 from env.sampling import TokenChooser
 from env.tree import IntArray, TokenTree
@@ -19,10 +20,12 @@ class Draft(Protocol):
 
     kind: str
     """name of the kind, as in results"""
-    needs_features: bool
-    """whether `commit` must bring the target's hidden states"""
+    feature_layers: tuple[int, ...] | None
+    """layers of the target whose hidden states `commit` must bring, before the last one's; None if it needs none"""
     context_limit: int | None
     """longest text it can follow; None for no bound [tokens]"""
+    calibrator: Calibrator | None
+    """what its probabilities are worth with its target, where that was measured"""
     forward_seconds: float
     """wall time spent in forwards so far, never reset [s]"""
 
@@ -34,8 +37,8 @@ class Draft(Protocol):
 
         Args:
             tokens: the tokens that follow everything committed before; the last one is the next tree's root.
-            features: the target's last hidden state at the position *before* each token, `[tokens, hidden]`; None
-                unless `needs_features`. The first token of a text has none: it comes without a row.
+            features: the target's hidden states at the position *before* each token, `[tokens, width]`; None unless
+                the draft has `feature_layers`. The first token of a text has none: it comes without a row.
             path: nodes of the last tree that stand for all but the last of `tokens`, `int64[tokens - 1]`; empty if
                 there was no tree.
         """
@@ -43,5 +46,7 @@ class Draft(Protocol):
     def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         """The k best continuations after each of `nodes`, which are of one depth and follow in growing order.
 
-        The first call after a `commit` is for the root alone.
+        The first call after a `commit` is for the root alone. Later calls may leave out nodes of a level, and levels at
+        the end of a tree, but the parents of all nodes were expanded by the call before. Between two commits there may
+        be no call at all.
         """

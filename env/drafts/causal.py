@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from env.calibration import Calibrator
 from env.growth import Candidates
 from env.models.target import CachedModel
 from env.rounds import Stopwatch
@@ -24,13 +25,14 @@ class CausalDraft:
     Args:
         model: the draft model.
         vocabulary: the target's number of tokens; logits past it (a padded vocabulary) are left out.
+        calibrator: fitted for it with its target, if there is one.
     """
 
     kind = "causal"
-    needs_features = False
+    feature_layers: tuple[int, ...] | None = None
 
-    def __init__(self, model: CachedModel, vocabulary: int) -> None:
-        self.model = model
+    def __init__(self, model: CachedModel, vocabulary: int, calibrator: Calibrator | None = None) -> None:
+        self.model, self.calibrator = model, calibrator
         self.vocabulary = vocabulary
         self.context_limit: int | None = model.context_limit
         self.forward_seconds = 0.0

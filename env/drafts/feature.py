@@ -1,4 +1,4 @@
-"""A feature draft at work: the network, its cache and the tree that it is growing."""
+"""A feature draft at work: the network, its caches and the tree that it is growing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from env.calibration import Calibrator
 from env.drafts.network import FeatureDraftNetwork
 from env.errors import PairError
 from env.growth import Candidates
@@ -23,7 +24,7 @@ _NOTHING: IntArray = np.empty(0, np.int64)
 
 
 class FeatureDraft:
-    """Drafts from the target's last hidden states (see `network`).
+    """Drafts from the target's hidden states (see `network`).
 
     Row r of the cache holds token r + 1 of the text, since the first token has no feature before it.
 
@@ -31,15 +32,21 @@ class FeatureDraft:
         network: the trained network; moved to the embedding's device and precision.
         embedding: the target's token embedding.
         context_limit: the target's, which the draft follows to its end.
+        calibrator: fitted for it with its target, if there is one.
 
     Raises:
         PairError: the network is made for hidden states of another width.
     """
 
     kind = "feature"
-    needs_features = True
 
-    def __init__(self, network: FeatureDraftNetwork, embedding: nn.Embedding, context_limit: int) -> None:
+    def __init__(
+        self,
+        network: FeatureDraftNetwork,
+        embedding: nn.Embedding,
+        context_limit: int,
+        calibrator: Calibrator | None = None,
+    ) -> None:
         width = network.config.hidden_size
         if embedding.weight.shape[1] != width:
             raise PairError(
@@ -48,15 +55,17 @@ class FeatureDraft:
             )
         self.device, self.dtype = embedding.weight.device, embedding.weight.dtype
         self.network = network.to(self.device, self.dtype).eval()
-        self.embedding = embedding
+        self.embedding, self.calibrator = embedding, calibrator
+        self.feature_layers: tuple[int, ...] | None = network.config.feature_layers
         self.context_limit: int | None = context_limit
-        self.cache = KeyValueBuffer()
+        self.caches = [KeyValueBuffer() for _ in range(network.config.layers)]
         self.forward_seconds = 0.0
 
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
         self.chooser = chooser
-        self.cache.reset()
+        for cache in self.caches:
+            cache.reset()
         self.committed = 0  # rows of the cache that stand for committed tokens
         self.pending: list[int] = []
         self.pending_features: list[torch.Tensor] = []
@@ -65,7 +74,8 @@ class FeatureDraft:
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
         """Drops the rows of the tree, which hold the draft's own guesses of features, and owes the true ones."""
         assert features is not None, "a feature draft needs the target's hidden states"
-        self.cache.keep(self.committed)
+        for cache in self.caches:
+            cache.keep(self.committed)
         self.pending.extend(tokens[len(tokens) - len(features) :])
         self.pending_features.append(features)
         self.expanded = _NOTHING
@@ -86,7 +96,8 @@ class FeatureDraft:
         rows = len(self.pending)
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
         positions = np.arange(self.committed, self.committed + rows)
-        output = self._forward(np.array(self.pending), torch.cat(self.pending_features), positions, visible)
+        features = self.network.reduce(torch.cat(self.pending_features))
+        output = self._forward(np.array(self.pending), features, positions, visible)
         self.committed += rows
         self.pending, self.pending_features = [], []
         return output[-1:]
@@ -104,9 +115,9 @@ class FeatureDraft:
     ) -> torch.Tensor:
         mask = None
         if visible is not None:
-            prefix = self.cache.length + len(tokens) - visible.shape[1]
+            prefix = self.caches[0].length + len(tokens) - visible.shape[1]
             mask = additive_mask(prefix, visible, self.dtype, self.device)
         embedded = self.embedding(torch.from_numpy(tokens[None]).to(self.device))
         where = torch.from_numpy(positions).to(self.device)
-        output: torch.Tensor = self.network(embedded, features[None], where, mask, self.cache)
+        output: torch.Tensor = self.network(embedded, features[None], where, mask, self.caches)
         return output[0]

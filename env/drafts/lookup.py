@@ -6,11 +6,13 @@ what followed it there is proposed. It needs no weights and no forward, and deci
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from env.calibration import Calibrator
 from env.errors import ParameterError
 from env.growth import Candidates
 from env.sampling import TokenChooser
@@ -18,76 +20,122 @@ from env.tree import IntArray, TokenTree
 
 __all__ = ["LookupDraft"]
 
+_LATEST = 32  # occurrences of an n-gram that are looked at, the latest ones
+
 
 class LookupDraft:
-    """Drafts from the text so far.
+    """Drafts from the text so far, and keeps count of how well that goes.
 
-    A match of m tokens counts as right with probability 1 - 1/m, and among several continuations of matches of equal
-    length the latest one comes first. It is a rule of thumb: what matters is that longer matches count for more.
+    The best continuation is what followed the longest match; of equally long ones, the latest. It is right with
+    probability ``p(m) = (right[m] + strength * m / (m + 2)) / (tried[m] + strength)`` for a match of m tokens: before
+    every token of the text, prompt included, the best continuation is compared with what came, and counted by the
+    length of its match. The next ones are right with p(m) / 2, p(m) / 4 ... of what those before leave.
+
+    Prior, strength and halves go by 500 answers of SmolLM2-135M-Instruct, at temperature 0 and at 1. There the best
+    continuation of a match of two tokens was right in 0.55 and 0.35 of all cases, of eight in 0.83 and 0.69, of sixteen
+    or more in 0.97 and 0.88. Where those before them were wrong, the second was right in 0.36 and 0.21, the third in
+    0.15 and 0.11, the fourth in 0.08 and 0.08. Counting lowered the log loss of p from 0.385 to 0.357 and from 0.673 to
+    0.648, against the prior alone.
+
+    All of it is a function of the text alone, however many rounds it came in.
 
     Args:
         shortest: shortest n-gram worth following [tokens].
         longest: longest n-gram compared [tokens].
+        strength: observations that the prior counts for.
 
     Raises:
-        ParameterError: `shortest` is under 2, where the rule gives no probability, or over `longest`.
+        ParameterError: `shortest` is under 1 or over `longest`, or `strength` is not positive.
     """
 
     kind = "lookup"
-    needs_features = False
+    feature_layers: tuple[int, ...] | None = None
     context_limit: int | None = None
+    calibrator: Calibrator | None = None
     forward_seconds = 0.0
 
-    def __init__(self, shortest: int = 2, longest: int = 8) -> None:
-        if not 2 <= shortest <= longest:
-            raise ParameterError(f"Prompt lookup needs 2 <= shortest <= longest; got {shortest} and {longest}.")
-        self.shortest, self.longest = shortest, longest
+    def __init__(self, shortest: int = 2, longest: int = 16, strength: float = 8.0) -> None:
+        if not 1 <= shortest <= longest:
+            raise ParameterError(f"Prompt lookup needs 1 <= shortest <= longest; got {shortest} and {longest}.")
+        if not 0 < strength < math.inf:
+            raise ParameterError(f"Prompt lookup needs a finite strength over 0; got {strength}.")
+        self.shortest, self.longest, self.strength = shortest, longest, strength
 
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
-        self.text: IntArray = np.empty(0, np.int64)
+        self.text: list[int] = []
+        self.ends: dict[tuple[int, ...], list[int]] = {}  # where each n-gram ended, but the one that ends the text
+        self.tried = [0] * (self.longest + 1)  # by length of the match
+        self.right = [0] * (self.longest + 1)
 
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
         """See `Draft.commit`."""
-        self.text = np.concatenate([self.text, np.asarray(tokens, np.int64)])
+        text = self.text
+        for token in tokens:
+            guess, length = self._best(text[-self.longest :])
+            if length:
+                self.tried[length] += 1
+                self.right[length] += guess == token
+            if len(text) >= self.shortest:
+                self.ends.setdefault(tuple(text[-self.shortest :]), []).append(len(text) - 1)
+            text.append(token)
 
     def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
-        """See `Draft.expand`."""
-        tokens = np.zeros((len(nodes), k), np.int64)
-        log_probs = np.full((len(nodes), k), -np.inf)
+        """See `Draft.expand`. The matches are those of the text with the node's path; they lie in the text itself."""
+        tokens, log_probs = np.zeros((len(nodes), k), np.int64), np.full((len(nodes), k), -np.inf)
         for row, node in enumerate(nodes):
-            path = np.flatnonzero(tree.ancestors[node])[1:]  # the root is the last token of the text
-            self._continuations(tree.token[path], tokens[row], log_probs[row])
-        return Candidates(tokens, log_probs)
+            path = tree.token[np.flatnonzero(tree.ancestors[node])[1:]]  # the root is the last token of the text
+            ending = (self.text[-self.longest :] + path.tolist())[-self.longest :]
+            for rank, (token, probability) in enumerate(self._continuations(ending, k)):
+                tokens[row, rank], log_probs[row, rank] = token, math.log(probability)
+        return Candidates(tokens, log_probs, np.exp(log_probs[:, 0]), log_probs > -np.inf)
 
-    def _continuations(self, path: IntArray, tokens: IntArray, log_probs: np.ndarray) -> None:
-        """Fills in the continuations after the text and `path`, those of the longest matches first."""
-        left, rank = 1.0, 0
-        for token, length in self._followers(path):
-            if token in tokens[:rank]:
+    def at_root(self) -> tuple[int, float]:
+        """Length of the longest match of the text's end and p of that, both 0 without one."""
+        _, length = self._best(self.text[-self.longest :])
+        return length, self._probability(length) if length else 0.0
+
+    def _probability(self, length: int) -> float:
+        prior = length / (length + 2)
+        return (self.right[length] + self.strength * prior) / (self.tried[length] + self.strength)
+
+    def _continuations(self, ending: list[int], k: int) -> list[tuple[int, float]]:
+        """At most k tokens that may follow `ending` and their probabilities, best first."""
+        longest: dict[int, int] = {}  # match by token, in the order in which the matches were found
+        for end in self._occurrences(ending):
+            token = self.text[end + 1]
+            if longest.get(token) == self.longest:
                 continue
-            probability = left * (1 - 1 / length)
-            tokens[rank], log_probs[rank] = token, np.log(probability)
-            left -= probability
-            rank += 1
-            if rank == len(tokens):
-                return
+            length = self._match(end, ending)
+            if length > longest.get(token, 0):
+                longest.pop(token, None)
+                longest[token] = length
+        found: list[tuple[int, float]] = []
+        left = ceiling = share = 1.0
+        for token, length in sorted(longest.items(), key=lambda item: -item[1])[:k]:
+            ceiling = min(ceiling, left * share * self._probability(length))  # counts may rate a shorter match higher
+            found.append((token, ceiling))
+            left, share = left - ceiling, share / 2
+        return found
 
-    def _followers(self, path: IntArray) -> Iterator[tuple[int, int]]:
-        """Tokens that followed a match and the match's length: the longest first, and of equals the latest."""
-        for length, ends in self._matches(path):
-            for end in ends[::-1]:
-                yield int(self.text[end + 1]), length
+    def _best(self, ending: list[int]) -> tuple[int, int]:
+        """The likeliest token after `ending` and the length of its match, 0 without one."""
+        best = (0, 0)
+        for end in self._occurrences(ending):
+            length = self._match(end, ending)
+            if length > best[1]:
+                best = self.text[end + 1], length
+                if length == self.longest:
+                    break
+        return best
 
-    def _matches(self, path: IntArray) -> list[tuple[int, IntArray]]:
-        """Lengths, longest first, and where in the text the n-grams end that equal the last one of text and `path`."""
-        ending = np.concatenate([self.text[-self.longest :], path])[-self.longest :][::-1]
-        ends = np.arange(len(self.text) - 1)  # a match may end anywhere that something follows
-        matches: list[tuple[int, IntArray]] = []
-        for length, token in enumerate(ending.tolist(), start=1):
-            ends = ends[ends >= length - 1]
-            ends = ends[self.text[ends - length + 1] == token]
-            if not ends.size:
-                break
-            matches.append((length, ends))
-        return [match for match in reversed(matches) if match[0] >= self.shortest]
+    def _occurrences(self, ending: list[int]) -> Sequence[int]:
+        """Where the last `shortest` tokens of `ending` ended earlier in the text, the latest first."""
+        return self.ends.get(tuple(ending[-self.shortest :]), ())[: -_LATEST - 1 : -1]
+
+    def _match(self, end: int, ending: list[int]) -> int:
+        """How many tokens up to `end` of the text are those that end `ending`, of which the last few are known to."""
+        length, most = self.shortest, min(len(ending), end + 1)
+        while length < most and self.text[end - length] == ending[-1 - length]:
+            length += 1
+        return length

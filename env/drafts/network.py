@@ -1,17 +1,19 @@
-"""The network of a feature draft: one decoder layer on the target's own last hidden states.
+"""The network of a feature draft: a decoder layer or two on the target's own hidden states.
 
-After EAGLE (Li et al. 2024, arXiv 2401.15077): the draft does not model text from scratch but carries the target's
-last hidden state one token further. Row i holds token i and the target's state at i - 1; the output stands for the
-state at i, from which a head over a trimmed vocabulary guesses token i + 1, and which takes the place of the target's
-state when the draft goes on alone.
+After EAGLE (Li et al. 2024, arXiv 2401.15077) and EAGLE-3 (Li et al. 2025, arXiv 2503.01840): the draft does not model
+text from scratch but carries the target's state one token further. Row i holds token i and the target's state at
+i - 1, which may be fused from several of its layers; the output stands for the state at i, from which a head over a
+trimmed vocabulary guesses token i + 1, and which takes the place of the target's state when the draft goes on alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +25,10 @@ from env.files import atomic_path
 from env.models.attention import attend
 from env.models.cache import KeyValueBuffer
 
-__all__ = ["FeatureDraftConfig", "FeatureDraftNetwork", "load_network", "save_network"]
+__all__ = ["DecoderLayer", "FeatureDraftConfig", "FeatureDraftNetwork", "load_network", "save_network"]
 
-_FORMAT = "specgym feature draft 1"
+_FORMAT = "specgym feature draft 2"
+_FIRST_FORMAT = "specgym feature draft 1"
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,57 @@ class FeatureDraftConfig:
     """width of the gated feed-forward part [numbers]"""
     vocabulary: int
     """tokens that the head knows [tokens]"""
+    layers: int = 1
+    """decoder layers"""
+    feature_layers: tuple[int, ...] = ()
+    """layers of the target, counted from 0, whose outputs are fused with its last hidden state"""
     rope_theta: float = 10_000.0
     """base of the rotary position embedding (Su et al. 2021, arXiv 2104.09864)"""
     norm_eps: float = 1e-5
     """added to the mean square in RMS norms"""
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers that the target shows at a position: those of `feature_layers` and of its last hidden state."""
+        return (len(self.feature_layers) + 1) * self.hidden_size
+
+
+class DecoderLayer(nn.Module):
+    """Attention and a gated feed-forward part, each on a normed stream and added to it (as in Llama).
+
+    Attention stands between `project` and `finish`, so that training can put its own masks there.
+
+    Args:
+        config: shape of the network.
+    """
+
+    def __init__(self, config: FeatureDraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, queries, states = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.attention_norm = nn.RMSNorm(width, config.norm_eps)
+        self.query_key_value = nn.Linear(width, queries + 2 * states, bias=False)
+        self.attention_output = nn.Linear(queries, width, bias=False)
+        self.feed_forward_norm = nn.RMSNorm(width, config.norm_eps)
+        self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+
+    def project(
+        self, stream: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value `[batch, heads, rows, head_dim]` of a stream `[batch, rows, hidden]`; see `rotary`."""
+        config = self.config
+        joint = self.query_key_value(self.attention_norm(stream))
+        joint = joint.unflatten(-1, (config.heads + 2 * config.kv_heads, config.head_dim)).transpose(1, 2)
+        turned = _rotate(joint[:, : -config.kv_heads], rotation)
+        return turned[:, : config.heads], turned[:, config.heads :], joint[:, -config.kv_heads :]
+
+    def finish(self, stream: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """The stream after the layer, from the one before it and attention's `[batch, heads, rows, dim]`."""
+        stream = stream + self.attention_output(attended.transpose(1, 2).flatten(-2))
+        gate, up = self.gate_up(self.feed_forward_norm(stream)).chunk(2, dim=-1)
+        after: torch.Tensor = stream + self.down(nn.functional.silu(gate) * up)
+        return after
 
 
 class FeatureDraftNetwork(nn.Module):
@@ -63,48 +113,38 @@ class FeatureDraftNetwork(nn.Module):
     def __init__(self, config: FeatureDraftConfig) -> None:
         super().__init__()
         self.config = config
-        width, queries, states = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        width = config.hidden_size
+        self.reduce = nn.Linear(config.feature_width, width, bias=False) if config.feature_layers else nn.Identity()
         self.token_norm = nn.RMSNorm(width, config.norm_eps)
         self.feature_norm = nn.RMSNorm(width, config.norm_eps)
         self.fuse = nn.Linear(2 * width, width, bias=False)
-        self.attention_norm = nn.RMSNorm(width, config.norm_eps)
-        self.query_key_value = nn.Linear(width, queries + 2 * states, bias=False)
-        self.attention_output = nn.Linear(queries, width, bias=False)
-        self.feed_forward_norm = nn.RMSNorm(width, config.norm_eps)
-        self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, width, bias=False)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.output_norm = nn.RMSNorm(width, config.norm_eps)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
         self.register_buffer("token_ids", torch.arange(config.vocabulary))
 
-    def project(
-        self, tokens: torch.Tensor, features: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What attention needs.
+    @property
+    def blocks(self) -> list[DecoderLayer]:
+        """The decoder layers, first to last."""
+        return cast("list[DecoderLayer]", list(self.layers))
+
+    def begin(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The stream that enters the layers, `[batch, rows, hidden]`.
 
         Args:
             tokens: token embeddings, `[batch, rows, hidden]`.
-            features: the target's (or the draft's own) state before each token, `[batch, rows, hidden]`.
-            positions: of the rows, `int64[rows]`.
-
-        Returns:
-            The residual stream `[batch, rows, hidden]`, and query, key, value `[batch, heads, rows, head_dim]`.
+            features: the state before each token: the target's after `reduce`, or the draft's own,
+                `[batch, rows, hidden]`.
         """
-        config = self.config
-        stream = self.fuse(torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
-        joint = self.query_key_value(self.attention_norm(stream))
-        joint = joint.unflatten(-1, (config.heads + 2 * config.kv_heads, config.head_dim)).transpose(1, 2)
-        turned = self._rotate(joint[:, : -config.kv_heads], positions)
-        query, key = turned[:, : config.heads], turned[:, config.heads :]
-        return stream, query, key, joint[:, -config.kv_heads :]
+        stream: torch.Tensor = self.fuse(torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
+        return stream
 
-    def finish(self, stream: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The next features `[batch, rows, hidden]` from the stream and attention's `[batch, heads, rows, dim]`."""
-        stream = stream + self.attention_output(attended.transpose(1, 2).flatten(-2))
-        gate, up = self.gate_up(self.feed_forward_norm(stream)).chunk(2, dim=-1)
-        stream = stream + self.down(nn.functional.silu(gate) * up)
-        output: torch.Tensor = self.output_norm(stream)
-        return output
+    def rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the rotary embedding at `int64[rows]`, `[rows, head_dim / 2]`, computed in float32."""
+        half = self.config.head_dim // 2
+        steps = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+        angles = positions[:, None].float() * self.config.rope_theta**-steps
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def forward(
         self,
@@ -112,21 +152,35 @@ class FeatureDraftNetwork(nn.Module):
         features: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor | None,
-        cache: KeyValueBuffer,
+        caches: Sequence[KeyValueBuffer],
     ) -> torch.Tensor:
-        """Appends rows to `cache` and returns the next features, `[batch, rows, hidden]`; see `project`, `attend`."""
-        stream, query, key, value = self.project(tokens, features, positions)
-        keys, values = cache.update(key, value)
-        return self.finish(stream, attend(query, keys, values, mask))
+        """Appends rows to the caches, one a layer.
 
-    def _rotate(self, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotary position embedding of `[batch, heads, rows, dim]`, computed in float32."""
-        half = self.config.head_dim // 2
-        steps = torch.arange(half, device=states.device, dtype=torch.float32) / half
-        angles = positions[:, None].float() * self.config.rope_theta**-steps  # [rows, half]
-        cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
-        low, high = states.chunk(2, dim=-1)
-        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+        Args:
+            tokens: see `begin`.
+            features: see `begin`.
+            positions: of the rows, `int64[rows]`.
+            mask: see `attend`.
+            caches: one for each layer.
+
+        Returns:
+            The next features, `[batch, rows, hidden]`.
+        """
+        stream = self.begin(tokens, features)
+        rotation = self.rotary(positions, stream.dtype)
+        for layer, cache in zip(self.blocks, caches, strict=True):
+            query, key, value = layer.project(stream, rotation)
+            keys, values = cache.update(key, value)
+            stream = layer.finish(stream, attend(query, keys, values, mask))
+        output: torch.Tensor = self.output_norm(stream)
+        return output
+
+
+def _rotate(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotary position embedding of `[batch, heads, rows, dim]`."""
+    cos, sin = rotation
+    low, high = states.chunk(2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
 def save_network(network: FeatureDraftNetwork, path: Path, notes: dict[str, str]) -> None:
@@ -160,12 +214,23 @@ def load_network(path: Path) -> FeatureDraftNetwork:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if metadata.get("format") not in (_FORMAT, _FIRST_FORMAT):
                 raise ModelFileError(
                     f"{path} is no feature draft: expected {_FORMAT!r}, got {metadata.get('format')!r}."
                 )
-            network = FeatureDraftNetwork(FeatureDraftConfig(**json.loads(metadata["config"]))).to(torch.bfloat16)
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            shape = json.loads(metadata["config"])
+            shape["feature_layers"] = tuple(shape.get("feature_layers", ()))  # JSON knows lists only
+            network = FeatureDraftNetwork(FeatureDraftConfig(**shape)).to(torch.bfloat16)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["format"] == _FIRST_FORMAT:
+                tensors = {_second_name(name): tensor for name, tensor in tensors.items()}
+            network.load_state_dict(tensors)
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
         raise ModelFileError(f"{path} is corrupt ({error}). Restore it, or train one with scripts.distill.") from error
     return network.eval()
+
+
+def _second_name(name: str) -> str:
+    """What a tensor of the first format, which knew one layer only, is called in the second."""
+    parts = ("attention_norm", "query_key_value", "attention_output", "feed_forward_norm", "gate_up", "down")
+    return f"layers.0.{name}" if name.split(".", maxsplit=1)[0] in parts else name

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from env.models.attention import ATTENTION, additive_mask
 from env.models.cache import TreeCache
 from env.models.compatibility import check_target, context_limit
+from env.models.states import HiddenStates
 from env.tree import BoolArray, IntArray
 
 __all__ = ["CachedModel", "TargetModel", "end_of_sequence"]
@@ -86,43 +87,47 @@ class CachedModel:
 
 
 class TargetModel(CachedModel):
-    """The target, which also shows its last hidden states to drafts that feed on them.
+    """The target, which also shows its hidden states to drafts that feed on them.
 
     Args:
         model: any transformers causal language model with full attention.
         end_tokens: ids that end a text; those of the model's own generation settings if None.
-
-    Attributes:
-        features: last hidden states, after the final norm, of the last forward's rows, `[rows, hidden]`; None unless
-            `show_features` turned them on.
     """
 
     def __init__(self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None) -> None:
         super().__init__(model)
         self.end_tokens = end_of_sequence(model) if end_tokens is None else end_tokens
-        self.features: torch.Tensor | None = None
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self.shown: tuple[int, ...] | None = None  # layers whose states are recorded
+        self._states: HiddenStates | None = None
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """Hidden states of the last forward's rows, `[rows, width]`; None unless `show_features` turned them on."""
+        return None if self._states is None or self._states.last is None else self._states.last[0]
 
     def restore(self) -> None:
         """Gives the model object its former attention back and records nothing any more."""
-        self.show_features(False)
+        self.show_features(None)
         super().restore()
 
-    def show_features(self, wanted: bool) -> None:
-        """Turns the recording of last hidden states on or off."""
-        if wanted and self._hook is None:
-            self._hook = self.model.get_decoder().register_forward_hook(self._record)
-        elif not wanted and self._hook is not None:
-            self._hook.remove()
-            self._hook = self.features = None
+    def show_features(self, layers: tuple[int, ...] | None) -> None:
+        """Turns the recording of hidden states on, for these layers and the last one (see `HiddenStates`), or off.
 
-    def _record(self, module: torch.nn.Module, inputs: object, output: object) -> None:
-        self.features = output.last_hidden_state[0]  # type: ignore[attr-defined]
+        Raises:
+            PairError: the model has no such layer.
+        """
+        if layers == self.shown:
+            return
+        if self._states is not None:
+            self._states.close()
+        self._states, self.shown = None, None
+        if layers is not None:
+            self._states, self.shown = HiddenStates(self.model, layers), layers
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[PreTrainedModel]:
         """The model object as it was before, for somebody else to use meanwhile."""
-        shown = self._hook is not None
+        shown = self.shown
         self.restore()
         try:
             yield self.model

@@ -18,7 +18,7 @@ from env.growth import Candidates, grow_tree
 from env.live import LiveDecoder
 from env.models.target import TargetModel
 from env.observation import Observation
-from env.parameters import PLAIN, TreeParameters
+from env.parameters import PLAIN, SOURCES, TreeParameters
 from env.rounds import FinishReason, Request
 from env.tree import IntArray, TokenTree
 from tests.tiny import causal_draft, generate, make_prompt, tiny_target
@@ -36,7 +36,8 @@ NOTHING_YET = after(0, 0)
 
 def even_draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
     """Eight candidates, all equally likely, after every node."""
-    return Candidates(np.tile(np.arange(k), (len(nodes), 1)), np.full((len(nodes), k), np.log(1 / 8)))
+    tokens, log_probs = np.tile(np.arange(k), (len(nodes), 1)), np.full((len(nodes), k), np.log(1 / 8))
+    return Candidates(tokens, log_probs, np.full(len(nodes), 1 / 8))
 
 
 class TestStatic:
@@ -59,7 +60,8 @@ class TestStatic:
     def test_phase_1_is_as_deep_everywhere_and_phase_2_goes_by_how_likely_a_branch_is(self) -> None:
         def leaves(name: str, odds: list[float]) -> set[int]:
             def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
-                return Candidates(np.tile(np.arange(k), (len(nodes), 1)), np.log(np.tile(odds, (len(nodes), 1))))
+                tokens, log_probs = np.tile(np.arange(k), (len(nodes), 1)), np.log(np.tile(odds, (len(nodes), 1)))
+                return Candidates(tokens, log_probs, np.full(len(nodes), odds[0]))
 
             tree = grow_tree(0, make_controller(name).act(NOTHING_YET), draft)
             return set(tree.depth[np.setdiff1d(np.arange(len(tree)), tree.parent)].tolist())
@@ -68,6 +70,12 @@ class TestStatic:
         assert leaves("confidence", unsure) == leaves("confidence", sure) == {4}
         assert leaves("dynamic_depth", unsure) == {2, 3, 4}  # 0.2 * 0.2 is under 0.1
         assert leaves("dynamic_depth", sure) == {7}  # 0.95^6 is over 0.7, 0.95^7 is not
+
+    @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.parametrize("name", ["autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history"])
+    def test_every_rule_takes_its_nodes_from_where_it_is_told(self, name: str, source: str) -> None:
+        told = make_controller(f"{name}:source={source}").act(NOTHING_YET)
+        assert told == dataclasses.replace(make_controller(name).act(NOTHING_YET), source=source)  # type: ignore[arg-type]
 
     def test_a_static_controller_ignores_what_it_sees(self) -> None:
         controller = StaticController(PHASE_2)
@@ -142,6 +150,13 @@ class TestHistoryByRound:
         controller.reset()
         assert controller.act(NOTHING_YET) == PHASE_2
         assert self.feed(controller, *[(4, 4)] * 4) == PHASE_2
+
+    def test_the_source_stays_as_it_is_told_however_the_rounds_go(self) -> None:
+        controller = HistoryController(source="both")
+        seen = [self.feed(controller, rounds) for rounds in [(8, 8)] * 9 + [(0, 8)] * 9]
+        controller.reset()
+        assert {parameters.source for parameters in [*seen, controller.act(NOTHING_YET)]} == {"both"}
+        assert len(set(seen)) > 5, "the test would be vacuous"
 
     def test_its_settings_are_obeyed(self) -> None:
         eager = HistoryController(patience=1, depth_step=3, threshold_step=0.1)
@@ -235,6 +250,13 @@ class TestRegistry:
         assert isinstance(history, HistoryController)
         assert (history.adjust, history.patience, history.band) == ("request", 2, 0.2)
 
+    @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False)])
+    def test_a_switch_is_true_or_false_and_nothing_else(self, text: str, value: bool) -> None:
+        assert make_controller(f"dynamic_depth:calibrated={text}").act(NOTHING_YET).calibrated is value
+        for other in (text.upper(), text[0], str(int(value)), "", "yes"):
+            with pytest.raises(ParameterError, match=f"^Option calibrated needs true or false; got '{other}'.$"):
+                make_controller(f"dynamic_depth:calibrated={other}")
+
     @pytest.mark.parametrize(
         ("specification", "message"),
         [
@@ -251,6 +273,9 @@ class TestRegistry:
             ("history:band=-1", r"target and band.*got 0.7 and -1.0"),
             ("history:depth_step=-1", r"depth_step must be 0 or more.*got -1"),
             ("history:threshold_step=nan", r"threshold_step within 0 and 1.*and nan"),
+            ("history:source=draft", r"source to be one of model, lookup, both; got source=draft"),
+            ("fixed_tree:source=", r"source to be one of model, lookup, both; got source="),
+            ("dynamic_depth:source=Both", r"got source=Both"),
             ("history:patience=20", r"patience must be within 1 and window; got 20 and 10"),
         ],
     )

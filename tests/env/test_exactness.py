@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from controllers.base import Controller
 from controllers.registry import controller_names
 from controllers.static import StaticController
 from env.drafts import Draft
@@ -84,7 +86,7 @@ class Schedule:
         return self.parameters[self.round % len(self.parameters)]
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(
     target=targets(),
     kind=st.sampled_from(DRAFT_KINDS),
@@ -109,6 +111,7 @@ def test_any_trees_of_any_draft_on_any_target_give_the_text_of_plain_decoding(
     assert tree.tokens == plain.tokens
     assert tree.finished is plain.finished
     event(f"some accepted: {tree.accepted > 0}")
+    event(f"sources: {', '.join(sorted({each.source for each in parameters if each.speculates}))}")
     event(f"ended by itself: {tree.finished is FinishReason.END_OF_SEQUENCE}")
 
 
@@ -122,7 +125,7 @@ def float32_draft(kind: str) -> Draft:
     return make_draft(kind, float32_target())
 
 
-def texts(draft: Draft, sampling: SamplingSettings, controller: str) -> tuple[list[list[int]], int, int]:
+def texts(draft: Draft, sampling: SamplingSettings, controller: str | Controller) -> tuple[list[list[int]], int, int]:
     """The texts of all prompts, and how many tokens were drafted and accepted for them."""
     runs = [generate(float32_target(), draft, Request(each, NEW_TOKENS, sampling), controller) for each in PROMPTS]
     return [run.tokens for run in runs], sum(run.drafted for run in runs), sum(run.accepted for run in runs)
@@ -135,7 +138,9 @@ def plain_texts(sampling: SamplingSettings) -> list[list[int]]:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seed 0", "seed 1", "seed 2"])
 @pytest.mark.parametrize("kind", DRAFT_KINDS)
-@pytest.mark.parametrize("controller", controller_names())
+@pytest.mark.parametrize(
+    "controller", [*controller_names(), "history:source=both", "dynamic_depth:source=both", "fixed_tree:source=lookup"]
+)
 def test_every_controller_with_every_draft_gives_the_text_of_plain_decoding(
     controller: str, kind: str, sampling: SamplingSettings
 ) -> None:
@@ -143,6 +148,15 @@ def test_every_controller_with_every_draft_gives_the_text_of_plain_decoding(
     assert found == plain_texts(sampling)
     if controller != "autoregressive":
         assert 0 < accepted < drafted, "the test would be vacuous"
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("kind", DRAFT_KINDS)
+def test_sources_that_change_every_round_give_the_text_of_plain_decoding(kind: str, sampling: SamplingSettings) -> None:
+    schedule = Schedule([dataclasses.replace(TREE, source=source) for source in ("both", "lookup", "model", "lookup")])
+    found, drafted, accepted = texts(float32_draft(kind), sampling, schedule)
+    assert found == plain_texts(sampling)
+    assert 0 < accepted < drafted, "the test would be vacuous"
 
 
 def test_the_texts_that_are_compared_differ_from_each_other() -> None:

@@ -33,7 +33,7 @@ class TableDraft:
             self.offers[node] = self._offer(tree, node)
         log_probs = np.stack([self.offers[node][0][:k] for node in nodes.tolist()])
         tokens = np.stack([self.offers[node][1][:k] for node in nodes.tolist()])
-        return Candidates(tokens, log_probs)
+        return Candidates(tokens, log_probs, np.exp(log_probs[:, 0]))
 
     def _offer(self, tree: TokenTree, node: int) -> tuple[FloatArray, IntArray]:
         if self.seed is None:
@@ -59,6 +59,29 @@ def test_the_surer_the_draft_the_fewer_children_and_both_thresholds_count_as_nei
     draft = TableDraft([[confidence, *[(1 - confidence) / 5] * 5]])
     tree = grow_tree(0, TreeParameters(base_depth=1, max_depth=1), draft)
     assert len(children(tree, 0)) == expected
+
+
+def test_the_number_of_children_goes_by_confidence_and_depth_by_the_probabilities_of_the_candidates() -> None:
+    def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        log_probs = np.log(np.tile([0.6, 0.2, 0.1, 0.1], (len(nodes), 1)))
+        return Candidates(np.tile(np.arange(4), (len(nodes), 1)), log_probs, np.where(nodes == 0, 0.9, 0.1))
+
+    tree = grow_tree(0, TreeParameters(base_depth=2, max_depth=2, early_stop=0.5), draft)
+    assert [len(children(tree, node)) for node in (0, 1)] == [1, 4], "by confidences of 0.9 and 0.1"
+    np.testing.assert_allclose(tree.reach[1:], [0.6, 0.36, 0.12, 0.06, 0.06])
+    assert len(grow_tree(0, TreeParameters(base_depth=2, max_depth=2, early_stop=0.7), draft)) == 2
+
+
+def test_nodes_remember_whether_lookup_alone_proposed_them() -> None:
+    def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        log_probs = np.log(np.tile([0.5, 0.3], (len(nodes), 1)))
+        from_lookup = np.stack([nodes > 0, np.full(len(nodes), True)], axis=1)
+        return Candidates(np.tile([4, 5], (len(nodes), 1)), log_probs, np.full(len(nodes), 0.5), from_lookup)
+
+    tree = grow_tree(0, TreeParameters(base_depth=2, max_depth=2), draft)
+    assert tree.from_lookup.tolist() == [False, False, True, True, True, True, True]
+    assert tree.select(np.array([0, 1, 4])).from_lookup.tolist() == [False, False, True]
+    assert not grow_tree(0, TreeParameters(), TableDraft([[0.9, 0.1]])).from_lookup.any()
 
 
 def test_reach_at_the_early_stop_is_expanded_and_below_it_is_not() -> None:
@@ -108,7 +131,7 @@ def test_what_the_draft_does_not_offer_never_enters_the_tree() -> None:
         log_probs = np.full((len(nodes), k), -np.inf)
         if not tree.depth[nodes].any():
             log_probs[:, :2] = np.log([0.2, 0.1])
-        return Candidates(np.tile(np.arange(k), (len(nodes), 1)), log_probs)
+        return Candidates(np.tile(np.arange(k), (len(nodes), 1)), log_probs, np.exp(log_probs[:, 0]))
 
     tree = grow_tree(4, TreeParameters(), two_offers_then_none)
     assert tree.token.tolist() == [4, 0, 1]

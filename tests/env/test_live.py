@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +18,7 @@ from env.errors import LimitError, NumericalError
 from env.growth import Candidates
 from env.live import LiveDecoder
 from env.models.target import CachedModel, TargetModel
-from env.parameters import PLAIN, TreeParameters
+from env.parameters import PLAIN, SOURCES, TreeParameters
 from env.rounds import FinishReason, Request
 from env.sampling import SamplingSettings
 from env.tree import IntArray, TokenTree
@@ -101,7 +103,8 @@ class TestLimits:
             length = len(decoder.tokens)
             drafted_at[length] = decoder.round(DEEP).depth
         assert decoder.tokens[len(PROMPT) :] == generate(target, draft, request).tokens
-        assert all(length + depth <= 21 for length, depth in drafted_at.items() if depth)
+        # The last row that it can read is that of the node at depth 20 - length, whose children are one deeper.
+        assert max(length + depth for length, depth in drafted_at.items() if depth) == 21
         assert drafted_at[len(PROMPT) + 1] > 5
         assert drafted_at[max(drafted_at)] == 0
 
@@ -111,6 +114,29 @@ class TestLimits:
         generation = generate(target, draft, request, "fixed_tree")
         assert generation.drafted == 0
         assert generation.tokens == generate(target, LookupDraft(), request).tokens
+
+    @pytest.mark.parametrize(
+        "sampling", [SamplingSettings(), SamplingSettings(1.0, seed=3)], ids=["greedy", "sampling"]
+    )
+    def test_where_a_draft_can_see_no_further_lookup_goes_on_alone(
+        self, target: TargetModel, sampling: SamplingSettings
+    ) -> None:
+        draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
+        request = Request(make_prompt(1, 16), 90, sampling)
+        decoder, sources = LiveDecoder(target, draft), itertools.cycle(SOURCES)
+        decoder.start(request)
+        past = {source: [] for source in SOURCES}
+        while decoder.under_way:
+            source, length, before = next(sources), len(decoder.tokens), draft.forward_seconds
+            outcome = decoder.round(dataclasses.replace(DEEP, source=source))
+            if length > 20:
+                past[source].append(outcome)
+                assert outcome.drafted_lookup == outcome.drafted
+                assert draft.forward_seconds == before
+        assert decoder.tokens[16:] == generate(target, draft, request).tokens
+        assert sum(outcome.drafted for outcome in past["model"]) == 0 < len(past["model"])
+        assert sum(outcome.drafted for outcome in past["lookup"]) > 0
+        assert sum(outcome.drafted for outcome in past["both"]) > 0
 
     def test_a_prompt_that_fills_the_context_is_refused_with_the_most_that_fits(self, target: TargetModel) -> None:
         decoder = LiveDecoder(target, LookupDraft())
@@ -325,6 +351,43 @@ class TestObservation:
         assert seen.generated + len(PROMPT) == len(decoder.tokens)
         assert seen.generated + seen.remaining == 20
         assert (seen.last_drafted, seen.last_depth, seen.last_accepted) == (5, outcome.depth, outcome.accepted)
+
+    def test_it_tells_how_lookup_would_do(self, target: TargetModel, echo: Draft) -> None:
+        decoder, matches = LiveDecoder(target, echo), set()
+        decoder.start(Request(make_prompt(1, 10), 60))
+        before = echo.forward_seconds
+        while decoder.under_way:
+            seen, text = decoder.observe(), decoder.tokens
+            ends = range(2, len(text))
+            longest = max((m for end in ends for m in range(2, 17) if text[:end][-m:] == text[-m:]), default=0)
+            assert seen.lookup_match == longest
+            assert (0 < seen.lookup_rate < 1) if longest else seen.lookup_rate == 0
+            matches.add(longest)
+            decoder.round(PLAIN)
+        assert echo.forward_seconds == before
+        assert {0, 2, 3} <= matches, "the test would be vacuous"
+
+    @KINDS
+    def test_it_is_told_which_nodes_lookup_alone_proposed(self, target: TargetModel, kind: str) -> None:
+        decoder, sources = LiveDecoder(target, make_draft(kind, target)), itertools.cycle(SOURCES)
+        told: dict[str, list[int]] = {source: [0] * 4 for source in SOURCES}
+        for seed in range(6):
+            decoder.start(Request(make_prompt(seed, 12), 90, SamplingSettings(1.0, top_k=2, seed=seed)))
+            while decoder.under_way:
+                source = next(sources)
+                outcome = decoder.round(dataclasses.replace(DEEP, source=source))
+                counts = outcome.drafted, outcome.drafted_lookup, outcome.accepted, outcome.accepted_lookup
+                told[source] = [total + count for total, count in zip(told[source], counts, strict=True)]
+                assert outcome.accepted_lookup <= min(outcome.drafted_lookup, outcome.accepted)
+        for source, (drafted, drafted_lookup, accepted, accepted_lookup) in told.items():
+            assert 0 < accepted < drafted, "the test would be vacuous"
+            if source == "lookup" or kind == "lookup":
+                assert (drafted_lookup, accepted_lookup) == (drafted, accepted)
+            elif source == "model":
+                assert (drafted_lookup, accepted_lookup) == (0, 0)
+            else:
+                assert 0 < drafted_lookup < drafted
+                assert 0 < accepted_lookup < accepted
 
     def test_the_node_budget_bounds_what_is_verified(self, target: TargetModel, echo: Draft) -> None:
         decoder, rows = LiveDecoder(target, echo), []

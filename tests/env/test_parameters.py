@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from env.errors import ParameterError
-from env.parameters import PLAIN, TreeParameters
+from env.parameters import PLAIN, SOURCES, TreeParameters
 from tests.tiny import tree_parameters
 
 NAN = float("nan")
@@ -28,6 +28,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"deep_expand": -0.5}, r"deep_expand=-0.5"),
     ({"frontier_width": 0}, r"frontier_width and node_budget of 1 or more; got frontier_width=0"),
     ({"node_budget": 0}, r"node_budget=0"),
+    ({"source": "modle"}, r"source to be one of model, lookup, both; got source=modle"),
+    ({"source": ""}, r"source to be one of model, lookup, both; got source="),
     ({"low_confidence": NAN}, r"low_confidence=nan"),
     ({"high_confidence": NAN}, r"high_confidence=nan"),
     ({"early_stop": NAN}, r"early_stop=nan"),
@@ -48,6 +50,7 @@ def test_the_borders_of_the_ranges_are_allowed() -> None:
     TreeParameters(min_branch=1, mid_branch=1, max_branch=1, frontier_width=1, node_budget=1)
     TreeParameters(low_confidence=0, high_confidence=0, early_stop=0, deep_expand=0)
     TreeParameters(low_confidence=1, high_confidence=1, early_stop=1, deep_expand=1)
+    assert [TreeParameters(source=source).source for source in SOURCES] == ["model", "lookup", "both"]
 
 
 def test_parameters_do_not_change_behind_a_controllers_back() -> None:
