@@ -102,7 +102,7 @@ def load_calibrator(path: Path) -> Calibrator:
         if record["format"] != _FORMAT:
             raise ModelFileError(f"{path} is no calibrator: expected {_FORMAT!r}, got {record['format']!r}.")
         return Calibrator(_map(record["greedy"]), _map(record["sampled"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path} is missing or corrupt ({error}). Restore it, or run scripts.distill.") from error
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
 from controllers.evaluation.report import table, write_results
-from controllers.evaluation.runners import check_runner, make_runner
+from controllers.evaluation.runners import TRANSFORMERS, ControllerRunner, check_runner, make_runner, parse_rivals
 from controllers.evaluation.schema import Results
 from controllers.evaluation.statistics import summarise
 from env.files import check_writable
@@ -41,6 +41,9 @@ class BenchmarkOptions:
     """most tokens of an answer"""
     controllers: str | None = None
     """comma-separated names that replace the suite's, with options as in fixed_tree:branch=3:depth=2"""
+    rivals: str | None = None
+    """comma-separated further drafts, each as NAME=DRAFT with a draft as for --draft; every controller is run with each
+    of them as well, as controller@NAME"""
     repeats: int = 1
     """times that everything is measured"""
     output: Path = Path("results/benchmark")
@@ -56,6 +59,7 @@ def benchmark(options: BenchmarkOptions) -> int:
         check_runner(name)
     check_limit("max_new_tokens", options.max_new_tokens)
     check_limit("repeats", options.repeats)
+    rivals = parse_rivals(options.rivals)
     sampling = options.sampling.settings()
     prompts = load_prompts(options.prompts, options.limit)
     check_writable(options.output)
@@ -63,6 +67,10 @@ def benchmark(options: BenchmarkOptions) -> int:
         pair = options.pair.load()
     decoder = pair.decoder()
     runners = [make_runner(name, decoder) for name in names]
+    speculating = [name for name in names if name not in (BASELINE, TRANSFORMERS)]
+    for rival, draft in rivals.items():
+        other = pair.with_draft(draft).decoder()
+        runners += [ControllerRunner(name, other, f"{name}@{rival}") for name in speculating]
     plan = Benchmark(
         pair,
         runners,
@@ -83,7 +91,7 @@ def benchmark(options: BenchmarkOptions) -> int:
         machine=machine(options.pair.device),
         settings=_settings(options, pair, len(prompts)),
         baseline=BASELINE,
-        controllers=summarise(measured.rows, measured.failures, BASELINE, names),
+        controllers=summarise(measured.rows, measured.failures, BASELINE, [runner.name for runner in runners]),
         rows=measured.rows,
         failures=measured.failures,
     )
@@ -119,6 +127,7 @@ def _settings(options: BenchmarkOptions, pair: ModelPair, prompts: int) -> dict[
         "prompt_count": prompts,
         "max_new_tokens": options.max_new_tokens,
         "repeats": options.repeats,
+        "rivals": options.rivals and shareable(options.rivals),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +77,7 @@ def main(options: type[Options], body: Callable[[Options], int]) -> None:
     An error that the user can set right is printed as one message, with status 2; Ctrl-C ends with status 130.
     """
     try:
-        status = body(tyro.cli(options))
+        status = body(_parse(options))
     except SpecGymError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         status = 2
@@ -83,3 +85,23 @@ def main(options: type[Options], body: Callable[[Options], int]) -> None:
         console.print("Interrupted.")
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _parse(options: type[Options]) -> Options:
+    """The options of the command line. What they refuse themselves is raised: tyro would frame it and break the lines.
+
+    Raises:
+        SpecGymError: a value outside its range.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(options)
+    except SystemExit as ended:
+        cause: BaseException | None = ended
+        while cause is not None:
+            if isinstance(cause, SpecGymError):
+                raise cause from None
+            cause = cause.__context__
+        sys.stderr.write(shown.getvalue())
+        raise

@@ -1,64 +1,78 @@
-"""Trains a feature draft for a target, from text that the target writes itself."""
+"""Trains a draft for a target, from text that the target writes itself."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agents.distillation.card import export
+from agents.distillation.card import Provenance
+from agents.distillation.export import export
 from agents.distillation.pipeline import Distillation, DistillationConfig
 from controllers.evaluation.provenance import command_line
 from env.files import check_writable
 from env.models.compatibility import check_target
 from env.models.loading import load_causal_model, load_config, load_tokenizer
-from env.models.store import locate_model
-from env.pair import DEFAULT_TARGET
+from env.models.store import describe_weights, locate_model
+from env.pair import DEFAULT_TARGET, find_device
+from env.rounds import check_limit
 from scripts.common import console, main
 
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """Trains a feature draft for a target. Run it again to go on after an interruption: finished shards are kept."""
+    """Trains a draft for a target. Run it again to go on after an interruption: nothing that is done is done again."""
 
     target: str = DEFAULT_TARGET
     """target model: a registered name, a local folder or a Hugging Face hub id"""
     run: Path = Path("runs/distill")
-    """folder for text and teacher states, about 1.4 KB a token"""
-    output: Path = Path("runs/distill/draft")
-    """folder that the draft and its card are written to"""
+    """folder for text, teacher states and checkpoints, about 1.4 KB a token"""
+    output: Path | None = None
+    """folder that the draft and its card are written to; by default a folder of the run named after the kind"""
     device: str = "cpu"
     """where to generate and train: cpu or cuda"""
+    threads: int | None = None
+    """threads of one operation; torch's own choice by default"""
     config: DistillationConfig = field(default_factory=DistillationConfig)
     """how"""
 
 
 def distill(options: DistillOptions) -> int:
     """Runs all stages; returns the exit status."""
-    for folder in (options.run, options.output):
+    if options.threads is not None:
+        check_limit("threads", options.threads)
+        torch.set_num_threads(options.threads)
+    output = options.output or options.run / options.config.kind
+    device = find_device(options.device)
+    for folder in (options.run, output):
         check_writable(folder)
     folder = locate_model(options.target)
     check_target(load_config(folder))
     tokenizer = load_tokenizer(folder)
-    model = load_causal_model(folder, torch.bfloat16, torch.device(options.device))
+    model = load_causal_model(folder, torch.bfloat16, device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=None)
-        graduate = Distillation(
-            model,
-            tokenizer,
-            options.run,
-            options.config,
-            lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
-        ).run()
-    export(graduate, options.config, Path(options.target).name, command_line(), options.output)
-    shares = ", ".join(f"{share:.3f}" for share in graduate.agreement["all"].top1)
+    weights = describe_weights(folder)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("starting", total=None)
+    distillation = Distillation(
+        model,
+        tokenizer,
+        options.run,
+        options.config,
+        weights=weights,
+        progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
+    )
+    with bar:
+        graduate = distillation.run()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    provenance = Provenance(Path(options.target).name, weights, command_line(), name)
+    export(graduate, options.config, provenance, tokenizer, output)
+    shares = ", ".join(f"{share:.3f}" for share in graduate.examination.agreement["all"].top1)
     console.print(
-        f"Top-1 agreement on held-out answers by step: {shares}. Written to {options.output}/",
-        markup=False,
-        soft_wrap=True,
+        f"Top-1 agreement on held-out answers by step: {shares}. Written to {output}/", markup=False, soft_wrap=True
     )
     return 0
 

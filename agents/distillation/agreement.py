@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from agents.distillation.corpus import Lesson
-from agents.distillation.rollout import rollout
-from env.drafts.network import FeatureDraftNetwork
+from agents.distillation.students import Student
 
-__all__ = ["Agreement", "measure_agreement"]
+__all__ = ["Agreement", "agreement_at_work", "answer_rows", "measure_agreement"]
 
 
 @dataclass(frozen=True)
@@ -28,35 +26,37 @@ class Agreement:
 
 
 @torch.inference_mode()
-def measure_agreement(
-    network: FeatureDraftNetwork, embedding: nn.Embedding, lessons: Sequence[Lesson], steps: int = 5
-) -> Agreement:
-    """Agreement at every position of the lessons' answers.
+def measure_agreement(student: Student, lessons: Sequence[Lesson], steps: int = 5) -> Agreement:
+    """Agreement at every position of the lessons' answers, in the precision that the draft is given in.
 
-    At step s the draft starts from the target's state s - 1 tokens before the guess and is given the tokens in between,
-    as on an accepted path.
+    At step s a feature draft starts from the target's state s - 1 tokens before the guess and is given the tokens in
+    between, as on an accepted path.
 
     Args:
-        network: the draft.
-        embedding: the target's token embedding.
+        student: the draft.
         lessons: conversations that the draft was not trained on.
         steps: how many steps to look at.
     """
-    device, dtype = embedding.weight.device, embedding.weight.dtype
-    network = network.to(device, dtype).eval()
-    hits1, hits4, seen = torch.zeros(steps), torch.zeros(steps), torch.zeros(steps)
+    hits1, hits4, seen = torch.zeros(3, steps, dtype=torch.float64)
     for lesson in lessons:
-        embedded = embedding(lesson.tokens[1:].to(device))[None]
-        features = lesson.features[:-1].to(device, dtype)[None]
-        # Row r guesses token r + 2 of the text: the answer's tokens, without what stands before them.
-        wanted = lesson.teacher_ids[1:-1, 0].to(device)
-        answer = torch.arange(len(wanted), device=device) + 2 >= lesson.answer_start
-        for step, output in enumerate(rollout(network, embedded, features, steps)):
-            rows = answer.clone()
-            rows[:step] = False
-            best = network.token_ids[network.head(output[0, :-1][rows]).topk(4).indices]  # [rows, 4]
+        wanted = lesson.teacher_ids[1:-1, 0]
+        for step, logits in enumerate(student.guesses(lesson, steps)):
+            rows = answer_rows(lesson, step)
+            best = student.token_ids[logits[rows].topk(4).indices].cpu()  # [rows, 4]
             right = best == wanted[rows][:, None]
-            hits1[step] += right[:, 0].sum().cpu()
-            hits4[step] += right.any(-1).sum().cpu()
-            seen[step] += rows.sum().cpu()
+            hits1[step] += right[:, 0].sum()
+            hits4[step] += right.any(-1).sum()
+            seen[step] += rows.sum()
     return Agreement(tuple((hits1 / seen).tolist()), tuple((hits4 / seen).tolist()), int(seen[0]))
+
+
+def agreement_at_work(student: Student, lessons: Sequence[Lesson]) -> Agreement:
+    """`measure_agreement` in bfloat16, as drafts work."""
+    with torch.autocast(student.token_ids.device.type, torch.bfloat16):
+        return measure_agreement(student, lessons)
+
+
+def answer_rows(lesson: Lesson, step: int) -> torch.Tensor:
+    """Which guesses of `Student.guesses` after `step` further steps are of the answer, `bool[tokens - 2]`."""
+    rows = torch.arange(len(lesson.tokens) - 2)
+    return (rows + 2 >= lesson.answer_start) & (rows >= step)

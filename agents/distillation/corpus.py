@@ -7,7 +7,7 @@ hidden state and its most probable next tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +18,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.distillation.generation import Conversation
+from agents.distillation.openings import KINDS
 from env.errors import ModelFileError
 from env.files import atomic_path
 
-__all__ = ["Lesson", "TextShard", "load_lessons", "read_shard", "shard_path", "write_shard"]
-
-KINDS = ("conversation", "code", "mathematics", "translation", "summarisation", "reading")
+__all__ = [
+    "KINDS",
+    "Lesson",
+    "TextShard",
+    "load_lessons",
+    "read_lessons",
+    "read_shard",
+    "shard_path",
+    "split_lessons",
+    "write_shard",
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class TextShard:
     """temperature of each answer, `float32[conversations]`"""
     kinds: torch.Tensor
     """index of each conversation's kind in `KINDS`, `int64[conversations]`"""
+    prompt_hashes: torch.Tensor
+    """see `Conversation.prompt_hash`, `int64[conversations]`"""
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation]) -> TextShard:
@@ -51,6 +62,7 @@ class TextShard:
             torch.tensor([conversation.answer_start for conversation in conversations]),
             torch.tensor([conversation.temperature for conversation in conversations], dtype=torch.float32),
             torch.tensor([KINDS.index(conversation.kind) for conversation in conversations]),
+            torch.tensor([conversation.prompt_hash for conversation in conversations]),
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -65,7 +77,7 @@ class Lesson:
     tokens: torch.Tensor
     """token ids, `int64[length]`"""
     features: torch.Tensor
-    """the target's last hidden states, `bfloat16[length, hidden]`"""
+    """the target's hidden states, `bfloat16[length, width]`"""
     teacher_ids: torch.Tensor
     """the target's most probable next tokens at each position, best first, `int32[length, top]`"""
     teacher_log_probs: torch.Tensor
@@ -76,6 +88,8 @@ class Lesson:
     """temperature of the answer"""
     kind: str
     """kind of task"""
+    prompt_hash: int
+    """see `Conversation.prompt_hash`"""
 
 
 def shard_path(folder: Path, what: str, number: int) -> Path:
@@ -102,19 +116,36 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_lessons(folder: Path) -> Iterator[Lesson]:
-    """All conversations of a run folder whose states are there, in order."""
-    for number, states_path in enumerate(sorted(folder.glob("states-*.safetensors"))):
-        text = TextShard(**read_shard(shard_path(folder, "text", number)))
-        states = read_shard(states_path)
-        bounds = text.starts.tolist()
-        for index, (start, end) in enumerate(pairwise(bounds)):
-            yield Lesson(
-                text.tokens[start:end].long(),
-                states["features"][start:end],
-                states["teacher_ids"][start:end],
-                states["teacher_log_probs"][start:end],
-                int(text.answer_starts[index]),
-                float(text.temperatures[index]),
-                KINDS[int(text.kinds[index])],
-            )
+def load_lessons(folder: Path, states: str = "states") -> Iterator[Lesson]:
+    """All conversations of a run folder whose state shards of that name are there, in order.
+
+    Raises:
+        ModelFileError: a shard is corrupt or lost.
+    """
+    for path in sorted(folder.glob(f"{states}-[0-9][0-9][0-9][0-9].safetensors")):
+        number = int(path.stem[-4:])  # a shard may be missing
+        yield from read_lessons(shard_path(folder, "text", number), path)
+
+
+def read_lessons(text_path: Path, states_path: Path) -> Iterator[Lesson]:
+    """The conversations of a text shard with what the teacher said of them. Raises as `load_lessons` does."""
+    text, states = TextShard(**read_shard(text_path)), read_shard(states_path)
+    for index, (start, end) in enumerate(pairwise(text.starts.tolist())):
+        yield Lesson(
+            text.tokens[start:end].long(),
+            states["features"][start:end],
+            states["teacher_ids"][start:end],
+            states["teacher_log_probs"][start:end],
+            int(text.answer_starts[index]),
+            float(text.temperatures[index]),
+            KINDS[int(text.kinds[index])],
+            int(text.prompt_hashes[index]),
+        )
+
+
+def split_lessons(lessons: Iterable[Lesson], held_out: int) -> tuple[list[Lesson], list[Lesson]]:
+    """Lessons to learn and lessons held out: of the prompts, one in `held_out`; all of a prompt on the same side."""
+    sides: tuple[list[Lesson], list[Lesson]] = ([], [])
+    for lesson in lessons:
+        sides[lesson.prompt_hash % held_out == 0].append(lesson)
+    return sides

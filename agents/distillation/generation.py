@@ -1,44 +1,66 @@
 """Text written by the target itself, the material a draft learns from.
 
 Each conversation is one stream of tokens: the chat template's beginning, a user turn that the target samples
-(after an opening, see `openings`), and the answer, greedy or sampled. Hundreds of streams decode together; a slot
-that finishes starts the next conversation at once, so no row ever waits for the longest one.
+(after an opening, see `openings`), and the answer, greedy or sampled. Many streams decode together; a slot
+that finishes takes the next conversation at once, so no row ever waits for the longest one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from agents.distillation.openings import OPENINGS, WEIGHTS
+from agents.distillation.openings import Turn, draw_turn
+from agents.distillation.slots import SlotCache
+from env.errors import PairError, ParameterError
+from env.models.attention import ATTENTION
+from env.rounds import check_limit
 
 __all__ = ["Conversation", "GenerationConfig", "SelfDialogue"]
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What text to write and how much of it."""
+    """What text to write and how much of it.
 
-    tokens: int = 640_000
-    """tokens to write in all [tokens]"""
-    slots: int = 160
+    Raises:
+        LimitError: a count that is not positive.
+        ParameterError: a share outside 0 and 1, or a negative temperature.
+    """
+
+    conversations: int = 3_500
+    """conversations to write in all; one has about 300 tokens"""
+    slots: int = 96
     """conversations decoded together [rows]"""
     max_user_tokens: int = 80
-    """longest user turn [tokens]"""
-    max_answer_tokens: int = 224
+    """longest user turn, a given text not counted [tokens]"""
+    max_text_tokens: int = 256
+    """longest user turn where the target writes the text that the task is about [tokens]"""
+    max_answer_tokens: int = 256
     """longest answer [tokens]"""
     user_temperature: float = 0.8
     """temperature of the user turns; at 1 a small model's questions fall apart"""
-    greedy_share: float = 0.55
+    greedy_share: float = 0.5
     """share of the answers decoded at temperature 0; the others are sampled at temperature 1"""
+    given_share: float = 0.6
+    """share of the tasks about a text that get one from this machine's Python; the target writes the other texts"""
     seed: int = 0
     """seed of openings, temperatures and sampling"""
+
+    def __post_init__(self) -> None:
+        for name in ("conversations", "slots", "max_user_tokens", "max_text_tokens", "max_answer_tokens"):
+            check_limit(f"generation.{name}", getattr(self, name))
+        for name in ("greedy_share", "given_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParameterError(f"generation.{name} must be within 0 and 1; got {getattr(self, name)}.")
+        if self.user_temperature < 0:
+            raise ParameterError(f"generation.user_temperature must be 0 or more; got {self.user_temperature}.")
 
 
 @dataclass(frozen=True)
@@ -53,16 +75,20 @@ class Conversation:
     """temperature that the answer was decoded at"""
     kind: str
     """kind of task that the user turn was opened as"""
+    prompt_hash: int
+    """hash of the text that the task is about, or else of the user turn: equal for prompts that must not be split"""
 
 
 @dataclass
 class _Stream:
     """A conversation under way: `forced` tokens are fed before the model's own choices count."""
 
-    kind: str
+    turn: Turn
     temperature: float
+    longest_turn: int  # tokens that the target may write of the user's turn
     forced: list[int]
     tokens: list[int] = field(default_factory=list)
+    given: int = 0  # where the target began to write the turn or the answer
     turn_start: int = 0
     answer_start: int = -1
 
@@ -70,152 +96,143 @@ class _Stream:
     def answering(self) -> bool:
         return self.answer_start >= 0
 
-    def finished(self) -> Conversation:
-        return Conversation(np.array(self.tokens, np.int32), self.answer_start, self.temperature, self.kind)
-
-
-class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values `[slots, heads, capacity, dim]`; every slot is at a length of its own."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, cache: _SlotCache) -> None:
-        super().__init__()
-        self.cache = cache
-        self.is_initialized = False
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            slots, heads, _, dim = key_states.shape
-            shape = (slots, heads, self.cache.capacity, dim)
-            self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
-            self.is_initialized = True
-        lengths, rows = self.cache.lengths, self.cache.rows
-        self.keys[rows, :, lengths] = key_states[:, :, 0]
-        self.values[rows, :, lengths] = value_states[:, :, 0]
-        return self.keys[:, :, : self.cache.width], self.values[:, :, : self.cache.width]
-
-
-class _SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
-    """A cache whose rows advance independently; `lengths` says where each row writes next."""
-
-    def __init__(self, layers: int, slots: int, capacity: int) -> None:
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
-        self.capacity = capacity
-        self.lengths = torch.zeros(slots, dtype=torch.long)
-        self.rows = torch.arange(slots)
-
-    @property
-    def width(self) -> int:
-        """Columns in use, the step under way included."""
-        return int(self.lengths.max()) + 1
+    def conversation(self, template: int) -> Conversation:
+        """The conversation; `template` tokens stand between the user's turn and the answer."""
+        tokens = np.array(self.tokens, np.int32)
+        said = tokens[self.turn_start : self.answer_start - template].tobytes()
+        subject = self.turn.subject.encode() or said
+        return Conversation(tokens, self.answer_start, self.temperature, self.turn.kind, zlib.crc32(subject))
 
 
 class SelfDialogue:
     """Lets a chat model hold conversations with itself.
 
+    The model object is switched to the attention function of `env.models.attention`.
+
     Args:
         model: the target, a causal language model on the CPU or a GPU.
         tokenizer: its tokenizer, with a chat template.
         config: what to write.
+
+    Raises:
+        PairError: the tokenizer has no chat template.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> None:
+        self.before_user, self.after_user = _template_parts(tokenizer)
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.random = np.random.default_rng(config.seed)
         self.torch_random = torch.Generator(model.device).manual_seed(config.seed)
-        self.before_user, self.after_user = _template_parts(tokenizer)
         self.end = int(tokenizer.eos_token_id)
+        model.set_attn_implementation(ATTENTION)
 
     def conversations(self, progress: Callable[[int], None] = lambda tokens: None) -> Iterator[Conversation]:
-        """Yields conversations as they finish until `config.tokens` tokens are written."""
-        config, slots = self.config, self.config.slots
-        template = len(self.before_user) + len(self.after_user)
-        longest = template + self._longest_opening() + config.max_user_tokens + config.max_answer_tokens
-        cache = _SlotCache(self.model.config.num_hidden_layers, slots, longest)
-        device = self.model.device
-        cache.lengths, cache.rows = cache.lengths.to(device), cache.rows.to(device)
-        streams = [self._open() for _ in range(slots)]
-        tokens = torch.tensor([self._feed(stream, None) for stream in streams], device=device)
-        written = 0
-        while written < config.tokens:
-            chosen = self._step(cache, tokens, streams)
-            cache.lengths += 1
-            feed: list[int] = []
-            for slot, stream in enumerate(streams):
-                following = self._feed(stream, chosen[slot])
-                if following is None:
-                    yield stream.finished()
-                    written += len(stream.tokens)
-                    progress(len(stream.tokens))
-                    cache.lengths[slot] = 0
-                    streams[slot] = self._open()
-                    following = self._feed(streams[slot], None)
-                assert following is not None, "a new stream has tokens to feed"
-                feed.append(following)
-            tokens = torch.tensor(feed, device=device)
+        """Yields `config.conversations` conversations as they finish, telling `progress` how many tokens each has."""
+        yield from self._decode([self._draw() for _ in range(self.config.conversations)], progress)
+
+    def answers(
+        self, turns: Sequence[Turn], progress: Callable[[int], None] = lambda tokens: None
+    ) -> Iterator[Conversation]:
+        """Yields conversations with greedy answers to given turns, as they finish."""
+        yield from self._decode([self._open(turn, 0.0) for turn in turns], progress)
+
+    def _decode(self, waiting: list[_Stream], progress: Callable[[int], None]) -> Iterator[Conversation]:
+        waiting.sort(key=_longest)
+        streams: list[_Stream] = []
+        longest = _longest(waiting[-1]) + 1 + len(self.after_user) + self.config.max_answer_tokens
+        cache = SlotCache(self.model, self.config.slots, longest)
+        while waiting or streams:
+            # Conversations of like length together: attention is as wide as the longest.
+            while waiting and len(streams) < self.config.slots:
+                streams.append(self._prefill(waiting.pop(), cache))
+            chosen = self._step(cache, streams)
+            for row in reversed(range(len(streams))):
+                if self._take(streams[row], chosen[row]):
+                    continue
+                finished = streams[row]
+                progress(len(finished.tokens))
+                yield finished.conversation(len(self.after_user) + 1)
+                cache.remove(row)
+                streams[row] = streams[-1]  # as the cache does
+                streams.pop()
 
     @torch.inference_mode()
-    def _step(self, cache: _SlotCache, tokens: torch.Tensor, streams: list[_Stream]) -> list[int]:
-        """One forward over all slots; the token each of them would choose next."""
-        columns = torch.arange(cache.width, device=tokens.device)
-        visible = columns[None, :] <= cache.lengths[:, None]  # [slots, width]
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=tokens.device)
-        mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
+    def _prefill(self, stream: _Stream, cache: SlotCache) -> _Stream:
+        """Reads all that is given of a user's turn, but its last token, which goes with the next step."""
+        device = self.model.device
+        read = torch.tensor([stream.forced[:-1]], device=device)
+        stream.tokens, stream.forced = stream.forced, []
+        stream.given = len(stream.tokens)
+        states = DynamicCache()
+        if read.shape[1]:
+            self.model.get_decoder()(read, past_key_values=states, use_cache=True)
+        cache.add(states, read.shape[1])
+        if not stream.turn.open:
+            self._end_turn(stream)
+        return stream
+
+    @torch.inference_mode()
+    def _step(self, cache: SlotCache, streams: list[_Stream]) -> list[int]:
+        """Feeds each stream's token and returns the token each of them would choose next."""
+        device = self.model.device
+        fed = [stream.tokens[length] for stream, length in zip(streams, cache.lengths.tolist(), strict=True)]
+        tokens = torch.tensor(fed, device=device)
         logits = self.model(
             tokens[:, None],
-            attention_mask=mask[:, None, None, :],
+            attention_mask=cache.mask(self.model.dtype),
             position_ids=cache.lengths[:, None],
             past_key_values=cache,
         ).logits[:, 0]
-        greedy = logits.argmax(-1)
+        cache.lengths += 1
         temperatures = [s.temperature if s.answering else self.config.user_temperature for s in streams]
-        heat = torch.tensor(temperatures, device=tokens.device)
+        heat = torch.tensor(temperatures, device=device)
         cumulative = (logits.float() / heat.clamp(min=0.1)[:, None]).softmax(-1).cumsum(-1)
-        draws = torch.rand(len(streams), 1, generator=self.torch_random, device=tokens.device)
+        draws = torch.rand(len(streams), 1, generator=self.torch_random, device=device)
         sampled = torch.searchsorted(cumulative, draws * cumulative[:, -1:])[:, 0].clamp_(max=logits.shape[-1] - 1)
-        choice: list[int] = torch.where(heat == 0, greedy, sampled).tolist()
+        choice: list[int] = torch.where(heat == 0, logits.argmax(-1), sampled).tolist()
         return choice
 
-    def _longest_opening(self) -> int:
-        openings = chain.from_iterable(OPENINGS.values())
-        return max(len(self.tokenizer.encode(opening, add_special_tokens=False)) for opening in openings)
+    def _draw(self) -> _Stream:
+        turn = draw_turn(self.random, self.config.given_share)
+        return self._open(turn, 0.0 if self.random.random() < self.config.greedy_share else 1.0)
 
-    def _open(self) -> _Stream:
-        kinds = list(WEIGHTS)
-        kind = kinds[self.random.choice(len(kinds), p=list(WEIGHTS.values()))]
-        openings = OPENINGS[kind]
-        opening = openings[self.random.integers(len(openings))]
-        temperature = 0.0 if self.random.random() < self.config.greedy_share else 1.0
-        forced = [*self.before_user, *self.tokenizer.encode(opening, add_special_tokens=False)]
-        return _Stream(kind, temperature, forced)
+    def _open(self, turn: Turn, temperature: float) -> _Stream:
+        config = self.config
+        given = [*self.before_user, *self.tokenizer.encode(turn.text, add_special_tokens=False)]
+        longest = (config.max_text_tokens if turn.long else config.max_user_tokens) if turn.open else 0
+        return _Stream(turn, temperature, longest, given, turn_start=len(self.before_user))
 
-    def _feed(self, stream: _Stream, chosen: int | None) -> int | None:
-        """The token that the stream takes next, or None when the conversation is over."""
+    def _take(self, stream: _Stream, chosen: int) -> bool:
+        """Adds the token that the stream takes next; False when the conversation is over."""
         if stream.forced:
-            token = stream.forced.pop(0)
-            stream.turn_start = len(stream.tokens)
-            stream.tokens.append(token)
-            return token
-        assert chosen is not None, "a stream starts with forced tokens"
-        limit = self.config.max_answer_tokens if stream.answering else self.config.max_user_tokens
-        over = chosen == self.end or len(stream.tokens) - stream.turn_start >= limit
-        if over and stream.answering:
+            stream.tokens.append(stream.forced.pop(0))
+            stream.given = len(stream.tokens)
+            return True
+        limit = self.config.max_answer_tokens if stream.answering else stream.longest_turn
+        over = chosen == self.end or len(stream.tokens) - stream.given >= limit - 1
+        if not over:
+            stream.tokens.append(chosen)
+            return True
+        if stream.answering:
             stream.tokens.append(self.end)
-            return None
-        if over:
-            stream.forced = list(self.after_user)
-            stream.answer_start = len(stream.tokens) + 1 + len(self.after_user)
-            chosen = self.end
-        stream.tokens.append(chosen)
-        return chosen
+            return False
+        self._end_turn(stream)
+        return self._take(stream, chosen)
+
+    def _end_turn(self, stream: _Stream) -> None:
+        stream.forced = [self.end, *self.after_user]
+        stream.answer_start = len(stream.tokens) + len(stream.forced)
+
+
+def _longest(stream: _Stream) -> int:
+    """Most tokens of a stream before its answer, but for the template's."""
+    return len(stream.forced) + stream.longest_turn
 
 
 def _template_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The chat template's tokens before a user turn, and those from after its end mark to the answer."""
+    if not tokenizer.chat_template:
+        raise PairError("The target cannot talk to itself: its tokenizer needs a chat template, and has none.")
     marker = "USER TURN"
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True

@@ -1,65 +1,139 @@
-"""From a target to a trained feature draft, in stages that leave what they made in a run folder.
+"""From a target to a trained draft, in stages that leave what they made in a run folder.
 
-Text and states are shards; a shard that is there is not made again, so an interrupted run goes on where it stopped.
+Text and teacher states are shards, training has a checkpoint: what is there is not made again, so an interrupted run
+goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.distillation.agreement import Agreement, measure_agreement
-from agents.distillation.corpus import Lesson, TextShard, load_lessons, read_shard, shard_path, write_shard
+from agents.distillation.agreement import agreement_at_work
+from agents.distillation.batches import frequent_tokens
+from agents.distillation.checkpoint import History
+from agents.distillation.corpus import (
+    Lesson,
+    TextShard,
+    load_lessons,
+    read_lessons,
+    read_shard,
+    shard_path,
+    split_lessons,
+    write_shard,
+)
+from agents.distillation.curves import Curves
+from agents.distillation.examination import Examination, examine
 from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
+from agents.distillation.openings import KINDS, Turn
 from agents.distillation.states import teacher_states
-from agents.distillation.training import TrainingConfig, frequent_tokens, new_network, train
-from env.drafts.network import FeatureDraftNetwork
-from env.errors import ParameterError
+from agents.distillation.students import (
+    CausalShape,
+    CausalStudent,
+    FeatureShape,
+    FeatureStudent,
+    Student,
+    check_width,
+    new_causal,
+    new_network,
+)
+from agents.distillation.training import Trainer, TrainingConfig
+from env.errors import ParameterError, PromptError
+from env.files import write_text
+from env.models.compatibility import context_limit
+from env.models.states import HiddenStates
+from env.pair import encode_chat
+from env.prompts import BUILTIN_SOURCES, load_prompts
+from env.rounds import check_limit
 
 __all__ = ["Distillation", "DistillationConfig", "Graduate"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`"""
 
+_LOOK = 40  # held-out conversations that are looked at during training
+
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Everything that decides what comes out."""
+    """Everything that decides what comes out; as it stands, it made the shipped drafts.
 
+    Raises:
+        LimitError: a count that is not positive.
+        ParameterError: another value outside its range.
+    """
+
+    kind: Literal["feature", "causal"] = "feature"
+    """kind of draft: one that reads the target's hidden states, or a causal language model of its own"""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    shard_tokens: int = 100_000
-    """tokens of a text shard, the unit that an interrupted run repeats [tokens]"""
+    """the text"""
+    feature: FeatureShape = field(default_factory=FeatureShape)
+    """shape of a feature draft"""
+    feature_training: TrainingConfig = field(default_factory=TrainingConfig)
+    """training of a feature draft"""
+    causal: CausalShape = field(default_factory=CausalShape)
+    """shape of a causal draft"""
+    causal_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=2e-3))
+    """training of a causal draft"""
+    shard_conversations: int = 500
+    """conversations of a text shard, the unit that an interrupted run repeats"""
     held_out: int = 20
-    """every n-th conversation is kept from training, to measure agreement on"""
+    """one prompt in so many is kept from training: a half to calibrate by, a half to measure on"""
+    exams: tuple[str, ...] = BUILTIN_SOURCES
+    """prompts, never trained on, whose greedy answers agreement is measured on besides; as for the benchmark"""
+
+    def __post_init__(self) -> None:
+        check_limit("shard_conversations", self.shard_conversations)
+        if self.held_out < 2:
+            raise ParameterError(f"held_out must be 2 or more; got {self.held_out}.")
+        if self.kind not in ("feature", "causal"):
+            raise ParameterError(f"kind must be feature or causal; got {self.kind!r}.")
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How the kind of draft that is wanted is trained."""
+        return self.feature_training if self.kind == "feature" else self.causal_training
 
 
 @dataclass(frozen=True)
 class Graduate:
-    """A trained draft and how well it does on conversations it has never seen."""
+    """A trained draft and how well it does on prompts it has never seen."""
 
-    network: FeatureDraftNetwork
+    student: Student
     coverage: float
-    """share of the training text that the trimmed vocabulary covers"""
+    """share of the training text that the frequent tokens cover"""
     training_tokens: int
     """tokens of the training text, each seen `epochs` times [tokens]"""
-    agreement: dict[str, Agreement]
-    """on held-out answers: ``all`` of them, and by the ``greedy`` or ``sampled`` way they were decoded"""
+    kinds: dict[str, int]
+    """tokens of the training text by kind of task [tokens]"""
+    examination: Examination
+    """its marks, and its calibrator"""
+    history: History
+    """how training went"""
 
 
 class Distillation:
-    """Teaches a feature draft to guess what a target says.
+    """Teaches a draft to guess what a target says.
 
     Args:
         model: the target, a chat model.
         tokenizer: its tokenizer.
         folder: the run folder.
         config: how.
+        weights: which weights `model` has; a run folder of other weights is refused.
         progress: told how far a stage is.
+
+    Raises:
+        PairError: the tokenizer has no chat template, or the target none of the layers that the draft is to read.
+        ParameterError: the draft is wider than the target.
+        PromptError: the prompts of an exam cannot be read or fetched, or are all too long.
     """
 
     def __init__(
@@ -68,74 +142,170 @@ class Distillation:
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
         config: DistillationConfig,
+        *,
+        weights: str = "",
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
         self.model, self.tokenizer, self.folder, self.config = model, tokenizer, folder, config
-        self.progress = progress
+        self.weights, self.progress = weights, progress
+        self.dialogue_settings = self._settings()
+        # What the target cannot do is refused before any work.
+        SelfDialogue(model, tokenizer, config.generation)
+        if config.kind == "feature":
+            HiddenStates(model, config.feature.feature_layers).close()
+        else:
+            tokens = model.get_input_embeddings().num_embeddings
+            check_width(model, min(config.causal.vocabulary, tokens), config.causal)
+        self.exam_turns = {source: self._turns(source) for source in config.exams}
 
     def run(self) -> Graduate:
         """All stages.
 
         Raises:
-            FileWriteError: a shard could not be written.
-            ModelFileError: a shard is corrupt.
-            ParameterError: too little text to hold any of it out.
+            FileWriteError: a file of the run could not be written.
+            ModelFileError: a shard or the checkpoint is corrupt.
+            ParameterError: too little text to hold any of it out, or the folder holds a run with other settings.
         """
         self.write_text()
         self.record_states()
         return self.train()
 
     def write_text(self) -> None:
-        """Lets the target write; a shard has a seed of its own, so it is the same whenever it is made."""
-        generation, size = self.config.generation, self.config.shard_tokens
-        for number, start in enumerate(range(0, generation.tokens, size)):
-            path = shard_path(self.folder, "text", number)
-            tokens = min(size, generation.tokens - start)
-            if not path.exists():
-                config = dataclasses.replace(generation, tokens=tokens, seed=generation.seed + number)
-                write_shard(path, TextShard.of(self._conversations(config, start)).tensors())
-            self.progress("writing text", start + tokens, generation.tokens)
+        """Lets the target write; a shard has a seed of its own, so it is the same whenever it is made.
 
-    def _conversations(self, config: GenerationConfig, before: int) -> list[Conversation]:
-        conversations, written = [], before
-        for conversation in SelfDialogue(self.model, self.tokenizer, config).conversations():
-            conversations.append(conversation)
-            written += len(conversation.tokens)
-            self.progress("writing text", written, self.config.generation.tokens)
-        return conversations
+        Raises:
+            ParameterError: the folder holds text that was made with other settings.
+        """
+        self._claim_folder()
+        generation, size = self.config.generation, self.config.shard_conversations
+        for number, start in enumerate(range(0, generation.conversations, size)):
+            path = shard_path(self.folder, "text", number)
+            count = min(size, generation.conversations - start)
+            if not path.exists() or len(read_shard(path)["answer_starts"]) < count:  # the last one of a shorter run
+                config = dataclasses.replace(generation, conversations=count, seed=generation.seed + number)
+                text = TextShard.of(self._conversations(config, start))
+                for outdated in self.folder.glob(f"states*-{number:04d}.safetensors"):
+                    outdated.unlink()
+                write_shard(path, text.tensors())
+            self.progress("writing text", start + count, generation.conversations)
 
     def record_states(self) -> None:
         """Asks the teacher about every position."""
         paths = sorted(self.folder.glob("text-*.safetensors"))
         for number, path in enumerate(paths):
-            states = shard_path(self.folder, "states", number)
+            states = shard_path(self.folder, self._states, number)
             if not states.exists():
-                write_shard(states, teacher_states(self.model, TextShard(**read_shard(path))))
+                self._record(path, states)
             self.progress("asking the teacher", number + 1, len(paths))
 
+    def exams(self) -> dict[str, list[Lesson]]:
+        """The target's greedy answers to the benchmark's prompts, of which none is trained on, by their source."""
+        return {source: self._exam(source, turns) for source, turns in self.exam_turns.items()}
+
+    def _turns(self, source: str) -> list[Turn]:
+        """First turns of those prompts that leave room for an answer."""
+        limit = context_limit(self.model.config) - self.config.generation.max_answer_tokens
+        texts = [prompt.turns[0] for prompt in load_prompts(source)]
+        texts = [text for text in texts if len(encode_chat(self.tokenizer, [text])) < limit]
+        if not texts:
+            raise PromptError(f"{source} holds no prompt that leaves the target room for an answer: leave it out.")
+        return [Turn(KINDS[0], text, text, open=False, long=False) for text in texts]  # of whatever kind
+
+    def _exam(self, source: str, turns: list[Turn]) -> list[Lesson]:
+        name = f"exam-{Path(source).stem}"
+        path, states = shard_path(self.folder, name, 0), shard_path(self.folder, f"{name}-{self._states}", 0)
+        if not path.exists():
+            dialogue = SelfDialogue(self.model, self.tokenizer, self.config.generation)
+            write_shard(path, TextShard.of(list(dialogue.answers(turns))).tensors())
+        if not states.exists():
+            self._record(path, states)
+        return list(read_lessons(path, states))
+
+    def lessons(self) -> tuple[list[Lesson], list[Lesson]]:
+        """What is trained on and what is held out, split by prompt.
+
+        Raises:
+            ParameterError: there is nothing to train on, or fewer than two prompts are held out.
+        """
+        seen, held_out = split_lessons(load_lessons(self.folder, self._states), self.config.held_out)
+        if not seen or len({lesson.prompt_hash for lesson in held_out}) < 2:  # one to calibrate by, one to measure on
+            raise ParameterError(
+                f"Expected text enough to hold one prompt in {self.config.held_out} out, and two at least; got "
+                f"{len(seen) + len(held_out)} conversations."
+            )
+        return seen, held_out
+
     def train(self) -> Graduate:
-        """Trains on all conversations but the held-out ones and measures agreement on those."""
-        lessons = list(load_lessons(self.folder))
-        held_out = lessons[:: self.config.held_out]
-        seen = [lesson for index, lesson in enumerate(lessons) if index % self.config.held_out]
-        if not held_out or not seen:
-            raise ParameterError(f"Expected {self.config.held_out} conversations or more; got {len(lessons)}.")
-        config, vocabulary = self.config.training, self.model.get_input_embeddings().num_embeddings
-        token_ids, coverage = frequent_tokens(seen, vocabulary, min(config.vocabulary, vocabulary))
-        network = new_network(self.model, token_ids, config.seed)
-        train(network, self.model.get_input_embeddings(), seen, config, self._log)
-        return Graduate(
-            network, coverage, sum(len(lesson.tokens) for lesson in seen), self._agreement(network, held_out)
+        """Trains on all prompts but the held-out ones and measures agreement on those."""
+        seen, held_out = self.lessons()
+        student, coverage = self._student(seen)
+        settings = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
+        trainer = Trainer(
+            student, seen, self.config.training, self.folder / f"{self.config.kind}.checkpoint.safetensors", settings
         )
+        with Curves(self.folder / f"{self.config.kind}-curves") as curves:
 
-    def _log(self, update: int, updates: int, losses: list[float]) -> None:
-        self.progress(f"training, loss {losses[0]:.3f}", update, updates)
+            def log(history: History, updates: int) -> None:
+                curves.log(history)
+                self.progress(f"training, loss {history.losses[-1][0]:.3f}", history.updates, updates)
 
-    def _agreement(self, network: FeatureDraftNetwork, held_out: list[Lesson]) -> dict[str, Agreement]:
-        embedding = self.model.get_input_embeddings()
-        parts = {
-            "all": held_out,
-            "greedy": [lesson for lesson in held_out if lesson.temperature == 0],
-            "sampled": [lesson for lesson in held_out if lesson.temperature > 0],
+            history = trainer.run(lambda: list(agreement_at_work(student, held_out[:_LOOK]).top1), log)
+            curves.draw(history)
+        kinds = {lesson.kind: 0 for lesson in seen}
+        for lesson in seen:
+            kinds[lesson.kind] += len(lesson.tokens)
+        self.progress("examining", 0, 1)
+        examination = examine(student, held_out, self.exams())
+        return Graduate(student, coverage, sum(kinds.values()), kinds, examination, history)
+
+    @property
+    def _layers(self) -> tuple[int, ...]:
+        """Layers of the target whose states the draft reads besides the last one."""
+        return self.config.feature.feature_layers if self.config.kind == "feature" else ()
+
+    @property
+    def _states(self) -> str:
+        """What shards of these states are called."""
+        return "-".join(["states", *map(str, self._layers)])
+
+    def _record(self, text: Path, states: Path) -> None:
+        write_shard(states, teacher_states(self.model, TextShard(**read_shard(text)), self._layers))
+
+    def _settings(self) -> str:
+        generation = dataclasses.asdict(self.config.generation)
+        del generation["conversations"]  # a run may be lengthened
+        shard = {
+            "shard_conversations": self.config.shard_conversations,
+            "weights": self.weights,
+            "python": platform.python_version(),  # given texts come from its library
         }
-        return {name: measure_agreement(network, embedding, part) for name, part in parts.items() if part}
+        return json.dumps(generation | shard, indent=2, sort_keys=True) + "\n"
+
+    def _claim_folder(self) -> None:
+        path = self.folder / "run.json"
+        if not path.exists():
+            write_text(path, self.dialogue_settings)
+        elif (found := path.read_text(encoding="utf-8")) != self.dialogue_settings:
+            raise ParameterError(
+                f"{self.folder} holds text that was written with other settings. Expected:\n{self.dialogue_settings}"
+                f"Got, from {path}:\n{found}Choose another run folder, or the settings of the first run."
+            )
+
+    def _conversations(self, config: GenerationConfig, before: int) -> list[Conversation]:
+        conversations = []
+        for conversation in SelfDialogue(self.model, self.tokenizer, config).conversations():
+            conversations.append(conversation)
+            self.progress("writing text", before + len(conversations), self.config.generation.conversations)
+        return conversations
+
+    def _student(self, seen: list[Lesson]) -> tuple[Student, float]:
+        """The draft in its first state, and the share of the text that its frequent tokens cover."""
+        config, training = self.config, self.config.training
+        embedding = self.model.get_input_embeddings()
+        size = config.feature.vocabulary if config.kind == "feature" else config.causal.vocabulary
+        frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, min(size, embedding.num_embeddings))
+        if config.kind == "feature":
+            network = new_network(self.model, frequent, config.feature, training.seed)
+            return FeatureStudent(network, embedding, training.steps), coverage
+        model = new_causal(self.model, frequent, config.causal, training.seed)
+        return CausalStudent(model, frequent, config.causal.strangers, training.seed), coverage

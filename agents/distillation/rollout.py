@@ -28,7 +28,7 @@ def rollout(
     Args:
         network: the draft.
         tokens: token embeddings of rows, `[batch, rows, hidden]`.
-        features: the target's states before each row's token, `[batch, rows, hidden]`.
+        features: the target's states before each row's token, `[batch, rows, feature_width]`.
         steps: how many.
 
     Yields:
@@ -37,21 +37,27 @@ def rollout(
     rows = tokens.shape[1]
     positions = torch.arange(rows, device=tokens.device)
     distance = positions[:, None] - positions[None, :]  # [query row, key row]
-    keys: list[torch.Tensor] = []
-    values: list[torch.Tensor] = []
+    seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in network.blocks]  # keys and values by step
+    features = network.reduce(features)
     for step in range(1, steps + 1):
-        stream, query, key, value = network.project(tokens, features, positions)
-        keys.append(key)
-        values.append(value)
         # True rows up to where the target's text ends; then one own row for every step since, the last being itself.
         masks = [distance >= step - 1] + [distance == step - own for own in range(2, step + 1)]
-        group = query.shape[1] // key.shape[1]
-        attended = scaled_dot_product_attention(
-            query,
-            torch.cat(keys, dim=2).repeat_interleave(group, dim=1),
-            torch.cat(values, dim=2).repeat_interleave(group, dim=1),
-            attn_mask=torch.cat(masks, dim=1),
-        )
-        output = network.finish(stream, attended)
+        mask = torch.cat(masks, dim=1)
+        stream = network.begin(tokens, features)
+        rotation = network.rotary(positions, stream.dtype)
+        for layer, states in zip(network.blocks, seen, strict=True):
+            query, key, value = layer.project(stream, rotation)
+            states.append((key, value))
+            stream = layer.finish(stream, _attend(query, states, mask))
+        output: torch.Tensor = network.output_norm(stream)
         yield output
         features = output.roll(1, dims=1)
+
+
+def _attend(query: torch.Tensor, states: list[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor) -> torch.Tensor:
+    """Attention over the keys and values of all steps so far, side by side."""
+    keys, values = (torch.cat(parts, dim=2) for parts in zip(*states, strict=True))
+    group = query.shape[1] // keys.shape[1]
+    return scaled_dot_product_attention(
+        query, keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1), attn_mask=mask
+    )

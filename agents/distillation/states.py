@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from transformers import PreTrainedModel
 
 from agents.distillation.corpus import TextShard
+from env.models.states import HiddenStates
 
 __all__ = ["TOP", "teacher_states"]
 
@@ -21,41 +22,50 @@ _HEAD_ROWS = 512
 
 @torch.inference_mode()
 def teacher_states(
-    model: PreTrainedModel, shard: TextShard, progress: Callable[[int], None] = lambda tokens: None
+    model: PreTrainedModel,
+    shard: TextShard,
+    layers: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[str, torch.Tensor]:
     """Features and most probable next tokens at every position of a shard.
 
     Args:
         model: the target.
         shard: the text.
+        layers: layers of the target whose outputs are wanted besides its last hidden state.
         progress: told how many tokens are done since it was last told.
 
     Returns:
-        ``features`` `bfloat16[tokens, hidden]`, ``teacher_ids`` `int32[tokens, TOP]` and ``teacher_log_probs``
-        `float16[tokens, TOP]`, on the CPU.
+        ``features`` `bfloat16[tokens, width]` (see `HiddenStates`), ``teacher_ids`` `int32[tokens, TOP]` and
+        ``teacher_log_probs`` `float16[tokens, TOP]`, on the CPU.
     """
     tokens = len(shard.tokens)
     top = min(TOP, model.config.vocab_size)
-    features = torch.empty(tokens, model.config.hidden_size, dtype=torch.bfloat16)
+    width = (len(layers) + 1) * model.config.hidden_size
+    features = torch.empty(tokens, width, dtype=torch.bfloat16)
     ids = torch.empty(tokens, top, dtype=torch.int32)
     log_probs = torch.empty(tokens, top, dtype=torch.float16)
+    states = HiddenStates(model, layers)
     for spans in _batches(shard.starts.tolist()):
         longest = max(end - start for start, end in spans)
         batch = torch.zeros(len(spans), longest, dtype=torch.long)
         for row, (start, end) in enumerate(spans):
             batch[row, : end - start] = shard.tokens[start:end]
         # Padding stands on the right, where causal attention never looks.
-        hidden = model.get_decoder()(batch.to(model.device), use_cache=False).last_hidden_state
+        model.get_decoder()(batch.to(model.device), use_cache=False)
+        assert states.last is not None, "a forward records"
         where = torch.cat([torch.arange(start, end) for start, end in spans])
-        rows = torch.cat([hidden[row, : end - start] for row, (start, end) in enumerate(spans)])
+        rows = torch.cat([states.last[row, : end - start] for row, (start, end) in enumerate(spans)])
         features[where] = rows.to("cpu", torch.bfloat16)
         for first in range(0, len(rows), _HEAD_ROWS):
-            logits = model.get_output_embeddings()(rows[first : first + _HEAD_ROWS]).float()
+            hidden = rows[first : first + _HEAD_ROWS, -model.config.hidden_size :]
+            logits = model.get_output_embeddings()(hidden).float()
             best, best_ids = logits.topk(top)
             positions = where[first : first + _HEAD_ROWS]
             log_probs[positions] = (best - logits.logsumexp(-1, keepdim=True)).to("cpu", torch.float16)
             ids[positions] = best_ids.to("cpu", torch.int32)
         progress(len(where))
+    states.close()
     return {"features": features, "teacher_ids": ids, "teacher_log_probs": log_probs}
 
 

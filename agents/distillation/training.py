@@ -1,38 +1,40 @@
-"""Training a feature draft on cached teacher states."""
+"""Training a draft on cached teacher states: the same loop for either kind, interrupted and resumed at will."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
+from agents.distillation.batches import plan_batches
+from agents.distillation.checkpoint import History, load_checkpoint, save_checkpoint
 from agents.distillation.corpus import Lesson
-from agents.distillation.rollout import rollout
-from env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork
+from agents.distillation.interrupts import interrupts_held
+from agents.distillation.students import Student
+from env.errors import ParameterError
+from env.rounds import check_limit
 
-__all__ = [
-    "Batch",
-    "TrainingConfig",
-    "collate",
-    "frequent_tokens",
-    "new_network",
-    "plan_batches",
-    "train",
-    "trimmed_index",
-]
+__all__ = ["Trainer", "TrainingConfig"]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a feature draft is trained."""
+    """How a draft is trained.
+
+    Raises:
+        LimitError: a count that is not positive.
+        ParameterError: another value outside its range.
+    """
 
     epochs: int = 6
     """times that every conversation is seen"""
+    updates: int | None = None
+    """batches in all, in place of whole epochs"""
     batch_tokens: int = 2048
     """tokens of a batch, padding included [tokens]"""
     learning_rate: float = 1e-3
@@ -42,142 +44,132 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """AdamW's weight decay"""
     steps: int = 3
-    """steps on the draft's own features in every second batch; the others take one step"""
+    """steps on a feature draft's own features in every second batch; the others take one step"""
     step_decay: float = 0.8
     """weight of each further step's loss relative to the one before"""
-    vocabulary: int = 8192
-    """tokens that the head knows, the most frequent ones [tokens]"""
     seed: int = 0
     """seed of the weights and of the order of the batches"""
+    checkpoint_minutes: float = 2.0
+    """how often everything is saved, which is what a killed run may lose [min]"""
+    looks: int = 10
+    """times that held-out agreement is measured on the way"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_tokens", "steps", "looks"):
+            check_limit(f"training.{name}", getattr(self, name))
+        if self.updates is not None:
+            check_limit("training.updates", self.updates)
+        if not self.learning_rate > 0:
+            raise ParameterError(f"training.learning_rate must be over 0; got {self.learning_rate}.")
+        for name in ("weight_decay", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ParameterError(f"training.{name} must be 0 or more; got {getattr(self, name)}.")
+        for name in ("warm_up", "step_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ParameterError(f"training.{name} must be within 0 and 1; got {getattr(self, name)}.")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Conversations of like length, padded on the right."""
+class Trainer:
+    """Trains a student in bfloat16 with float32 weights.
 
-    tokens: torch.Tensor
-    """token ids of the rows, `int64[batch, rows]`"""
-    features: torch.Tensor
-    """the target's state before each row's token, `[batch, rows, hidden]`"""
-    teacher_ids: torch.Tensor
-    """the target's most probable tokens after each row, in the trimmed vocabulary, `int64[batch, rows, top]`"""
-    teacher_probs: torch.Tensor
-    """their probabilities; 0 outside the trimmed vocabulary and in padding, `float32[batch, rows, top]`"""
-
-
-def frequent_tokens(lessons: Sequence[Lesson], vocabulary: int, size: int) -> tuple[torch.Tensor, float]:
-    """The `size` most frequent tokens in id order, `int64[size]`, and the share of the text that they cover."""
-    counts = torch.zeros(vocabulary, dtype=torch.int64)
-    for lesson in lessons:
-        counts += torch.bincount(lesson.tokens, minlength=vocabulary)
-    chosen = counts.argsort(descending=True, stable=True)[:size].sort().values
-    return chosen, float(counts[chosen].sum() / counts.sum())
-
-
-def new_network(target: PreTrainedModel, token_ids: torch.Tensor, seed: int) -> FeatureDraftNetwork:
-    """A network for `target` whose head begins as the target's own, cut to `token_ids`."""
-    torch.manual_seed(seed)
-    config = target.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    network = FeatureDraftNetwork(
-        FeatureDraftConfig(
-            config.hidden_size, config.num_attention_heads, kv_heads, head_dim, config.intermediate_size, len(token_ids)
-        )
-    )
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-    with torch.no_grad():
-        for output in (network.attention_output, network.down):
-            output.weight.mul_(0.5)  # a calm start: the residual stream dominates
-        network.head.weight.copy_(target.get_output_embeddings().weight[token_ids].float())
-        norm = getattr(target.get_decoder(), "norm", None)
-        if norm is not None:
-            network.output_norm.weight.copy_(norm.weight.float())
-    network.token_ids.copy_(token_ids)
-    return network
-
-
-def trimmed_index(token_ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Index in the trimmed vocabulary of each of the target's tokens, -1 outside it, `int64[vocabulary]`."""
-    trimmed = torch.full((vocabulary,), -1, dtype=torch.int64)
-    trimmed[token_ids] = torch.arange(len(token_ids))
-    return trimmed
-
-
-def plan_batches(lengths: Sequence[int], batch_tokens: int, seed: int) -> list[list[int]]:
-    """Indices of conversations of like length, in random order: every conversation in one batch."""
-    generator = torch.Generator().manual_seed(seed)
-    jitter = (24 * torch.rand(len(lengths), generator=generator)).tolist()
-    groups: list[list[int]] = [[]]
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index] + jitter[index]):
-        if groups[-1] and (len(groups[-1]) + 1) * lengths[index] > batch_tokens:
-            groups.append([])
-        groups[-1].append(index)
-    return [groups[group] for group in torch.randperm(len(groups), generator=generator).tolist()]
-
-
-def collate(lessons: Sequence[Lesson], trimmed: torch.Tensor) -> Batch:
-    """Pads lessons to a batch.
+    Batches, their order and whatever is random in them are functions of the seed and the batch's number, so a run that
+    was interrupted ends, on the CPU, with the very weights of one that was not.
 
     Args:
-        lessons: conversations.
-        trimmed: index in the trimmed vocabulary of each of the target's tokens, -1 outside it, `int64[vocabulary]`.
-    """
-    ids = pad_sequence([lesson.teacher_ids[1:].long() for lesson in lessons], batch_first=True)
-    probs = pad_sequence(
-        [lesson.teacher_log_probs[1:].float() for lesson in lessons], batch_first=True, padding_value=-math.inf
-    ).exp()
-    ids = trimmed[ids]
-    return Batch(
-        pad_sequence([lesson.tokens[1:] for lesson in lessons], batch_first=True),
-        pad_sequence([lesson.features[:-1] for lesson in lessons], batch_first=True).float(),
-        ids.clamp(min=0),
-        probs * (ids >= 0),
-    )
-
-
-def train(
-    network: FeatureDraftNetwork,
-    embedding: nn.Embedding,
-    lessons: Sequence[Lesson],
-    config: TrainingConfig,
-    log: Callable[[int, int, list[float]], None],
-) -> None:
-    """Trains `network` in place, in bfloat16 with float32 weights.
-
-    Args:
-        network: see `new_network`.
-        embedding: the target's token embedding, which is not trained.
-        lessons: what to learn from.
+        student: the draft, in its first state.
+        lessons: what it learns from.
         config: how.
-        log: called after every batch with its number, the number of batches, and the loss of each step.
+        checkpoint: the run's file; a run that is there is gone on with. None keeps nothing.
+        settings: everything that decides the run besides, to recognise a checkpoint of another one.
+
+    Raises:
+        ModelFileError: the checkpoint is corrupt.
+        ParameterError: the checkpoint belongs to a run with other settings.
     """
-    device = embedding.weight.device
-    network.to(device).train()
-    trimmed = trimmed_index(network.token_ids.cpu(), embedding.num_embeddings)
-    lengths = [len(lesson.tokens) for lesson in lessons]
-    plan = [
-        group
-        for epoch in range(config.epochs)
-        for group in plan_batches(lengths, config.batch_tokens, config.seed + epoch)
-    ]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: _rate(update / len(plan), config.warm_up))
-    for update, group in enumerate(plan):
-        batch = collate([lessons[index] for index in group], trimmed)
-        losses = _losses(network, embedding, batch, config.steps if update % 2 else 1)
-        weights = [config.step_decay**step for step in range(len(losses))]
-        loss = torch.stack(losses) @ torch.tensor(weights, device=device) / sum(weights)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        log(update + 1, len(plan), [float(value.detach()) for value in losses])
+
+    def __init__(
+        self,
+        student: Student,
+        lessons: Sequence[Lesson],
+        config: TrainingConfig,
+        checkpoint: Path | None = None,
+        settings: str = "",
+    ) -> None:
+        self.student, self.lessons, self.config = student, lessons, config
+        self.checkpoint, self.settings = checkpoint, f"{settings} {len(lessons)} lessons"
+        self.plan = self._plan()
+        self.optimizer = torch.optim.AdamW(
+            student.module.parameters(), config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.history = History()
+        if checkpoint is not None and checkpoint.exists():
+            self.history = load_checkpoint(checkpoint, student.module, self.optimizer, self.settings)
+
+    def _plan(self) -> list[list[int]]:
+        """Which lessons make up each batch."""
+        config, lengths = self.config, [len(lesson.tokens) for lesson in self.lessons]
+        plan: list[list[int]] = []
+        epoch = 0
+        while epoch < config.epochs if config.updates is None else len(plan) < config.updates:
+            plan += plan_batches(lengths, config.batch_tokens, config.seed + epoch)
+            epoch += 1
+        return plan[: config.updates]
+
+    def run(
+        self,
+        look: Callable[[], list[float]] = list,
+        log: Callable[[History, int], None] = lambda history, updates: None,
+    ) -> History:
+        """Goes on to the end.
+
+        Args:
+            look: measures the held-out agreement, by step; asked `config.looks` times in all.
+            log: told the history and the number of updates after every batch.
+
+        Raises:
+            FileWriteError: the checkpoint could not be written.
+            KeyboardInterrupt: after saving what there is.
+        """
+        history, updates = self.history, len(self.plan)
+        self.student.module.train()
+        saved = time.monotonic()
+        with interrupts_held() as interrupted:
+            while history.updates < updates and not interrupted():
+                history.losses.append(self._update(history.updates))
+                history.updates += 1
+                if history.updates * self.config.looks // updates > len(history.agreement):
+                    history.agreement.append((history.updates, self._look(look)))
+                log(history, updates)
+                if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    self._save()
+                    saved = time.monotonic()
+            self._save()
+        self.student.module.eval()
+        return history
+
+    def _update(self, update: int) -> list[float]:
+        lessons = [self.lessons[index] for index in self.plan[update]]
+        device = next(self.student.module.parameters()).device
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * _rate(update / len(self.plan), self.config.warm_up)
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = self.student.losses(lessons, update)
+        self.optimizer.zero_grad(set_to_none=True)
+        weights = torch.tensor([self.config.step_decay**step for step in range(len(losses))], device=device)
+        (torch.stack(losses) @ weights / weights.sum()).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.student.module.parameters(), 1.0)
+        self.optimizer.step()
+        return [float(loss.detach()) for loss in losses]
+
+    def _look(self, look: Callable[[], list[float]]) -> list[float]:
+        self.student.module.eval()
+        shares = look()
+        self.student.module.train()
+        return shares
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.student.module, self.optimizer, self.history, self.settings)
 
 
 def _rate(done: float, warm_up: float) -> float:
@@ -185,18 +177,3 @@ def _rate(done: float, warm_up: float) -> float:
     if done < warm_up:
         return done / warm_up + 1e-3
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
-
-
-def _losses(network: FeatureDraftNetwork, embedding: nn.Embedding, batch: Batch, steps: int) -> list[torch.Tensor]:
-    """Mean cross-entropy to the teacher's distribution at each step."""
-    device = embedding.weight.device
-    ids, probs = batch.teacher_ids.to(device), batch.teacher_probs.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        embedded = embedding(batch.tokens.to(device)).detach().to(torch.bfloat16)
-        losses = []
-        for step, output in enumerate(rollout(network, embedded, batch.features.to(device), steps)):
-            rows = probs[:, step:].sum(-1) > 0  # [batch, rows]: neither padding nor an early row without meaning
-            logits = network.head(output[:, step:][rows])
-            likelihood = logits.float().log_softmax(-1).gather(-1, ids[:, step:][rows])
-            losses.append(-(probs[:, step:][rows] * likelihood).sum(-1).mean())
-    return losses

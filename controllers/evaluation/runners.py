@@ -10,13 +10,21 @@ from transformers import PreTrainedModel
 
 from controllers.registry import controller_names, make_controller
 from controllers.run import Generation, run
-from env.errors import NumericalError, UnknownNameError
+from env.errors import NumericalError, ParameterError, UnknownNameError
 from env.live import LiveDecoder
 from env.models.target import TargetModel
 from env.rounds import FinishReason, Request, check_fits
 from env.sampling import SamplingSettings
 
-__all__ = ["TRANSFORMERS", "ControllerRunner", "Runner", "TransformersRunner", "check_runner", "make_runner"]
+__all__ = [
+    "TRANSFORMERS",
+    "ControllerRunner",
+    "Runner",
+    "TransformersRunner",
+    "check_runner",
+    "make_runner",
+    "parse_rivals",
+]
 
 TRANSFORMERS = "transformers"
 """name of the reference: transformers' own `generate`, without a draft"""
@@ -129,6 +137,21 @@ def check_runner(name: str) -> None:
     if name.partition(":")[0] not in controller_names():
         raise UnknownNameError("controller", name, [*controller_names(), TRANSFORMERS])
     make_controller(name)
+
+
+def parse_rivals(text: str | None) -> dict[str, str]:
+    """Drafts by name from ``NAME=DRAFT,NAME=DRAFT``; empty for None.
+
+    Raises:
+        ParameterError: an entry of another form, or two of one name.
+    """
+    rivals: dict[str, str] = {}
+    for entry in text.split(",") if text else ():
+        name, _, draft = entry.partition("=")
+        if not (name and draft) or name in rivals:
+            raise ParameterError(f"Expected drafts as NAME=DRAFT, each with a name of its own; got {entry!r}.")
+        rivals[name] = draft
+    return rivals
 
 
 def make_runner(name: str, decoder: LiveDecoder) -> Runner:

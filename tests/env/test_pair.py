@@ -7,15 +7,17 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import MambaConfig, MistralConfig, PretrainedConfig
 
+from env.calibration import CalibrationMap, Calibrator
 from env.drafts import CausalDraft, FeatureDraft, LookupDraft
 from env.drafts.network import save_network
 from env.errors import LimitError, ModelFileError, PairError, ParameterError, UnknownNameError
-from env.pair import encode_chat, load_pair
+from env.pair import CALIBRATOR, encode_chat, load_pair
 from env.rounds import Request
 from tests.tiny import generate, tiny_network
 from tests.tiny_pair import VOCABULARY, TinyFolders, save_tiny_folders, tiny_tokenizer
@@ -56,6 +58,32 @@ class TestLoading:
         pair = load_pair(str(folders.target))
         assert isinstance(pair.draft, LookupDraft)
         assert pair.draft_name == "lookup"
+
+    @pytest.mark.parametrize("kind", ["draft", "feature_draft"])
+    def test_a_calibrator_beside_a_draft_comes_with_it(self, folders: TinyFolders, tmp_path: Path, kind: str) -> None:
+        place = Path(getattr(folders, kind))
+        folder = place if place.is_dir() else place.parent
+        copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+        draft = str(copy if place.is_dir() else copy / place.name)
+        assert load_pair(str(folders.target), draft, "float32").draft.calibrator is None
+        flat = CalibrationMap(np.ones(1), np.ones(1), np.zeros(1), np.full((1, 1), -2.0))
+        Calibrator(flat, flat).save(copy / CALIBRATOR)
+        pair = load_pair(str(folders.target), draft, "float32")
+        assert pair.draft.calibrator is not None
+        assert pair.draft.calibrator.greedy.offset == -2
+        (copy / CALIBRATOR).write_text("{", encoding="utf-8")
+        with pytest.raises(ModelFileError, match=re.escape(str(copy / CALIBRATOR))):
+            load_pair(str(folders.target), draft, "float32")
+
+    def test_a_pair_takes_further_drafts_for_the_target_that_it_has(self, folders: TinyFolders) -> None:
+        pair = load_pair(str(folders.target), str(folders.draft), "float32")
+        for draft, kind in ((str(folders.feature_draft), FeatureDraft), ("lookup", LookupDraft)):
+            other = pair.with_draft(draft)
+            assert isinstance(other.draft, kind)
+            assert other.target is pair.target
+            assert isinstance(pair.draft, CausalDraft), "the first pair keeps its own"
+        with pytest.raises(PairError, match="different vocabularies"):
+            pair.with_draft(str(folders.stranger))
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
     def test_both_models_get_the_precision_asked_for(self, folders: TinyFolders, dtype: str) -> None:

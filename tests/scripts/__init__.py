@@ -19,6 +19,7 @@ from scripts.common import main
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
+    "ablate": "AblateOptions",
     "benchmark": "BenchmarkOptions",
     "distill": "DistillOptions",
     "exactness": "ExactnessOptions",

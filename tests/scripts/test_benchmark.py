@@ -139,6 +139,20 @@ class TestChoice:
         assert len(results.rows) == 3 * len(TEXTS) * 2
         assert [summary.identical_outputs for summary in results.controllers.values()] == [len(TEXTS)] * 3
 
+    def test_every_speculating_controller_meets_the_rival_drafts_on_the_same_prompts(
+        self, folders: TinyFolders, prompts: Path, call: Caller, tmp_path: Path
+    ) -> None:
+        more = ["--controllers", "transformers,fixed_tree", "--rivals", f"lookup=lookup,other={folders.feature_draft}"]
+        assert call("benchmark", *arguments(folders, prompts, tmp_path / "out", *more)).status == 0
+        results = load_results(tmp_path / "out" / "results.json")
+        names = ("autoregressive", "transformers", "fixed_tree", "fixed_tree@lookup", "fixed_tree@other")
+        assert tuple(results.controllers) == names
+        assert {row.prompt_id for row in results.rows if row.controller == names[-1]} == {
+            row.prompt_id for row in results.rows if row.controller == names[0]
+        }
+        assert len({results.controllers[name].acceptance_rate for name in names[2:]}) == 3, "three different drafts"
+        assert results.settings["rivals"] == "lookup=lookup,other=draft.safetensors"
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -149,6 +163,9 @@ class TestRefusals:
             (["--repeats", "0"], "repeats must be 1 or more; got 0."),
             (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
             (["--prompts", "bultin"], "Unknown prompt source 'bultin'. Did you mean builtin?"),
+            (["--rivals", "lookup"], "Expected drafts as NAME=DRAFT, each with a name of its own; got 'lookup'."),
+            (["--rivals", "a=lookup,a=lookup"], "each with a name of its own; got 'a=lookup'."),
+            (["--rivals", "a=nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
             (["--draft", "nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",

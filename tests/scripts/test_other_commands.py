@@ -6,18 +6,19 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import tyro
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from agents.distillation.generation import GenerationConfig
-from agents.distillation.pipeline import DistillationConfig
-from agents.distillation.training import TrainingConfig
 from controllers.evaluation.report import write_results
 from controllers.registry import controller_names
-from env.drafts import FeatureDraft
+from env.drafts import CausalDraft, FeatureDraft
 from env.pair import encode_chat, load_pair
 from env.rounds import Request
 from scripts.distill import DistillOptions, distill
@@ -26,12 +27,18 @@ from tests.scripts import COMMANDS, ROOT, Caller, assert_refused, finish, start,
 from tests.tiny import generate
 from tests.tiny_pair import TinyFolders, tiny_tokenizer
 
-CONFIG = DistillationConfig(
-    GenerationConfig(tokens=2000, slots=8, max_user_tokens=12, max_answer_tokens=24),
-    TrainingConfig(epochs=2, batch_tokens=256, learning_rate=1e-2, vocabulary=80),
-    shard_tokens=1000,
-    held_out=4,
-)
+SMALL = [
+    *("--config.generation.conversations", 80, "--config.generation.slots", 40, "--config.generation.given-share", 0),
+    *("--config.generation.max-user-tokens", 12, "--config.generation.max-text-tokens", 12),
+    *("--config.generation.max-answer-tokens", 24, "--config.shard-conversations", 40, "--config.held-out", 4),
+    *("--config.feature.vocabulary", 80, "--config.feature-training.epochs", 2),
+    *("--config.feature-training.batch-tokens", 256, "--config.feature-training.learning-rate", 0.01),
+    *("--config.causal.hidden-size", 32, "--config.causal.heads", 4, "--config.causal.layers", 2),
+    *("--config.causal.vocabulary", 80, "--config.causal-training.epochs", 2),
+    *("--config.causal-training.batch-tokens", 256, "--config.causal-training.learning-rate", 0.01),
+    "--config.exams",
+]
+"""options of a distillation that takes seconds"""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,101 +58,208 @@ def test_an_unknown_option_is_refused(call: Caller) -> None:
     assert "Traceback" not in ended.err
 
 
+def distill_arguments(folders: TinyFolders, run: Path, *more: object) -> list[object]:
+    return ["--target", folders.target, "--run", run, *SMALL, *more]
+
+
 @pytest.fixture(scope="module")
 def run(folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a distillation, with the draft in it."""
+    """The run folder of a distillation of a feature draft, with the draft in it."""
     run = tmp_path_factory.mktemp("distill")
-    assert distill(distill_options(folders, run)) == 0
+    arguments = list(map(str, distill_arguments(folders, run)))
+    assert distill(tyro.cli(DistillOptions, args=arguments)) == 0
     return run
-
-
-def distill_options(folders: TinyFolders, run: Path) -> DistillOptions:
-    return DistillOptions(str(folders.target), run, run / "draft", config=CONFIG)
 
 
 class TestDistill:
     @staticmethod
     def shards(run: Path) -> dict[str, tuple[int, str]]:
         """When each shard was written, and a digest of it."""
-        paths = sorted(run.glob("*.safetensors"))
+        paths = sorted([*run.glob("text-*.safetensors"), *run.glob("states-*.safetensors")])
         return {path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths}
 
     def test_the_draft_its_card_and_its_record_are_written(self, run: Path) -> None:
-        draft = run / "draft"
-        assert {path.name for path in draft.iterdir()} == {"draft.safetensors", "README.md", "training.json"}
+        draft = run / "feature"
+        names = {"draft.safetensors", "calibrator.json", "calibration.png", "README.md", "training.json"}
+        assert {path.name for path in draft.iterdir()} == names
         assert (draft / "README.md").read_text(encoding="utf-8").startswith("# A feature draft for target\n")
         record = json.loads((draft / "training.json").read_text(encoding="utf-8"))
         assert record["target"] == "target"
-        assert record["config"] == dataclasses.asdict(CONFIG)
+        assert record["config"]["kind"] == "feature"
+        assert record["config"]["generation"]["conversations"] == 80
+        assert record["config"]["exams"] == []
         agreement = record["agreement"]["all"]
         assert agreement["positions"] > 0
         assert all(0 <= one <= four <= 1 for one, four in zip(agreement["top1"], agreement["top4"], strict=True))
 
     def test_the_draft_works_with_its_target(self, folders: TinyFolders, run: Path) -> None:
-        pair = load_pair(str(folders.target), str(run / "draft" / "draft.safetensors"), "float32")
+        pair = load_pair(str(folders.target), str(run / "feature" / "draft.safetensors"), "float32")
         assert isinstance(pair.draft, FeatureDraft)
         request = Request(encode_chat(pair.tokenizer, ["hello"]), 48)
         speculated = generate(pair.target, pair.draft, request, "fixed_tree:branch=4:depth=3")
         assert speculated.tokens == generate(pair.target, pair.draft, request).tokens
         assert 0 < speculated.accepted < speculated.drafted
 
-    def test_a_second_run_uses_the_shards_that_are_there(self, folders: TinyFolders, run: Path) -> None:
-        before, weights = self.shards(run), load_file(run / "draft" / "draft.safetensors")
+    def test_a_second_run_uses_what_is_there(self, folders: TinyFolders, run: Path, call: Caller) -> None:
+        before, weights = self.shards(run), load_file(run / "feature" / "draft.safetensors")
         assert sorted(before) == [f"{what}-000{n}.safetensors" for what in ("states", "text") for n in range(2)]
-        assert distill(distill_options(folders, run)) == 0
+        ended = call("distill", *distill_arguments(folders, run))
+        assert ended.status == 0
+        assert f"Written to {run / 'feature'}/" in ended.err
+        assert "training, loss" not in ended.err
         assert self.shards(run) == before
-        assert_close(load_file(run / "draft" / "draft.safetensors"), weights, rtol=0, atol=0)
+        assert_close(load_file(run / "feature" / "draft.safetensors"), weights, rtol=0, atol=0)
 
-    def test_a_lost_shard_is_made_again_as_it_was(self, folders: TinyFolders, run: Path, tmp_path: Path) -> None:
+    def test_a_lost_shard_is_made_again_as_it_was(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path
+    ) -> None:
         copy = Path(shutil.copytree(run, tmp_path / "copy"))
         for name in ("text-0001.safetensors", "states-0001.safetensors"):
             (copy / name).unlink()
-        assert distill(distill_options(folders, copy)) == 0
+        assert call("distill", *distill_arguments(folders, copy)).status == 0
         digests = [{name: digest for name, (_, digest) in self.shards(each).items()} for each in (run, copy)]
         assert digests[0] == digests[1]
 
-    def test_a_corrupt_shard_is_named(self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path) -> None:
+    def test_a_causal_draft_from_the_same_text_is_a_model_of_its_own(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path
+    ) -> None:
+        copy, before = Path(shutil.copytree(run, tmp_path / "copy")), self.shards(run)
+        more = ["--config.kind", "causal", "--output", tmp_path / "own"]
+        ended = call("distill", *distill_arguments(folders, copy, *more))
+        assert ended.status == 0
+        assert f"Written to {tmp_path / 'own'}/" in ended.err
+        digests = [{name: digest for name, (_, digest) in shards.items()} for shards in (self.shards(copy), before)]
+        assert digests[0] == digests[1]
+        assert (
+            (tmp_path / "own" / "README.md").read_text(encoding="utf-8").startswith("# A standalone draft for target")
+        )
+        pair = load_pair(str(folders.target), str(tmp_path / "own"), "float32")
+        assert isinstance(pair.draft, CausalDraft)
+        request = Request(encode_chat(pair.tokenizer, ["hello"]), 48)
+        speculated = generate(pair.target, pair.draft, request, "fixed_tree:branch=4:depth=3")
+        assert speculated.tokens == generate(pair.target, pair.draft, request).tokens
+        assert speculated.accepted > 0
+
+    @pytest.mark.parametrize("name", ["text-0001", "states-0000", "feature.checkpoint"])
+    def test_a_corrupt_file_is_named(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path, name: str
+    ) -> None:
         copy = Path(shutil.copytree(run, tmp_path / "copy"))
-        path = copy / "states-0000.safetensors"
+        path = copy / f"{name}.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
-        more = ["--config.generation.tokens", 2000, "--config.shard-tokens", 1000]
-        ended = call("distill", "--target", folders.target, "--run", copy, "--output", copy / "draft", *more)
+        ended = call("distill", *distill_arguments(folders, copy))
         assert ended.status == 2
         assert f"error: {path} is corrupt" in ended.err
         assert "Traceback" not in ended.err
+
+    def test_a_folder_of_other_settings_is_refused_before_any_work(
+        self, folders: TinyFolders, run: Path, call: Caller
+    ) -> None:
+        before = self.shards(run)
+        ended = call("distill", *distill_arguments(folders, run, "--config.generation.seed", 7))
+        assert ended.status == 2
+        for words in (f"error: {run} holds text that was written with other settings", '"seed": 0', '"seed": 7'):
+            assert words in ended.err
+        assert "Traceback" not in ended.err
+        assert self.shards(run) == before
 
     @pytest.mark.parametrize(
         ("more", "message"),
         [
             (["--device", "nowhere"], "Device 'nowhere' is not available here"),
+            (["--threads", "0"], "threads must be 1 or more; got 0."),
             (["--target", "./nowhere"], "There is no folder nowhere"),
-            (["--config.shard-tokens", "0"], "shard_tokens must be 1 or more; got 0."),
+            (["--output", "pyproject.toml"], "Could not write pyproject.toml"),
+            (["--config.shard-conversations", "0"], "shard_conversations must be 1 or more; got 0."),
             (["--config.held-out", "1"], "held_out must be 2 or more; got 1."),
             (["--config.generation.slots", "0"], "generation.slots must be 1 or more; got 0."),
-            (["--config.training.epochs", "0"], "training.epochs must be 1 or more; got 0."),
-            (["--output", "pyproject.toml"], "Could not write pyproject.toml"),
+            (["--config.generation.greedy-share", "2"], "generation.greedy_share must be within 0 and 1; got 2.0."),
+            (["--config.feature-training.epochs", "0"], "training.epochs must be 1 or more; got 0."),
+            (["--config.feature.begin", "home"], "feature.begin must be random or target; got 'home'."),
+            (["--config.feature.feature-layers", "2"], "hidden states of layers [2]; the target has 2."),
+            (
+                ["--config.causal.heads", "3"],
+                "causal.hidden_size must be an even multiple of causal.heads; got 32 and 3.",
+            ),
+            (
+                ["--config.kind", "causal", "--config.causal.hidden-size", "64"],
+                "causal.hidden_size must be 32 or less for this target; got 64.",
+            ),
+            (["--config.exams", "nowhere.jsonl"], "nowhere.jsonl"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
-    def test_a_wrong_setting_is_answered_by_name(
+    def test_a_wrong_setting_is_answered_by_name_before_any_work(
         self, folders: TinyFolders, call: Caller, tmp_path: Path, more: list[str], message: str
     ) -> None:
-        standard = {"--target": folders.target, "--run": tmp_path / "run", "--output": tmp_path / "run" / "draft"}
-        kept = [part for name, value in standard.items() if name not in more for part in (name, value)]
-        ended = call("distill", *kept, *more)
-        assert ended.status == 2
-        assert message in ended.err
+        assert_refused(call("distill", *distill_arguments(folders, tmp_path / "run", *more)), message)
+        assert not list(tmp_path.glob("run/*.safetensors"))
+
+    @pytest.mark.parametrize("more", [["--config.generation.slots", "many"], ["--config.kind", "eager"]])
+    def test_what_is_no_setting_at_all_is_explained(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, more: list[str]
+    ) -> None:
+        ended = call("distill", *distill_arguments(folders, tmp_path / "run", *more))
+        assert (ended.status, ended.out) == (2, "")
+        assert more[0] in ended.err
+        assert more[1] in ended.err
         assert "Traceback" not in ended.err
 
-    def test_a_target_that_does_not_chat_is_refused(self, folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
+    def test_a_target_that_does_not_chat_is_refused_before_any_work(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path
+    ) -> None:
         silent = Path(shutil.copytree(folders.target, tmp_path / "silent"))
         tokenizer = tiny_tokenizer()
         tokenizer.chat_template = None
         (silent / "chat_template.jinja").unlink(missing_ok=True)
         tokenizer.save_pretrained(silent)
-        ended = call("distill", "--target", silent, "--run", tmp_path / "run", "--output", tmp_path / "run" / "draft")
+        ended = call("distill", "--target", silent, "--run", tmp_path / "run")
         assert ended.status == 2
         assert "its tokenizer needs a chat template" in ended.err
+        assert not list(tmp_path.glob("run/*.safetensors"))
+
+    def test_ctrl_c_during_training_ends_it_and_the_next_run_goes_on(
+        self, folders: TinyFolders, run: Path, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        path = copy / "feature.checkpoint.safetensors"
+        path.unlink()
+        # So long that neither run ever ends by itself.
+        more = ["--config.feature-training.updates", 5_000, "--config.feature-training.checkpoint-minutes", 0]
+        histories: list[dict[str, Any]] = [{"updates": 0, "losses": []}]
+        for _ in range(2):
+            before = histories[-1]
+            process = start("distill", *distill_arguments(folders, copy, *more), home=tmp_path / "home")
+            while process.poll() is None and training_history(path)["updates"] <= before["updates"]:
+                time.sleep(0.02)
+            ended = finish(process, interrupt=True)
+            assert (ended.status, ended.out) == (130, ""), ended.err
+            assert "Interrupted." in ended.err
+            assert "Traceback" not in ended.err
+            histories.append(training_history(path))
+            assert histories[-1]["updates"] == len(histories[-1]["losses"]) > before["updates"]
+            assert histories[-1]["losses"][: before["updates"]] == before["losses"]
+            mark_first_loss(path)
+            histories[-1] = training_history(path)
+        assert histories[-1]["losses"][0] == [-1.0], "the second run had gone on from the first one's checkpoint"
+
+
+def training_history(path: Path) -> dict[str, Any]:
+    """The history in a checkpoint; empty as long as there is none."""
+    if not path.exists():
+        return {"updates": 0, "losses": []}
+    with safe_open(path, framework="pt") as file:
+        history: dict[str, Any] = json.loads(file.metadata()["history"])
+    return history
+
+
+def mark_first_loss(path: Path) -> None:
+    """Makes the first loss one that no training has, to tell a run that goes on from one that begins anew."""
+    with safe_open(path, framework="pt") as file:
+        notes = file.metadata()
+    history = training_history(path)
+    history["losses"][0] = [-1.0]
+    save_file(load_file(path), path, notes | {"history": json.dumps(history)})
 
 
 class TestExactness:

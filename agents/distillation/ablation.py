@@ -1,0 +1,149 @@
+"""What each choice in a feature draft's making is worth: variants trained for the same time on the same text.
+
+Every variant differs from the base in one thing. The batches that fit into the time are counted from a few measured
+ones, so a variant with dearer batches gets fewer of them, and its learning rate falls all the same to the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from agents.distillation.agreement import Agreement, agreement_at_work
+from agents.distillation.batches import frequent_tokens
+from agents.distillation.corpus import Lesson
+from agents.distillation.students import FeatureShape, FeatureStudent, new_network
+from agents.distillation.training import Trainer, TrainingConfig
+from env.drafts.network import save_network
+
+__all__ = ["Finding", "Variant", "train_variant", "variants"]
+
+_TRIAL = 24  # batches that a batch's time is measured on
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a feature draft."""
+
+    name: str
+    shape: FeatureShape
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of a variant."""
+
+    name: str
+    parameters: int
+    """weights of the draft"""
+    coverage: float
+    """share of the training text that its head knows"""
+    updates: int
+    """batches that fitted into the time"""
+    seconds_per_update: float
+    """time of a batch when measured [s]"""
+    seconds: float
+    """time of the training [s]"""
+    agreement: Agreement
+    """on all held-out answers"""
+    greedy: Agreement
+    """on the greedy ones"""
+
+
+def variants(feature_layers: tuple[int, ...]) -> list[Variant]:
+    """The base and everything that differs from it in one choice.
+
+    Args:
+        feature_layers: low, middle and high layers of the target, for the variant that fuses them.
+    """
+    base = Variant("base", FeatureShape(), TrainingConfig())
+
+    def other(name: str, training: dict[str, Any] | None = None, **shape: Any) -> Variant:
+        return Variant(
+            name, dataclasses.replace(base.shape, **shape), dataclasses.replace(base.training, **(training or {}))
+        )
+
+    return [
+        base,
+        other("fused target layers", feature_layers=feature_layers),
+        other("two decoder layers", layers=2),
+        other("begins as the target's last layer", begin="target"),
+        other("head of 4,096 tokens", vocabulary=4096),
+        other("head of 16,384 tokens", vocabulary=16384),
+        other("no steps on own features", training={"steps": 1}),
+        other("five steps on own features", training={"steps": 5}),
+        other("later steps count as much as the first", training={"step_decay": 1.0}),
+        other("twice the learning rate", training={"learning_rate": 2e-3}),
+    ]
+
+
+def train_variant(
+    variant: Variant,
+    model: PreTrainedModel,
+    lessons: tuple[Sequence[Lesson], Sequence[Lesson]],
+    seconds: float,
+    path: Path,
+    *,
+    log: Callable[[int, int], None] = lambda update, updates: None,
+) -> Finding:
+    """Trains a variant for a given time, writes its weights and measures its agreement.
+
+    Args:
+        variant: what to train.
+        model: the target.
+        lessons: those to learn from, and those held out.
+        seconds: time that the training may take [s].
+        path: file for its weights.
+        log: told the batches done and their number in all.
+
+    Raises:
+        FileWriteError: the weights could not be written.
+    """
+    seen, held_out = lessons
+    embedding = model.get_input_embeddings()
+    frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, variant.shape.vocabulary)
+
+    def student() -> FeatureStudent:
+        network = new_network(model, frequent, variant.shape, variant.training.seed)
+        return FeatureStudent(network, embedding, variant.training.steps)
+
+    def trainer(updates: int) -> Trainer:
+        return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates))
+
+    each = _seconds_per_update(trainer(_TRIAL))
+    course = trainer(max(1, int(seconds / each)))
+    before = time.perf_counter()
+    history = course.run(log=lambda history, updates: log(history.updates, updates))
+    elapsed = time.perf_counter() - before
+    trained = course.student
+    assert isinstance(trained, FeatureStudent)
+    save_network(trained.module, path, {"variant": variant.name})
+    greedy = [lesson for lesson in held_out if lesson.temperature == 0]
+    return Finding(
+        variant.name,
+        sum(parameter.numel() for parameter in trained.module.parameters()),
+        coverage,
+        history.updates,
+        each,
+        elapsed,
+        agreement_at_work(trained, held_out),
+        agreement_at_work(trained, greedy),
+    )
+
+
+def _seconds_per_update(trial: Trainer) -> float:
+    """Mean time of two successive batches, of which one takes several steps: the fastest two, to leave noise out.
+
+    Args:
+        trial: a trainer that has not begun.
+    """
+    ends: list[float] = []
+    trial.run(log=lambda history, updates: ends.append(time.perf_counter()))
+    return min(later - earlier for earlier, later in zip(ends, ends[2:], strict=False)) / 2

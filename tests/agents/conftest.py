@@ -1,0 +1,64 @@
+"""Models and texts that the tests of distillation share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
+from agents.distillation.pipeline import Distillation, Graduate
+from tests.agents import CONFIGS, TOKENIZER, written
+from tests.tiny_pair import END, tiny_chat_model
+
+
+@pytest.fixture(scope="session")
+def generation() -> GenerationConfig:
+    """Settings of `conversations`: many slots, and limits that the tiny model reaches now and then."""
+    return GenerationConfig(
+        conversations=120, slots=8, max_user_tokens=10, max_text_tokens=20, max_answer_tokens=14, seed=5
+    )
+
+
+@pytest.fixture(scope="session")
+def model() -> PreTrainedModel:
+    """The tiny chat model, which says its end token wherever it used to say the letter I."""
+    model = tiny_chat_model(dtype=torch.float64)
+    with torch.no_grad():
+        model.lm_head.weight[END] = 1.1 * model.lm_head.weight[TOKENIZER.encode("I")[0]]
+    return model
+
+
+@pytest.fixture(scope="session")
+def conversations(model: PreTrainedModel, generation: GenerationConfig) -> list[Conversation]:
+    """What `model` writes with `generation`."""
+    return list(SelfDialogue(model, TOKENIZER, generation).conversations())
+
+
+@pytest.fixture(scope="session")
+def easy_model() -> PreTrainedModel:
+    """A target that goes by its last token alone: learned from few tokens."""
+    model = tiny_chat_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    return model
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `graduates` are made."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="session")
+def graduates(easy_model: PreTrainedModel, run_folder: Path) -> dict[str, Graduate]:
+    """A draft of each kind for `easy_model`, made in the same folder."""
+    graduates, texts = {}, []
+    for kind, config in CONFIGS.items():
+        graduates[kind] = Distillation(easy_model, TOKENIZER, run_folder, config).run()
+        texts.append(written(run_folder, "text-*"))
+    assert texts[0] == texts[1], "they share their text"
+    return graduates
