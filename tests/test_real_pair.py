@@ -39,7 +39,7 @@ def prompts(pair: ModelPair) -> list[tuple[int, ...]]:
 def test_the_default_pair_is_the_target_and_the_draft_shipped_for_it(pair: ModelPair) -> None:
     assert pair.target_name == DEFAULT_TARGET
     assert isinstance(pair.draft, FeatureDraft)
-    assert pair.draft_name == "draft.safetensors"
+    assert pair.draft_name == "feature"
     assert pair.tokenizer.eos_token_id in pair.target.end_tokens
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "load_lessons",
     "read_lessons",
     "read_shard",
+    "recorded_layers",
     "shard_path",
     "split_lessons",
     "write_shard",
@@ -114,6 +115,12 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
     return tensors
+
+
+def recorded_layers(folder: Path) -> tuple[int, ...]:
+    """The layers whose states a run folder holds besides the last one: the fewest, if states were recorded twice."""
+    names = (path.name.split(".")[0].split("-")[1:-1] for path in folder.glob("states-*.safetensors"))
+    return min((tuple(int(layer) for layer in name) for name in names), key=len, default=())
 
 
 def load_lessons(folder: Path, states: str = "states") -> Iterator[Lesson]:

@@ -25,6 +25,7 @@ from agents.distillation.corpus import (
     load_lessons,
     read_lessons,
     read_shard,
+    recorded_layers,
     shard_path,
     split_lessons,
     write_shard,
@@ -260,8 +261,12 @@ class Distillation:
 
     @property
     def _layers(self) -> tuple[int, ...]:
-        """Layers of the target whose states the draft reads besides the last one."""
-        return self.config.feature.feature_layers if self.config.kind == "feature" else ()
+        """Layers of the target whose states are recorded besides the last one: those that the draft reads.
+
+        A draft that reads none of them makes do with any states that are there, since the last one is always recorded.
+        """
+        layers = self.config.feature.feature_layers if self.config.kind == "feature" else ()
+        return layers or recorded_layers(self.folder)
 
     @property
     def _states(self) -> str:

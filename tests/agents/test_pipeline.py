@@ -153,6 +153,20 @@ class TestStages:
         assert before.items() <= written(copy).items()
         assert {lesson.features.shape[1] for lesson in distillation.lessons()[0]} == {64}
 
+    def test_a_draft_that_reads_the_last_layer_makes_do_with_states_of_more(
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate]
+    ) -> None:
+        for path in copy.glob("states-*"):
+            path.unlink()
+        Distillation(
+            easy_model, TOKENIZER, copy, replace(FEATURE, feature=replace(FEATURE.feature, feature_layers=(0,)))
+        ).record_states()
+        before = written(copy, "states-*")
+        again = Distillation(easy_model, TOKENIZER, copy, FEATURE).run()
+        assert before.items() <= written(copy, "states-*").items()
+        assert not list(copy.glob("states-000*"))
+        assert again.examination.agreement == graduates["feature"].examination.agreement
+
     def test_progress_is_told_to_the_end(self, easy_model: PreTrainedModel, tmp_path: Path) -> None:
         config = replace(FEATURE, generation=replace(FEATURE.generation, conversations=20), shard_conversations=8)
         told: list[tuple[str, int, int]] = []
