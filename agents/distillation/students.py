@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from agents.distillation.batches import collate, trimmed_index
 from agents.distillation.corpus import Lesson
+from agents.distillation.loss import soft_cross_entropy
 from agents.distillation.rollout import rollout
 from env.drafts.network import DecoderLayer, FeatureDraftConfig, FeatureDraftNetwork
 from env.errors import PairError, ParameterError
@@ -133,7 +134,7 @@ class FeatureStudent:
         ):
             rows = probs[:, step:].sum(-1) > 0  # [batch, rows]: neither padding nor an early row without meaning
             logits = self.module.head(output[:, step:][rows])
-            losses.append(_soft_loss(logits, ids[:, step:][rows], probs[:, step:][rows]))
+            losses.append(soft_cross_entropy(logits, ids[:, step:][rows], probs[:, step:][rows]))
         return losses
 
     def guesses(self, lesson: Lesson, steps: int) -> Iterator[torch.Tensor]:
@@ -177,19 +178,13 @@ class CausalStudent:
         rows = probs.sum(-1) > 0
         head: nn.Linear = self.module.get_output_embeddings()
         logits = hidden[rows] @ head.weight[weighed.to(device)].T
-        return [_soft_loss(logits, ids[rows], probs[rows])]
+        return [soft_cross_entropy(logits, ids[rows], probs[rows])]
 
     def guesses(self, lesson: Lesson, steps: int) -> Iterator[torch.Tensor]:
         """See `Student.guesses`: a model that reads tokens only guesses the same at every step."""
         logits: torch.Tensor = self.module(lesson.tokens[None, :-1].to(self.module.device)).logits[0, 1:]
         for _ in range(steps):
             yield logits
-
-
-def _soft_loss(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of rows of logits to probabilities of some of their tokens; all others count as 0."""
-    likelihood = logits.float().log_softmax(-1).gather(-1, ids)
-    return -(probs * likelihood).sum(-1).mean()
 
 
 def new_network(

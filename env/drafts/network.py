@@ -62,6 +62,18 @@ class FeatureDraftConfig:
         return (len(self.feature_layers) + 1) * self.hidden_size
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) whose weight takes the input's precision.
+
+    In mixed-precision training weights are float32 and inputs are not, for which torch has no fused kernel.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x / rms(x)`, scaled, in `x`'s shape and precision."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class DecoderLayer(nn.Module):
     """Attention and a gated feed-forward part, each on a normed stream and added to it (as in Llama).
 
@@ -75,10 +87,10 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.config = config
         width, queries, states = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.attention_norm = nn.RMSNorm(width, config.norm_eps)
+        self.attention_norm = RMSNorm(width, config.norm_eps)
         self.query_key_value = nn.Linear(width, queries + 2 * states, bias=False)
         self.attention_output = nn.Linear(queries, width, bias=False)
-        self.feed_forward_norm = nn.RMSNorm(width, config.norm_eps)
+        self.feed_forward_norm = RMSNorm(width, config.norm_eps)
         self.gate_up = nn.Linear(width, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, width, bias=False)
 
@@ -115,11 +127,11 @@ class FeatureDraftNetwork(nn.Module):
         self.config = config
         width = config.hidden_size
         self.reduce = nn.Linear(config.feature_width, width, bias=False) if config.feature_layers else nn.Identity()
-        self.token_norm = nn.RMSNorm(width, config.norm_eps)
-        self.feature_norm = nn.RMSNorm(width, config.norm_eps)
+        self.token_norm = RMSNorm(width, config.norm_eps)
+        self.feature_norm = RMSNorm(width, config.norm_eps)
         self.fuse = nn.Linear(2 * width, width, bias=False)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.output_norm = nn.RMSNorm(width, config.norm_eps)
+        self.output_norm = RMSNorm(width, config.norm_eps)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
         self.register_buffer("token_ids", torch.arange(config.vocabulary))
 
