@@ -34,7 +34,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return (total / len(logits)).float()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient, ctx.gradient = ctx.gradient, None  # a second one would be scaled twice: better none
         return gradient.mul_(outer), None, None
@@ -53,5 +53,5 @@ def soft_cross_entropy(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Ten
     Returns:
         A scalar; `backward` can be called once and reaches `logits` only.
     """
-    loss: torch.Tensor = _SoftCrossEntropy.apply(logits, ids, probs)
+    loss: torch.Tensor = _SoftCrossEntropy.apply(logits, ids, probs)  # type: ignore[no-untyped-call]
     return loss
