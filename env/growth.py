@@ -1,19 +1,24 @@
 """The growth rule: which nodes to expand and which to keep, under the parameters of a round.
 
-One function, whoever asks: live decoding and replay differ only in where the candidates come from.
+One function, whoever asks: live decoding and replay differ only in where the candidates come from, and in how many
+trees they grow at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from env.forest import BoolArray, FloatArray, IntArray, TokenForest, best_of_each
 from env.parameters import TreeParameters
-from env.tree import BoolArray, FloatArray, IntArray, TokenTree
+from env.tree import TokenTree
 
-__all__ = ["Candidates", "Expand", "grow_tree"]
+__all__ = ["Candidates", "Expand", "grow", "grow_tree"]
+
+Forest = TypeVar("Forest", bound=TokenForest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +36,38 @@ class Candidates:
     """the draft's own top-1 probability at each node, before any calibration: what Phase 1 goes by, `float64[n]`"""
     from_lookup: BoolArray | None = None
     """which of them prompt lookup alone offers, `bool[n, k]`; None if it offers none"""
+    entropy: FloatArray | None = None
+    """entropy of the draft's distribution at each node, before any noise, `float64[n]` [nats]; None if not asked for"""
 
 
-Expand = Callable[[TokenTree, IntArray, int], Candidates]
-"""`expand(tree, nodes, k)`: the k best continuations after each of `nodes`, all of the same depth"""
+Expand = Callable[[Forest, IntArray, int], Candidates]
+"""`expand(forest, nodes, k)`: the k best continuations after each of `nodes`, all of the same depth"""
 
 
-def grow_tree(root: int, parameters: TreeParameters, expand: Expand) -> TokenTree:
-    """Grows a token tree level by level, one call of `expand` a level.
+def grow_tree(root: int, parameters: TreeParameters, expand: Expand[TokenTree]) -> TokenTree:
+    """Grows the token tree of a round, level by level, one call of `expand` a level.
 
     Args:
         root: the last committed token.
         parameters: the round's tree parameters. `node_budget` is not applied here, see `TokenTree.likeliest`.
         expand: the draft.
     """
-    tree = TokenTree(root)
-    level = np.zeros(1, np.int64)
+    return grow(TokenTree(root), parameters, expand)
+
+
+def grow(forest: Forest, parameters: TreeParameters, expand: Expand[Forest]) -> Forest:
+    """Grows all trees of a forest of roots, as `grow_tree` grows one, and returns it."""
+    level = np.arange(len(forest))
     for depth in range(parameters.max_depth if parameters.speculates else 0):
-        frontier = _expandable(parameters, tree, level, depth)
+        frontier = _expandable(parameters, forest, level, depth)
         if not frontier.size:
             break
-        level = _branch(parameters, tree, frontier, expand(tree, frontier, parameters.max_branch))
-    return tree
+        level = _branch(parameters, forest, frontier, expand(forest, frontier, parameters.max_branch))
+    return forest
 
 
-def _expandable(parameters: TreeParameters, tree: TokenTree, level: IntArray, depth: int) -> IntArray:
-    """Phase 2: those nodes of a level that are likely enough, at most `frontier_width` of them."""
+def _expandable(parameters: TreeParameters, tree: TokenForest, level: IntArray, depth: int) -> IntArray:
+    """Phase 2: those nodes of a level that are likely enough, at most `frontier_width` of a tree."""
     if depth == 0:
         return level
     reach = tree.reach[level]
@@ -65,11 +76,11 @@ def _expandable(parameters: TreeParameters, tree: TokenTree, level: IntArray, de
         likely &= reach > parameters.deep_expand
     level, reach = level[likely], reach[likely]
     if level.size > parameters.frontier_width:
-        level = np.sort(level[np.argsort(-reach, kind="stable")[: parameters.frontier_width]])
+        level = level[best_of_each(tree.owner[level], reach, parameters.frontier_width)]
     return level
 
 
-def _branch(parameters: TreeParameters, tree: TokenTree, frontier: IntArray, candidates: Candidates) -> IntArray:
+def _branch(parameters: TreeParameters, tree: TokenForest, frontier: IntArray, candidates: Candidates) -> IntArray:
     """Phase 1: the surer the draft, the fewer children. Returns the new nodes."""
     confidence = candidates.confidence
     children = np.full(len(frontier), parameters.mid_branch)

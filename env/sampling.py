@@ -163,18 +163,27 @@ class TokenChooser:
         return indices
 
     def rank(
-        self, logits: torch.Tensor, positions: Sequence[int], k: int, token_ids: torch.Tensor | None = None
+        self,
+        logits: torch.Tensor,
+        positions: Sequence[int],
+        k: int,
+        token_ids: torch.Tensor | None = None,
+        *,
+        entropy: bool = False,
     ) -> Candidates:
         """The draft's k best candidates for each row, best first.
 
         With noise, a candidate's probability is the softmax of the perturbed scores: it says how clearly the
         candidate leads under this very noise, which is what decides whether the target will choose it too.
+        Log-probabilities are rounded to float16 (half a thousandth of their value): a recording of them is small and
+        nevertheless says exactly what was decided.
 
         Args:
             logits: `float[rows, draft vocabulary]`.
             positions: absolute position of the token that each row proposes.
             k: candidates a row.
             token_ids: the target's token id of each entry of a trimmed vocabulary, `int64[draft vocabulary]`.
+            entropy: whether the entropy of the distribution without noise is wanted too, rounded as well.
 
         Raises:
             NumericalError: the draft returned NaN.
@@ -182,10 +191,11 @@ class TokenChooser:
         scores = self.scores(logits, positions, token_ids)
         best, indices = scores.float().log_softmax(dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
         tokens = indices if token_ids is None else token_ids[indices]
-        values, ids = _read(best, tokens)
+        values, ids = _read(best.half(), tokens)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        return Candidates(ids, values, np.exp(values[:, 0]))
+        spread = self._entropy(logits) if entropy else None
+        return Candidates(ids, values, np.exp(values[:, 0]), entropy=spread)
 
     def scores(
         self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None
@@ -193,8 +203,7 @@ class TokenChooser:
         """What is maximised: the logits, or the processed logits plus noise. Arguments as for `rank`."""
         if self.noise is None:
             return logits
-        # The warpers take the tokens so far only for the sake of others that need them.
-        scores: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.to(torch.float32, copy=True))
+        scores = self._warped(logits)
         start = 0
         for position, group in itertools.groupby(positions):  # rows of one depth stand together and share their noise
             end = start + len(list(group))
@@ -203,3 +212,13 @@ class TokenChooser:
             scores[start:end] += noise[: scores.shape[-1]] if token_ids is None else noise[token_ids]
             start = end
         return scores
+
+    def _warped(self, logits: torch.Tensor) -> torch.Tensor:
+        """The processed logits, a new tensor."""
+        # The warpers take the tokens so far only for the sake of others that need them.
+        scores: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.to(torch.float32, copy=True))
+        return scores
+
+    def _entropy(self, logits: torch.Tensor) -> FloatArray:
+        nats = torch.special.entr(self._warped(logits).softmax(dim=-1)).sum(dim=-1)
+        return np.asarray(nats.half().cpu().numpy(), np.float64)

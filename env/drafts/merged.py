@@ -56,7 +56,7 @@ class MergedDraft:
         if self.model is not None:
             self.model.commit(tokens, features, path)
 
-    def expander(self, parameters: TreeParameters) -> Expand:
+    def expander(self, parameters: TreeParameters) -> Expand[TokenTree]:
         """What `grow_tree` asks for candidates in a round of these parameters."""
         return partial(self._expand, parameters)
 
