@@ -29,6 +29,10 @@ class Draft(Protocol):
     forward_seconds: float
     """wall time spent in forwards so far, never reset [s]"""
 
+    @property
+    def owed(self) -> int:
+        """Committed tokens that the next `expand` of a root feeds first: the rows of that forward [tokens]."""
+
     def start(self, chooser: TokenChooser) -> None:
         """Forgets the last request. Candidates are ranked by `chooser`, with the target's noise."""
 
@@ -48,5 +52,5 @@ class Draft(Protocol):
 
         The first call after a `commit` is for the root alone. Later calls may leave out nodes of a level, and levels at
         the end of a tree, but the parents of all nodes were expanded by the call before. Between two commits there may
-        be no call at all.
+        be no call at all. The candidates for a smaller k are the first of those for a larger one.
         """

@@ -37,6 +37,11 @@ class CausalDraft:
         self.context_limit: int | None = model.context_limit
         self.forward_seconds = 0.0
 
+    @property
+    def owed(self) -> int:
+        """See `Draft.owed`."""
+        return len(self.pending)
+
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
         self.chooser = chooser

@@ -61,6 +61,11 @@ class FeatureDraft:
         self.caches = [KeyValueBuffer() for _ in range(network.config.layers)]
         self.forward_seconds = 0.0
 
+    @property
+    def owed(self) -> int:
+        """See `Draft.owed`."""
+        return len(self.pending)
+
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
         self.chooser = chooser
@@ -97,7 +102,7 @@ class FeatureDraft:
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
         positions = np.arange(self.committed, self.committed + rows)
         features = self.network.reduce(torch.cat(self.pending_features))
-        output = self._forward(np.array(self.pending), features, positions, visible)
+        output = self.forward(np.array(self.pending), features, positions, visible)
         self.committed += rows
         self.pending, self.pending_features = [], []
         return output[-1:]
@@ -108,11 +113,23 @@ class FeatureDraft:
         visible = tree.ancestors[np.ix_(nodes, self.expanded)]
         parents = torch.from_numpy(np.searchsorted(self.level, tree.parent[nodes])).to(self.device)
         positions = self.committed - 1 + tree.depth[nodes]
-        return self._forward(tree.token[nodes], self.output[parents], positions, visible)
+        return self.forward(tree.token[nodes], self.output[parents], positions, visible)
 
-    def _forward(
+    def forward(
         self, tokens: IntArray, features: torch.Tensor, positions: IntArray, visible: BoolArray | None
     ) -> torch.Tensor:
+        """Appends rows to the caches.
+
+        Args:
+            tokens: the rows' tokens, `int64[rows]`.
+            features: the states before them, reduced or the draft's own, `[rows, hidden]`.
+            positions: where they stand, `int64[rows]`.
+            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`; every
+                column before them is seen. None: a single row sees all, rows without a prefix each other causally.
+
+        Returns:
+            The features after them, `[rows, hidden]`.
+        """
         mask = None
         if visible is not None:
             prefix = self.caches[0].length + len(tokens) - visible.shape[1]

@@ -18,9 +18,10 @@ from env.growth import Candidates
 from env.sampling import TokenChooser
 from env.tree import IntArray, TokenTree
 
-__all__ = ["LookupDraft"]
+__all__ = ["LATEST", "LookupDraft"]
 
-_LATEST = 32  # occurrences of an n-gram that are looked at, the latest ones
+LATEST = 32
+"""occurrences of an n-gram that are looked at, the latest ones"""
 
 
 class LookupDraft:
@@ -53,6 +54,7 @@ class LookupDraft:
     context_limit: int | None = None
     calibrator: Calibrator | None = None
     forward_seconds = 0.0
+    owed = 0
 
     def __init__(self, shortest: int = 2, longest: int = 16, strength: float = 8.0) -> None:
         if not 1 <= shortest <= longest:
@@ -63,6 +65,10 @@ class LookupDraft:
 
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins a new text."""
         self.text: list[int] = []
         self.ends: dict[tuple[int, ...], list[int]] = {}  # where each n-gram ended, but the one that ends the text
         self.tried = [0] * (self.longest + 1)  # by length of the match
@@ -70,30 +76,41 @@ class LookupDraft:
 
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
         """See `Draft.commit`."""
-        text = self.text
         for token in tokens:
-            guess, length = self._best(text[-self.longest :])
-            if length:
-                self.tried[length] += 1
-                self.right[length] += guess == token
-            if len(text) >= self.shortest:
-                self.ends.setdefault(tuple(text[-self.shortest :]), []).append(len(text) - 1)
-            text.append(token)
+            self.take(token)
+
+    def take(self, token: int) -> None:
+        """Reads the text's next token, and counts whether it would have been guessed."""
+        text = self.text
+        guess, length = self._best(self._ending())
+        if length:
+            self.tried[length] += 1
+            self.right[length] += guess == token
+        if len(text) >= self.shortest:
+            self.ends.setdefault(tuple(text[-self.shortest :]), []).append(len(text) - 1)
+        text.append(token)
 
     def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         """See `Draft.expand`. The matches are those of the text with the node's path; they lie in the text itself."""
         tokens, log_probs = np.zeros((len(nodes), k), np.int64), np.full((len(nodes), k), -np.inf)
         for row, node in enumerate(nodes):
             path = tree.token[np.flatnonzero(tree.ancestors[node])[1:]]  # the root is the last token of the text
-            ending = (self.text[-self.longest :] + path.tolist())[-self.longest :]
-            for rank, (token, probability) in enumerate(self._continuations(ending, k)):
+            for rank, (token, probability) in enumerate(self.after(path.tolist(), k)):
                 tokens[row, rank], log_probs[row, rank] = token, math.log(probability)
         return Candidates(tokens, log_probs, np.exp(log_probs[:, 0]), log_probs > -np.inf)
 
+    def after(self, path: list[int], k: int) -> list[tuple[int, float]]:
+        """At most k tokens that may follow the text and further tokens, and their probabilities, best first."""
+        return self._continuations((self._ending() + path)[-self.longest :], k)
+
     def at_root(self) -> tuple[int, float]:
         """Length of the longest match of the text's end and p of that, both 0 without one."""
-        _, length = self._best(self.text[-self.longest :])
+        _, length = self._best(self._ending())
         return length, self._probability(length) if length else 0.0
+
+    def _ending(self) -> list[int]:
+        """As much of the text's end as is ever compared."""
+        return self.text[-self.longest :]
 
     def _probability(self, length: int) -> float:
         prior = length / (length + 2)
@@ -131,7 +148,7 @@ class LookupDraft:
 
     def _occurrences(self, ending: list[int]) -> Sequence[int]:
         """Where the last `shortest` tokens of `ending` ended earlier in the text, the latest first."""
-        return self.ends.get(tuple(ending[-self.shortest :]), ())[: -_LATEST - 1 : -1]
+        return self.ends.get(tuple(ending[-self.shortest :]), ())[: -LATEST - 1 : -1]
 
     def _match(self, end: int, ending: list[int]) -> int:
         """How many tokens up to `end` of the text are those that end `ending`, of which the last few are known to."""

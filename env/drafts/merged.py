@@ -14,12 +14,18 @@ import torch
 
 from env.drafts.base import Draft
 from env.drafts.lookup import LookupDraft
+from env.errors import ParameterError
 from env.growth import Candidates, Expand
 from env.parameters import TreeParameters
 from env.sampling import TokenChooser
 from env.tree import BoolArray, FloatArray, IntArray, TokenTree
 
-__all__ = ["MergedDraft", "merge"]
+__all__ = ["LOOK_AHEAD", "MergedDraft", "merge"]
+
+LOOK_AHEAD = 8
+"""candidates of the root that are kept when it is expanded before the round [nodes]"""
+
+_ROOT: IntArray = np.zeros(1, np.int64)
 
 
 class MergedDraft:
@@ -30,6 +36,9 @@ class MergedDraft:
 
     Args:
         draft: the pair's draft; if it is prompt lookup itself, lookup answers for every source.
+
+    Attributes:
+        level_rows: rows of each forward of the model since the last commit [rows].
     """
 
     def __init__(self, draft: Draft) -> None:
@@ -45,6 +54,7 @@ class MergedDraft:
         """See `Draft.start`."""
         self.greedy = chooser.settings.greedy
         self.length = 0  # committed tokens
+        self._new_round()
         self.lookup.start(chooser)
         if self.model is not None:
             self.model.start(chooser)
@@ -52,12 +62,39 @@ class MergedDraft:
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
         """See `Draft.commit`."""
         self.length += len(tokens)
+        self._new_round()
         self.lookup.commit(tokens, features, path)
         if self.model is not None:
             self.model.commit(tokens, features, path)
 
+    def _new_round(self) -> None:
+        self.level_rows: list[int] = []
+        self.ahead: Candidates | None = None  # the model's, for the root
+
+    def look_ahead(self, root: int) -> FloatArray:
+        """Has the model expand the root before the round's parameters are chosen; the round then does without.
+
+        Returns:
+            Log-probabilities, not calibrated, of the root's best `LOOK_AHEAD` children, `float64[children]`; empty if
+            there is no model or it cannot read the text.
+        """
+        if self.model is None or not self._readable(self.model, 0):
+            return np.empty(0)
+        if self.ahead is None:
+            self.ahead = self._forward(self.model, TokenTree(root), _ROOT, LOOK_AHEAD)
+        return self.ahead.log_probs[0]
+
     def expander(self, parameters: TreeParameters) -> Expand[TokenTree]:
-        """What `grow_tree` asks for candidates in a round of these parameters."""
+        """What `grow_tree` asks for candidates in a round of these parameters.
+
+        Raises:
+            ParameterError: after `look_ahead`, more children a node than that kept.
+        """
+        if self.ahead is not None and parameters.max_branch > LOOK_AHEAD:
+            raise ParameterError(
+                f"Expected max_branch of {LOOK_AHEAD} or less where the draft was observed before the round; got "
+                f"max_branch={parameters.max_branch}. Lower it, or observe without the draft."
+            )
         return partial(self._expand, parameters)
 
     def _expand(self, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
@@ -72,14 +109,27 @@ class MergedDraft:
         """The model's candidates after those nodes that it proposed itself and can read; no offers after others."""
         depth = int(tree.depth[nodes[0]])
         own = ~tree.from_lookup[nodes]
-        if not own.any() or (model.context_limit is not None and self.length + depth > model.context_limit):
+        if not own.any() or not self._readable(model, depth):
             return _no_offers(len(nodes), k)
         if calibrated and model.calibrator is not None:
-            found = model.expand(tree, nodes[own], max(k, 2))  # the calibrator looks at how far the first one leads
+            # The calibrator looks at how far the first one leads.
+            found = self._forward(model, tree, nodes[own], max(k, 2))
             found = _calibrated(found, model.calibrator.calibrate(found.log_probs, depth + 1, self.greedy), k)
         else:
-            found = model.expand(tree, nodes[own], k)
+            found = self._forward(model, tree, nodes[own], k)
         return found if own.all() else _spread(found, own)
+
+    def _readable(self, model: Draft, depth: int) -> bool:
+        """Whether the model can read the nodes at a depth."""
+        return model.context_limit is None or self.length + depth <= model.context_limit
+
+    def _forward(self, model: Draft, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        """What the model says after `nodes`, in a forward that is counted; of the root it may have said it already."""
+        at_root = not tree.depth[nodes[0]]
+        if at_root and self.ahead is not None:
+            return Candidates(self.ahead.tokens[:, :k], self.ahead.log_probs[:, :k], self.ahead.confidence)
+        self.level_rows.append(model.owed if at_root else len(nodes))
+        return model.expand(tree, nodes, k)
 
 
 def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:

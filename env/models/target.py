@@ -55,6 +55,10 @@ class CachedModel:
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and prefix else None
         return self._forward(np.asarray(tokens, np.int64), np.arange(prefix, prefix + rows), visible, 1)
 
+    def extend_all(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Reads a whole text into the empty cache; the logits after each token, `[tokens, vocabulary]`."""
+        return self._forward(np.asarray(tokens, np.int64), np.arange(len(tokens)), None, 0)
+
     def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray) -> torch.Tensor:
         """Appends rows of a tree to the cache.
 
