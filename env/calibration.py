@@ -79,8 +79,26 @@ class Calibrator:
 
     def save(self, path: Path) -> None:
         """Writes the calibrator as JSON. Raises `FileWriteError`."""
-        record = {"format": _FORMAT, **asdict(self)}
-        write_text(path, json.dumps(record, indent=1, default=lambda array: np.round(array, 6).tolist()) + "\n")
+        write_text(path, json.dumps(self.record(), indent=1) + "\n")
+
+    def record(self) -> dict[str, Any]:
+        """The calibrator as JSON knows it, rounded to six decimals."""
+        maps = {
+            way: {name: np.round(values, 6).tolist() for name, values in tables.items()}
+            for way, tables in asdict(self).items()
+        }
+        return {"format": _FORMAT, **maps}
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Calibrator:
+        """What `record` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such record.
+        """
+        if record["format"] != _FORMAT:
+            raise ValueError(f"expected {_FORMAT!r}, got {record['format']!r}")
+        return cls(_map(record["greedy"]), _map(record["sampled"]))
 
 
 def margins(log_probs: FloatArray) -> FloatArray:
@@ -98,10 +116,7 @@ def load_calibrator(path: Path) -> Calibrator:
         ModelFileError: the file is missing, corrupt or of another format.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT:
-            raise ModelFileError(f"{path} is no calibrator: expected {_FORMAT!r}, got {record['format']!r}.")
-        return Calibrator(_map(record["greedy"]), _map(record["sampled"]))
+        return Calibrator.of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFileError(f"{path} is missing or corrupt ({error}). Restore it, or run scripts.distill.") from error
 

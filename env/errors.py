@@ -13,7 +13,9 @@ __all__ = [
     "ParameterError",
     "PromptError",
     "SpecGymError",
+    "TraceError",
     "UnknownNameError",
+    "UnrecordedError",
 ]
 
 
@@ -59,3 +61,11 @@ class ModelFileError(SpecGymError):
 
 class NumericalError(SpecGymError, ArithmeticError):
     """A model returned NaN or infinite logits; the caches of the request are discarded."""
+
+
+class TraceError(SpecGymError):
+    """A trace that is missing, corrupt, of another version or of another pair; the message names the file."""
+
+
+class UnrecordedError(SpecGymError, LookupError):
+    """A request for something that a trace does not hold: replay is exact or an error."""

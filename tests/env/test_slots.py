@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from agents.distillation.slots import SlotCache
+from env.models.slots import SlotCache
 from env.models.attention import ATTENTION
 from tests.tiny import VOCABULARY, tiny_llama
 

@@ -1,0 +1,1 @@
+"""Recordings of texts and of what a draft would have guessed along them."""

@@ -1,0 +1,174 @@
+"""What a draft guessed along a text: the tree of its expansions at every position, asked again as live drafts are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from env.calibration import Calibrator
+from env.errors import UnrecordedError
+from env.forest import FloatArray, IntArray, TokenForest
+from env.growth import Candidates
+
+__all__ = ["GuessTable", "RecordedDraft", "Walk"]
+
+
+class GuessTable:
+    """Expansions of a draft, a row each: the root of a position's tree, or a node of it, and what may follow.
+
+    Args:
+        columns: candidates of a row.
+
+    Attributes:
+        tokens: candidates, best first, `int64[rows, columns]`.
+        log_probs: their log-probabilities, as rounded by the draft; minus infinity is no offer,
+            `float64[rows, columns]`.
+        entropy: of the draft's distribution there, `float64[rows]` [nats].
+        parent: row that the node is a candidate of, -1 for a root, `int64[rows]`.
+        rank: which of its candidates, 0 for a root, `int64[rows]`.
+        position: of the root in the text, `int64[rows]`.
+        child: row of each candidate that was expanded itself, -1 for others, `int64[rows, columns]`.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.tokens: IntArray = np.empty((0, columns), np.int64)
+        self.log_probs: FloatArray = np.empty((0, columns))
+        self.entropy: FloatArray = np.empty(0)
+        self.parent = self.rank = self.position = np.empty(0, np.int64)
+        self.child: IntArray = np.empty((0, columns), np.int64)
+        self._roots: IntArray = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def append(self, found: Candidates, parent: IntArray, rank: IntArray, position: IntArray) -> IntArray:
+        """Adds rows, each a root (parent -1) or a candidate of a row that is there; returns their numbers."""
+        rows = np.arange(len(self), len(self) + len(parent))
+        spare = ((0, 0), (0, self.columns - found.tokens.shape[1]))  # of a vocabulary smaller than that
+        assert found.entropy is not None, "recorded drafts tell their entropies"
+        self.tokens = np.concatenate([self.tokens, np.pad(found.tokens, spare)])
+        self.log_probs = np.concatenate([self.log_probs, np.pad(found.log_probs, spare, constant_values=-np.inf)])
+        self.entropy = np.concatenate([self.entropy, found.entropy])
+        self.parent = np.concatenate([self.parent, parent])
+        self.rank = np.concatenate([self.rank, rank])
+        self.position = np.concatenate([self.position, position])
+        self.child = np.concatenate([self.child, np.full((len(rows), self.columns), -1, np.int64)])
+        below = parent >= 0
+        self.child[parent[below], rank[below]] = rows[below]
+        self._note_roots(rows[~below], position[~below])
+        return rows
+
+    def _note_roots(self, rows: IntArray, positions: IntArray) -> None:
+        if not len(rows):
+            return
+        missing = int(positions.max()) + 1 - len(self._roots)
+        self._roots = np.concatenate([self._roots, np.full(max(missing, 0), -1, np.int64)])
+        self._roots[positions] = rows
+
+    def roots(self, positions: IntArray) -> IntArray:
+        """Rows of the roots at `positions`, -1 where nothing was recorded."""
+        known = (positions >= 0) & (positions < len(self._roots))
+        return np.where(known, self._roots[np.where(known, positions, 0)] if len(self._roots) else -1, -1)
+
+    def candidates(self, rows: IntArray, k: int) -> Candidates:
+        """The first k candidates of rows."""
+        log_probs = self.log_probs[rows, :k]
+        return Candidates(self.tokens[rows, :k], log_probs, np.exp(log_probs[:, 0]), entropy=self.entropy[rows])
+
+    def by_position(self) -> GuessTable:
+        """The same rows, those of a position together and in the order in which they came."""
+        order = np.argsort(self.position, kind="stable")
+        number = np.empty(len(self) + 1, np.int64)
+        number[order] = np.arange(len(self))
+        number[-1] = -1
+        table = GuessTable(self.columns)
+        found = Candidates(self.tokens[order], self.log_probs[order], np.empty(0), entropy=self.entropy[order])
+        table.append(found, number[self.parent[order]], self.rank[order], self.position[order])
+        return table
+
+
+class Walk:
+    """An `Expand` over a table, for one growth of a forest.
+
+    Args:
+        table: the recording.
+        positions: of the roots of the forest's trees, `int64[trees]`.
+    """
+
+    def __init__(self, table: GuessTable, positions: IntArray) -> None:
+        self.table, self.positions = table, positions
+        self.rows: IntArray = np.empty(0, np.int64)  # of the forest's nodes, -1 where unknown
+
+    def __call__(self, forest: TokenForest, nodes: IntArray, k: int) -> Candidates:
+        """See `Expand`.
+
+        Raises:
+            UnrecordedError: a node, or so many candidates of one, were not recorded.
+        """
+        return self.table.candidates(self.locate(forest, nodes, k), k)
+
+    def locate(self, forest: TokenForest, nodes: IntArray, k: int) -> IntArray:
+        """The rows of nodes, `int64[nodes]`. Raises as a call does."""
+        if k > self.table.columns:
+            raise UnrecordedError(
+                f"{self.table.columns} candidates of a node were recorded; {k} are asked for. Record a trace of more."
+            )
+        fresh = np.full(len(forest) - len(self.rows), -1, np.int64)
+        self.rows = np.concatenate([self.rows, fresh])
+        if forest.depth[nodes[0]] == 0:
+            rows = self.table.roots(self.positions[forest.owner[nodes]])
+            above, rank = np.full(len(nodes), -1, np.int64), np.zeros(len(nodes), np.int64)
+        else:
+            above = self.rows[forest.parent[nodes]]
+            rank = (self.table.tokens[above] == forest.token[nodes][:, None]).argmax(axis=1)
+            rows = self.table.child[above, rank]
+        missing = rows < 0
+        if missing.any():
+            rows[missing] = self.supply(forest, nodes[missing], above[missing], rank[missing])
+        self.rows[nodes] = rows
+        return rows
+
+    def supply(self, forest: TokenForest, nodes: IntArray, above: IntArray, rank: IntArray) -> IntArray:
+        """Rows of nodes that the table lacks: a recording has none.
+
+        Raises:
+            UnrecordedError: always.
+        """
+        node = int(nodes[0])
+        where, depth = int(self.positions[forest.owner[node]]), int(forest.depth[node])
+        raise UnrecordedError(
+            f"The trace holds no guess at position {where} after a branch of {depth} tokens with a reach of "
+            f"{forest.reach[node]:.4g}. Ask for a tree within the recorded ones (early_stop, depth), or record more."
+        )
+
+
+class RecordedDraft:
+    """A draft that says again what another one said.
+
+    Args:
+        table: what that one said along the text that will be decoded.
+        calibrator: its calibrator.
+        context_limit: its limit [tokens].
+    """
+
+    kind = "recorded"
+    feature_layers: tuple[int, ...] | None = None
+    forward_seconds = 0.0
+
+    def __init__(self, table: GuessTable, calibrator: Calibrator | None, context_limit: int | None) -> None:
+        self.table, self.calibrator, self.context_limit = table, calibrator, context_limit
+
+    def start(self, chooser: object) -> None:
+        """See `Draft.start`."""
+        self.position = -1
+
+    def commit(self, tokens: Sequence[int], features: object, path: IntArray) -> None:
+        """See `Draft.commit`."""
+        self.position += len(tokens)
+        self._walk = Walk(self.table, np.array([self.position]))
+
+    def expand(self, tree: TokenForest, nodes: IntArray, k: int) -> Candidates:
+        """See `Draft.expand`. Raises `UnrecordedError`."""
+        return self._walk(tree, nodes, k)

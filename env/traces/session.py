@@ -1,0 +1,133 @@
+"""Recording many texts of a pair into a trace: what is there already is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from env.drafts import CausalDraft, FeatureDraft
+from env.errors import PairError
+from env.models.fingerprint import fingerprint
+from env.pair import ModelPair, encode_chat
+from env.prompts import Prompt
+from env.rounds import Request
+from env.sampling import SamplingSettings
+from env.traces.answers import write_answers
+from env.traces.file import TraceWriter
+from env.traces.recorder import Recorder, SupersetRule
+from env.traces.records import TraceHeader, TraceText
+
+__all__ = ["RecordingJob", "plan_jobs", "record_texts", "split_of", "trace_header"]
+
+Progress = Callable[[str, int], None]
+"""`progress(stage, positions)`: so many more are done"""
+
+
+def split_of(identifier: str) -> str:
+    """The split that a prompt belongs to, by its identifier: 70 % train, 10 % validation, 20 % test."""
+    share = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:4]) / 2**32
+    return "train" if share < 0.7 else "validation" if share < 0.8 else "test"
+
+
+@dataclass(frozen=True)
+class RecordingJob:
+    """A text to be recorded."""
+
+    identifier: str
+    category: str
+    request: Request
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """See `TraceText.key`."""
+        return (self.identifier, *asdict(self.request.sampling).values())
+
+
+def plan_jobs(
+    pair: ModelPair, prompts: Sequence[Prompt], settings: Sequence[SamplingSettings], max_new_tokens: int
+) -> list[RecordingJob]:
+    """The first turn of every prompt, with every setting.
+
+    Raises:
+        LimitError: a prompt is empty, or `max_new_tokens` is not positive.
+    """
+    texts = [(prompt, encode_chat(pair.tokenizer, prompt.turns[:1])) for prompt in prompts]
+    return [
+        RecordingJob(prompt.identifier, prompt.category, Request(tokens, max_new_tokens, sampling))
+        for prompt, tokens in texts
+        for sampling in settings
+    ]
+
+
+def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
+    """What all traces of a pair by a rule have in common.
+
+    Raises:
+        PairError: the pair's draft is prompt lookup, which needs no recording.
+    """
+    draft = pair.draft
+    if not isinstance(draft, CausalDraft | FeatureDraft):
+        raise PairError(f"Expected a draft model to record, feature or causal; got a draft of kind {draft.kind!r}.")
+    return TraceHeader(
+        target=fingerprint(pair.target.model),
+        draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
+        names=(pair.target_name, pair.draft_name),
+        vocabulary=pair.target.vocabulary,
+        context_limits=(pair.target.context_limit, draft.context_limit),
+        end_tokens=tuple(sorted(pair.target.end_tokens)),
+        rule=json.loads(json.dumps(asdict(rule))),
+        calibrator=None if draft.calibrator is None else draft.calibrator.record(),
+        dtype=str(pair.target.dtype).removeprefix("torch."),
+    )
+
+
+def record_texts(
+    pair: ModelPair,
+    jobs: Sequence[RecordingJob],
+    rule: SupersetRule,
+    writer: TraceWriter,
+    *,
+    slots: int = 32,
+    progress: Progress = lambda stage, positions: None,
+) -> None:
+    """Has the target answer and records what the draft guesses on the way, for all jobs that the trace lacks.
+
+    Args:
+        pair: target and draft.
+        jobs: what to record; those that are in the trace already are left out.
+        rule: which guesses to record.
+        writer: the trace; a batch of `slots` texts is what an interruption loses at most.
+        slots: answers written at a time.
+        progress: told what is done.
+
+    Raises:
+        LimitError: a text is too long for the pair.
+        NumericalError: a model returned NaN.
+        OSError: the trace could not be written.
+    """
+    recorder = Recorder(pair.target, pair.draft, rule)
+    waiting = [job for job in jobs if job.key not in writer.keys]
+    for first in range(0, len(waiting), slots):
+        batch = waiting[first : first + slots]
+        answers = write_answers(
+            pair.target, [job.request for job in batch], slots, lambda tokens: progress("answering", tokens)
+        )
+        for answer in sorted(answers, key=lambda answer: answer.number):
+            job = batch[answer.number]
+            prompt = len(job.request.prompt)
+            table = recorder.record(
+                answer.tokens, prompt, job.request.sampling, lambda positions: progress("recording", positions)
+            )
+            writer.write(
+                TraceText(
+                    job.identifier,
+                    job.category,
+                    split_of(job.identifier),
+                    job.request.sampling,
+                    prompt,
+                    answer.tokens,
+                    lambda table=table: table,  # type: ignore[misc]
+                )
+            )
