@@ -77,11 +77,11 @@ class DistillationConfig:
     """the text"""
     feature: FeatureShape = field(default_factory=FeatureShape)
     """shape of a feature draft"""
-    feature_training: TrainingConfig = field(default_factory=TrainingConfig)
+    feature_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=9, learning_rate=2e-3))
     """training of a feature draft"""
     causal: CausalShape = field(default_factory=CausalShape)
     """shape of a causal draft"""
-    causal_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=2e-3))
+    causal_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=12, learning_rate=2e-3))
     """training of a causal draft"""
     shard_conversations: int = 500
     """conversations of a text shard, the unit that an interrupted run repeats"""
@@ -240,10 +240,8 @@ class Distillation:
         """Trains on all prompts but the held-out ones and measures agreement on those."""
         seen, held_out = self.lessons()
         student, coverage = self._student(seen)
-        settings = json.dumps(dataclasses.asdict(self.config), sort_keys=True)
-        trainer = Trainer(
-            student, seen, self.config.training, self.folder / f"{self.config.kind}.checkpoint.safetensors", settings
-        )
+        checkpoint = self.folder / f"{self.config.kind}.checkpoint.safetensors"
+        trainer = Trainer(student, seen, self.config.training, checkpoint, self._course())
         with Curves(self.folder / f"{self.config.kind}-curves") as curves:
 
             def log(history: History, updates: int) -> None:
@@ -275,6 +273,12 @@ class Distillation:
 
     def _record(self, text: Path, states: Path) -> None:
         write_shard(states, teacher_states(self.model, TextShard(**read_shard(text)), self._layers))
+
+    def _course(self) -> str:
+        """All settings that decide what is learned."""
+        others = ("feature", "feature_training") if self.config.kind == "causal" else ("causal", "causal_training")
+        settings = dataclasses.asdict(self.config)
+        return json.dumps({name: settings[name] for name in settings if name not in (*others, "exams")}, sort_keys=True)
 
     def _settings(self) -> str:
         generation = dataclasses.asdict(self.config.generation)
