@@ -14,6 +14,10 @@ __all__ = ["Controller"]
 class Controller(Protocol):
     """Chooses the tree parameters of every round."""
 
+    observes_draft: bool
+    """whether it wants to see what the draft model says of the root, at the price of a draft forward every round,
+    which the round makes use of unless it leaves the draft model out"""
+
     def reset(self) -> None:
         """A new request begins."""
 

@@ -41,6 +41,8 @@ class HistoryController:
             range.
     """
 
+    observes_draft = False
+
     def __init__(
         self,
         adjust: Literal["round", "request"] = "round",

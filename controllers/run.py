@@ -18,7 +18,7 @@ class SteeredRound:
 
     outcome: RoundOutcome
     controller_seconds: float
-    """time that observing and choosing took [s]"""
+    """time that observing and choosing took, without a draft forward for the observation, which the outcome has [s]"""
 
 
 def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterator[SteeredRound]:
@@ -32,8 +32,10 @@ def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterato
     outcome = decoder.start(request)
     yield SteeredRound(outcome, 0.0)
     while outcome.finished is None:
+        if controller.observes_draft:
+            decoder.observe(draft=True)  # the forward is the round's; observing again costs none
         before = time.perf_counter()
-        parameters = controller.act(decoder.observe())
+        parameters = controller.act(decoder.observe(controller.observes_draft))
         elapsed = time.perf_counter() - before
         outcome = decoder.round(parameters)
         yield SteeredRound(outcome, elapsed)

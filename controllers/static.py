@@ -42,6 +42,8 @@ class StaticController:
         parameters: those parameters.
     """
 
+    observes_draft = False
+
     def __init__(self, parameters: TreeParameters) -> None:
         self.parameters = parameters
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from env.decoding import TextUnderWay
 from env.drafts.base import Draft
 from env.drafts.merged import MergedDraft
-from env.growth import grow_tree
+from env.growth import Expand, grow_tree
 from env.models.target import TargetModel
-from env.observation import Observation
+from env.observation import ROOT_CHILDREN, Costs, Observation
 from env.parameters import TreeParameters
-from env.rounds import FinishReason, Request, RoundOutcome, RoundSeconds, Stopwatch, check_fits
+from env.rounds import Request, RoundOutcome, RoundSeconds, Stopwatch
 from env.sampling import TokenChooser
 from env.tree import IntArray, TokenTree
 
@@ -20,7 +21,7 @@ __all__ = ["LiveDecoder"]
 _NO_NODES: IntArray = np.empty(0, np.int64)
 
 
-class LiveDecoder:
+class LiveDecoder(TextUnderWay):
     """Tree speculative decoding of one text at a time.
 
     Between rounds the target's cache holds every committed token but the last one, the root of the next tree.
@@ -28,16 +29,18 @@ class LiveDecoder:
     Args:
         target: the model whose output is wanted.
         draft: the one that guesses; prompt lookup joins it as the parameters of a round say.
+        costs: what observations say of the machine; nothing if None.
 
     Attributes:
-        tokens: prompt and text so far [token ids].
+        tree: the tree that the last round verified; only a root after `start`.
+        accepted: nodes of it that were committed, `int64[accepted]`.
     """
 
-    def __init__(self, target: TargetModel, draft: Draft) -> None:
-        self.target, self.draft = target, draft
+    def __init__(self, target: TargetModel, draft: Draft, costs: Costs | None = None) -> None:
+        super().__init__(target.context_limit, target.end_tokens)
+        self.target, self.draft, self.costs = target, draft, costs
         self.merged = MergedDraft(draft)
-        self.tokens: list[int] = []
-        self.under_way = False
+        self.tree, self.accepted = TokenTree(0), _NO_NODES
 
     @torch.inference_mode()
     def start(self, request: Request) -> RoundOutcome:
@@ -47,42 +50,33 @@ class LiveDecoder:
             LimitError: the prompt leaves no room in the target's context.
             NumericalError: the target returned NaN or infinite logits.
         """
-        length, context = len(request.prompt), self.target.context_limit
-        check_fits(length, context)
-        self.request = request
-        self.limit = min(length + request.max_new_tokens, context)
-        self.tokens = list(request.prompt)
-        self.last = RoundOutcome(())
+        self._open(request)
         self.chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
-        self.under_way = False  # until a round is whole: after an error the caches are in between
         self.target.cache.reset()
         self.target.show_features(self.draft.feature_layers)
         self.merged.start(self.chooser)
         seconds, watch = RoundSeconds(), Stopwatch()
-        choices = self._verify(TokenTree(0), request.prompt, seconds, watch)
+        tree = TokenTree(request.prompt[-1])
+        choices = self._verify(tree, request.prompt, seconds, watch)
         committed = self._take(choices.tolist())
         self.merged.commit([*request.prompt, *committed], self.target.features, _NO_NODES)
         seconds.commit = watch.lap()
-        return self._outcome(committed, TokenTree(0), _NO_NODES, seconds)
+        return self._outcome(committed, tree, _NO_NODES, seconds)
 
-    def observe(self) -> Observation:
-        """What a controller may see now.
+    def observe(self, draft: bool = False) -> Observation:
+        """What a controller may see now; at the end of a text, what it has come to.
+
+        Args:
+            draft: whether to ask the draft model about the root, once a round (see `Decoder.observe`).
 
         Raises:
-            RuntimeError: there is no text under way.
+            RuntimeError: there is no text, or it was left by an error.
+            NumericalError: the draft model returned NaN; the text cannot go on.
         """
-        self._check_under_way()
-        lookup_match, lookup_rate = self.merged.lookup.at_root()
-        return Observation(
-            position=len(self.tokens) - 1,
-            generated=len(self.tokens) - len(self.request.prompt),
-            remaining=self.limit - len(self.tokens),
-            last_drafted=self.last.drafted,
-            last_depth=self.last.depth,
-            last_accepted=self.last.accepted,
-            lookup_match=lookup_match,
-            lookup_rate=lookup_rate,
-        )
+        if self.last.finished is None:
+            self._check_under_way()
+        root = self._look_ahead() if draft and self.under_way else ()
+        return self._observation(root, self.merged.lookup.at_root(), self.costs)
 
     @torch.inference_mode()
     def round(self, parameters: TreeParameters) -> RoundOutcome:
@@ -90,14 +84,17 @@ class LiveDecoder:
 
         Raises:
             RuntimeError: there is no text under way.
+            ParameterError: more children a node than an observation of the draft left room for (`LOOK_AHEAD`).
             NumericalError: a model returned NaN or infinite logits; the text cannot go on.
         """
         self._check_under_way()
+        expand = self.merged.expander(parameters)
         self.under_way = False  # until the round is whole
-        seconds, watch = RoundSeconds(), Stopwatch()
+        seconds, watch = self.ahead, Stopwatch()
         prefix = self.target.cache.length
-        tree, nodes = self._draft(parameters.capped(self._deepest()), seconds)
-        seconds.draft = watch.lap()
+        tree, nodes = self._draft(parameters.capped(self._deepest()), expand, seconds)
+        work = tuple(self.merged.level_rows), self.merged.lookup_nodes
+        seconds.draft += watch.lap()
         choices = self._verify(tree, self.tokens[-1:], seconds, watch)
         path = tree.accepted_path(choices)
         committed = self._take([*tree.token[path[1:]].tolist(), int(choices[path[-1]])])
@@ -109,21 +106,26 @@ class LiveDecoder:
             features = features[path]
         self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
-        return self._outcome(committed, tree, accepted, seconds)
+        return self._outcome(committed, tree, accepted, seconds, work)
 
-    def _check_under_way(self) -> None:
-        if not self.under_way:
-            raise RuntimeError("No text is under way: call start() with a request first.")
+    @torch.inference_mode()
+    def _look_ahead(self) -> tuple[float, ...]:
+        """The draft model's opinion of the root, on the coming round's account."""
+        self.under_way = False  # until the forward is whole
+        before, watch = self.merged.forward_seconds, Stopwatch()
+        found = self.merged.look_ahead(self.tokens[-1])
+        self.ahead.draft += watch.lap()
+        self.ahead.draft_forward += self.merged.forward_seconds - before
+        self.under_way = True
+        return tuple(found[:ROOT_CHILDREN].tolist())
 
-    def _deepest(self) -> int:
-        """Most draft tokens on a path: the target adds one of its own, and the limit may not be overshot."""
-        return max(self.limit - len(self.tokens) - 1, 0)
-
-    def _draft(self, parameters: TreeParameters, seconds: RoundSeconds) -> tuple[TokenTree, IntArray]:
+    def _draft(
+        self, parameters: TreeParameters, expand: Expand[TokenTree], seconds: RoundSeconds
+    ) -> tuple[TokenTree, IntArray]:
         """The tree to verify, and which node of the grown tree each of its nodes was."""
         before = self.merged.forward_seconds
-        grown = grow_tree(self.tokens[-1], parameters, self.merged.expander(parameters))
-        seconds.draft_forward = self.merged.forward_seconds - before
+        grown = grow_tree(self.tokens[-1], parameters, expand)
+        seconds.draft_forward += self.merged.forward_seconds - before
         nodes = grown.likeliest(parameters.node_budget)
         return grown.select(nodes), nodes
 
@@ -143,33 +145,28 @@ class LiveDecoder:
         seconds.verify = seconds.verify_forward + watch.lap()
         return choices
 
-    def _take(self, tokens: list[int]) -> list[int]:
-        """Adds tokens to the text, up to the first one that ends it; returns those added."""
-        if not self.request.ignore_end:
-            ends = [index for index, token in enumerate(tokens) if token in self.target.end_tokens]
-            tokens = tokens[: ends[0] + 1] if ends else tokens
-        self.tokens.extend(tokens)
-        return tokens
-
-    def _finish_reason(self) -> FinishReason | None:
-        if not self.request.ignore_end and self.tokens[-1] in self.target.end_tokens:
-            return FinishReason.END_OF_SEQUENCE
-        if len(self.tokens) < self.limit:
-            return None
-        asked = len(self.request.prompt) + self.request.max_new_tokens
-        return FinishReason.TOKEN_LIMIT if len(self.tokens) == asked else FinishReason.CONTEXT_LIMIT
-
-    def _outcome(self, tokens: list[int], tree: TokenTree, accepted: IntArray, seconds: RoundSeconds) -> RoundOutcome:
-        finished = self._finish_reason()
-        self.under_way = finished is None
-        self.last = RoundOutcome(
-            tuple(tokens),
-            drafted=len(tree) - 1,
-            depth=int(tree.depth.max()),
-            accepted=len(accepted),
-            drafted_lookup=int(tree.from_lookup.sum()),
-            accepted_lookup=int(tree.from_lookup[accepted].sum()),
-            finished=finished,
-            seconds=seconds,
+    def _outcome(
+        self,
+        tokens: list[int],
+        tree: TokenTree,
+        accepted: IntArray,
+        seconds: RoundSeconds,
+        work: tuple[tuple[int, ...], int] = ((), 0),
+    ) -> RoundOutcome:
+        """A round that is whole; `work` is what the draft model and lookup were asked."""
+        self.tree, self.accepted = tree, accepted
+        self.ahead = RoundSeconds()  # of the next round, before it is chosen
+        return self._close_round(
+            RoundOutcome(
+                tuple(tokens),
+                drafted=len(tree) - 1,
+                depth=int(tree.depth.max()),
+                accepted=len(accepted),
+                drafted_lookup=int(tree.from_lookup.sum()),
+                accepted_lookup=int(tree.from_lookup[accepted].sum()),
+                level_rows=work[0],
+                lookup_nodes=work[1],
+                finished=self._finish_reason(),
+                seconds=seconds,
+            )
         )
-        return self.last

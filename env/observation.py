@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-__all__ = ["Observation"]
+__all__ = ["ROOT_CHILDREN", "WINDOW", "Costs", "Observation", "PastRound"]
+
+WINDOW = 10
+"""rounds that are remembered [rounds]"""
+ROOT_CHILDREN = 4
+"""children of the root that are shown [nodes]"""
+
+
+class PastRound(NamedTuple):
+    """What became of a round's tree."""
+
+    drafted: int
+    """nodes verified, without the root [nodes]"""
+    depth: int
+    """depth of the tree; 0 if nothing was drafted [tokens]"""
+    accepted: int
+    """draft tokens committed [tokens]"""
+
+
+class Costs(Protocol):
+    """What a machine charges for a bit more speculation, in plain decoding steps."""
+
+    def level_cost(self, context: int) -> float:
+        """Cost of one more level of draft forwards after `context` tokens [plain steps]."""
+
+    def row_cost(self, context: int) -> float:
+        """Cost of one more row in a verification after `context` tokens [plain steps]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The state of a request, free of charge: nothing here costs a forward."""
+    """The state of a request. All of it is free, but for the draft's opinion, which is shown on demand only."""
 
     position: int
     """absolute position of the root, the last committed token [tokens]"""
@@ -28,3 +55,15 @@ class Observation:
     lookup_rate: float = 0.0
     """how likely the token that followed it there comes next, by how lookup has fared in this text; 0 if there is none
     [probability]"""
+    recent: tuple[PastRound, ...] = ()
+    """the last rounds of this request, at most `WINDOW`, the latest one last; the reading of the prompt is none"""
+    greedy: bool = True
+    """whether the likeliest token is always taken, rather than one sampled"""
+    root_log_probs: tuple[float, ...] = ()
+    """the draft model's own log-probabilities, not calibrated, of the likeliest children of the root, best first and at
+    most `ROOT_CHILDREN`; empty if they were not asked for, the pair has no draft model, or the text is longer than that
+    can read. They cost the first draft forward of a round, whose time is part of that round"""
+    level_cost: float = 0.0
+    """cost of one more level of draft forwards on this machine; 0 if unknown [plain steps]"""
+    row_cost: float = 0.0
+    """cost of one more row of a verification on this machine; 0 if unknown [plain steps]"""

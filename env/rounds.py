@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import enum
+import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from env.errors import LimitError
 from env.observation import Observation
-from env.parameters import TreeParameters
+from env.parameters import PLAIN, TreeParameters
 from env.sampling import SamplingSettings
+from env.tree import IntArray, TokenTree
 
 __all__ = [
     "Decoder",
@@ -21,6 +24,7 @@ __all__ = [
     "Stopwatch",
     "check_fits",
     "check_limit",
+    "measure_plain_step",
 ]
 
 
@@ -84,13 +88,21 @@ class Request:
 
 @dataclass(slots=True)
 class RoundSeconds:
-    """Wall time of a round by stage [s]. The model forwards are parts of their stages."""
+    """Wall time of a round by stage [s]. The model forwards are parts of their stages.
+
+    A draft forward that was made for an observation, before the round, is part of the round's drafting.
+    """
 
     draft: float = 0.0
     draft_forward: float = 0.0
     verify: float = 0.0
     verify_forward: float = 0.0
     commit: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All stages together [s]."""
+        return self.draft + self.verify + self.commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,11 @@ class RoundOutcome:
     """of the nodes verified, those that prompt lookup alone proposed [nodes]"""
     accepted_lookup: int = 0
     """of the draft tokens committed, those that prompt lookup alone proposed [tokens]"""
+    level_rows: tuple[int, ...] = ()
+    """rows of each forward of the draft model, one a level: first the committed tokens that it still owed, the root
+    included, then the nodes expanded; empty if it was not asked [rows]"""
+    lookup_nodes: int = 0
+    """nodes that prompt lookup was asked about, all levels together [nodes]"""
     finished: FinishReason | None = None
     """why the text ended with this round, if it did"""
     seconds: RoundSeconds = field(default_factory=RoundSeconds)
@@ -118,14 +135,57 @@ class RoundOutcome:
 class Decoder(Protocol):
     """Rounds on one request at a time. Whoever drives it cannot tell real models from a recording."""
 
+    @property
+    def request(self) -> Request:
+        """The request that was started last, the very object."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Prompt and text so far [token ids]."""
+
+    @property
+    def tree(self) -> TokenTree:
+        """The tree that the last round verified; only a root, the prompt's last token, after `start`."""
+
+    @property
+    def accepted(self) -> IntArray:
+        """Nodes of `tree` that were committed, from the root's child on, `int64[accepted]`."""
+
     def start(self, request: Request) -> RoundOutcome:
         """Reads the prompt and commits the first token."""
 
-    def observe(self) -> Observation:
-        """What a controller may see now."""
+    def observe(self, draft: bool = False) -> Observation:
+        """What a controller may see now; at the end of a text, what it has come to.
+
+        Args:
+            draft: whether to ask the draft model about the root as well. That costs a forward, once a round, which
+                the round that follows makes use of and accounts for. It changes no token and no tree. At the end of a
+                text there is no such round, and the model is not asked.
+        """
 
     def round(self, parameters: TreeParameters) -> RoundOutcome:
         """Drafts a tree, verifies it and commits the accepted path and a bonus token."""
+
+
+def measure_plain_step(decoder: Decoder, request: Request, rounds: int = 8) -> float:
+    """Median time of plain rounds after a warm-up, at the beginning of a request [s]. The decoder's text is lost.
+
+    Args:
+        decoder: any that can go on past the request's own end.
+        request: whose prompt is continued.
+        rounds: rounds measured.
+
+    Raises:
+        LimitError: the prompt leaves no room for a round.
+    """
+    outcome = decoder.start(replace(request, max_new_tokens=rounds + 2, ignore_end=True))
+    seconds = []
+    while outcome.finished is None:
+        outcome = decoder.round(PLAIN)
+        seconds.append(outcome.seconds.total)
+    if not seconds:
+        raise LimitError("The prompt leaves no room to measure a plain step. Shorten it, or give plain_step_seconds.")
+    return statistics.median(seconds[1:] or seconds)
 
 
 class Stopwatch:

@@ -57,6 +57,7 @@ class SamplingSettings:
 
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive positions get well-spread keys
+_RANKED = 8  # candidates ranked at least
 _KEPT_POSITIONS = 64  # rows of noise held at a time; a round looks ahead by far fewer
 
 
@@ -189,7 +190,10 @@ class TokenChooser:
             NumericalError: the draft returned NaN.
         """
         scores = self.scores(logits, positions, token_ids)
-        best, indices = scores.float().log_softmax(dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
+        # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
+        width = logits.shape[-1]
+        best, indices = scores.float().log_softmax(dim=-1).topk(min(max(k, _RANKED), width), dim=-1)
+        best, indices = best[:, :k], indices[:, :k]
         tokens = indices if token_ids is None else token_ids[indices]
         values, ids = _read(best.half(), tokens)
         if np.isnan(values).any():

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from agents.distillation.openings import Turn, draw_turn
-from env.models.slots import SlotCache
 from env.errors import PairError, ParameterError
 from env.models.attention import ATTENTION
+from env.models.slots import SlotCache
 from env.rounds import check_limit
 
 __all__ = ["Conversation", "GenerationConfig", "SelfDialogue"]

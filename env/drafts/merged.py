@@ -20,9 +20,9 @@ from env.parameters import TreeParameters
 from env.sampling import TokenChooser
 from env.tree import BoolArray, FloatArray, IntArray, TokenTree
 
-__all__ = ["LOOK_AHEAD", "MergedDraft", "merge"]
+__all__ = ["LOOK_AHEAD", "MergedDraft", "either", "merge", "recalibrated"]
 
-LOOK_AHEAD = 8
+LOOK_AHEAD = 4
 """candidates of the root that are kept when it is expanded before the round [nodes]"""
 
 _ROOT: IntArray = np.zeros(1, np.int64)
@@ -69,20 +69,22 @@ class MergedDraft:
 
     def _new_round(self) -> None:
         self.level_rows: list[int] = []
+        self.lookup_nodes = 0
         self.ahead: Candidates | None = None  # the model's, for the root
 
     def look_ahead(self, root: int) -> FloatArray:
         """Has the model expand the root before the round's parameters are chosen; the round then does without.
 
         Returns:
-            Log-probabilities, not calibrated, of the root's best `LOOK_AHEAD` children, `float64[children]`; empty if
-            there is no model or it cannot read the text.
+            Log-probabilities, not calibrated, of the root's best children, at most `LOOK_AHEAD`, `float64[children]`;
+            empty if there is no model or it cannot read the text.
         """
         if self.model is None or not self._readable(self.model, 0):
             return np.empty(0)
         if self.ahead is None:
             self.ahead = self._forward(self.model, TokenTree(root), _ROOT, LOOK_AHEAD)
-        return self.ahead.log_probs[0]
+        offered: FloatArray = self.ahead.log_probs[self.ahead.log_probs > -np.inf]
+        return offered
 
     def expander(self, parameters: TreeParameters) -> Expand[TokenTree]:
         """What `grow_tree` asks for candidates in a round of these parameters.
@@ -90,7 +92,8 @@ class MergedDraft:
         Raises:
             ParameterError: after `look_ahead`, more children a node than that kept.
         """
-        if self.ahead is not None and parameters.max_branch > LOOK_AHEAD:
+        asks_model = parameters.speculates and parameters.source != "lookup"
+        if asks_model and self.ahead is not None and parameters.max_branch > LOOK_AHEAD:
             raise ParameterError(
                 f"Expected max_branch of {LOOK_AHEAD} or less where the draft was observed before the round; got "
                 f"max_branch={parameters.max_branch}. Lower it, or observe without the draft."
@@ -99,11 +102,15 @@ class MergedDraft:
 
     def _expand(self, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         if self.model is None or parameters.source == "lookup":
-            return self.lookup.expand(tree, nodes, k)
+            return self._look_up(tree, nodes, k)
         found = self._ask_model(self.model, parameters.calibrated, tree, nodes, k)
         if parameters.source == "model":
             return found
-        return merge(found, self.lookup.expand(tree, nodes, k), k)
+        return merge(found, self._look_up(tree, nodes, k), k)
+
+    def _look_up(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        self.lookup_nodes += len(nodes)
+        return self.lookup.expand(tree, nodes, k)
 
     def _ask_model(self, model: Draft, calibrated: bool, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         """The model's candidates after those nodes that it proposed itself and can read; no offers after others."""
@@ -114,7 +121,7 @@ class MergedDraft:
         if calibrated and model.calibrator is not None:
             # The calibrator looks at how far the first one leads.
             found = self._forward(model, tree, nodes[own], max(k, 2))
-            found = _calibrated(found, model.calibrator.calibrate(found.log_probs, depth + 1, self.greedy), k)
+            found = recalibrated(found, model.calibrator.calibrate(found.log_probs, depth + 1, self.greedy), k)
         else:
             found = self._forward(model, tree, nodes[own], k)
         return found if own.all() else _spread(found, own)
@@ -151,7 +158,7 @@ def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
     same &= (lookup.log_probs > -np.inf)[:, :, None] & (model.log_probs > -np.inf)[:, None, :]
     support = np.where(same, np.exp(lookup.log_probs)[:, :, None], 0.0).max(axis=1)  # [n, model's]
     alone = np.where(same.any(axis=2), -np.inf, lookup.log_probs)
-    log_probs = np.concatenate([_either(model.log_probs, support), alone], axis=1)
+    log_probs = np.concatenate([either(model.log_probs, support), alone], axis=1)
     tokens = np.concatenate([model.tokens, lookup.tokens], axis=1)
     best = np.argsort(-log_probs, axis=1, kind="stable")[:, :k]
     return Candidates(
@@ -162,7 +169,7 @@ def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
     )
 
 
-def _either(log_probs: FloatArray, support: FloatArray) -> FloatArray:
+def either(log_probs: FloatArray, support: FloatArray) -> FloatArray:
     """Log-probability that one of two independent guesses is right; without `support` the first one's, to the bit."""
     first = np.exp(log_probs)
     with np.errstate(divide="ignore"):  # of no offers
@@ -181,7 +188,7 @@ def _spread(found: Candidates, rows: BoolArray) -> Candidates:
     return spread
 
 
-def _calibrated(found: Candidates, log_probs: FloatArray, k: int) -> Candidates:
+def recalibrated(found: Candidates, log_probs: FloatArray, k: int) -> Candidates:
     """The first k of `found` with other log-probabilities, best first again."""
     log_probs = log_probs[:, :k]
     best = np.argsort(-log_probs, axis=1, kind="stable")

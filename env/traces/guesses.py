@@ -149,26 +149,49 @@ class RecordedDraft:
 
     Args:
         table: what that one said along the text that will be decoded.
+        kind: that one's kind, which decides how much it owes: a causal draft keeps the accepted nodes that it expanded,
+            a feature draft reads all committed tokens again and the first one of a text never.
         calibrator: its calibrator.
         context_limit: its limit [tokens].
     """
 
-    kind = "recorded"
     feature_layers: tuple[int, ...] | None = None
     forward_seconds = 0.0
+    _owed = 0
 
-    def __init__(self, table: GuessTable, calibrator: Calibrator | None, context_limit: int | None) -> None:
-        self.table, self.calibrator, self.context_limit = table, calibrator, context_limit
+    def __init__(
+        self, table: GuessTable, kind: str, calibrator: Calibrator | None = None, context_limit: int | None = None
+    ) -> None:
+        self.table, self.kind, self.calibrator, self.context_limit = table, kind, calibrator, context_limit
+
+    @property
+    def owed(self) -> int:
+        """See `Draft.owed`."""
+        return self._owed
 
     def start(self, chooser: object) -> None:
         """See `Draft.start`."""
-        self.position = -1
+        self._owed = -1 if self.kind == "feature" else 0
+        self.seek(-1)
 
     def commit(self, tokens: Sequence[int], features: object, path: IntArray) -> None:
         """See `Draft.commit`."""
-        self.position += len(tokens)
-        self._walk = Walk(self.table, np.array([self.position]))
+        self._owed += len(tokens) - self.kept(path)
+        self.seek(self.position + len(tokens))
 
     def expand(self, tree: TokenForest, nodes: IntArray, k: int) -> Candidates:
         """See `Draft.expand`. Raises `UnrecordedError`."""
+        self._owed = 0
         return self._walk(tree, nodes, k)
+
+    def seek(self, position: int) -> None:
+        """Goes to where the token at `position` is the root of a tree."""
+        self.position = position
+        self._walk = Walk(self.table, np.array([position]))
+
+    def kept(self, path: IntArray) -> int:
+        """How many of these nodes of the tree the draft need not read again once they are committed."""
+        if self.kind != "causal":
+            return 0
+        rows = self._walk.rows
+        return int((rows[path[path < len(rows)]] >= 0).sum())

@@ -29,6 +29,8 @@ class TraceHeader:
     """fingerprint of the target's weights"""
     draft: str
     """fingerprint of the draft's weights"""
+    draft_kind: str
+    """feature or causal"""
     names: tuple[str, str]
     """what target and draft were called"""
     vocabulary: int
@@ -64,6 +66,8 @@ class TraceText:
     """how it was sampled"""
     prompt: int
     """length of the prompt [tokens]"""
+    max_new_tokens: int
+    """most tokens that were asked for [tokens]"""
     tokens: tuple[int, ...]
     """prompt and answer [token ids]"""
     load: Callable[[], GuessTable] = field(compare=False, repr=False)
@@ -118,6 +122,7 @@ def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
         "split": text.split,
         "settings": asdict(text.settings),
         "prompt": text.prompt,
+        "max_new_tokens": text.max_new_tokens,
         "tokens": len(text.tokens),
         "rows": rows,
     }
@@ -144,6 +149,7 @@ def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> Tr
         facts["split"],
         SamplingSettings(**facts["settings"]),
         facts["prompt"],
+        facts["max_new_tokens"],
         tuple(columns["tokens"].tolist()),
         lambda: _table(columns, facts["prompt"]),
     )

@@ -73,6 +73,7 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
     return TraceHeader(
         target=fingerprint(pair.target.model),
         draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
+        draft_kind=draft.kind,
         names=(pair.target_name, pair.draft_name),
         vocabulary=pair.target.vocabulary,
         context_limits=(pair.target.context_limit, draft.context_limit),
@@ -127,6 +128,7 @@ def record_texts(
                     split_of(job.identifier),
                     job.request.sampling,
                     prompt,
+                    job.request.max_new_tokens,
                     answer.tokens,
                     lambda table=table: table,  # type: ignore[misc]
                 )

@@ -351,6 +351,36 @@ class TestRun:
         generated = np.cumsum([len(step.outcome.tokens) for step in steps])
         assert diary.entries == ["reset", *generated[:-1].tolist()]
 
+    def test_a_controller_sees_the_drafts_opinion_if_it_wants_to_and_pays_for_one_forward(
+        self, target: TargetModel, draft: Draft
+    ) -> None:
+        class Sceptic(StaticController):
+            """Speculates only where the draft is sure."""
+
+            observes_draft = True
+
+            def act(self, observation: Observation) -> TreeParameters:
+                self.seen.append(observation.root_log_probs)
+                return self.parameters if np.exp(observation.root_log_probs[0]) > 0.4 else PLAIN
+
+        sceptic, request = Sceptic(PHASE_2), Request(make_prompt(1), 40)
+        sceptic.seen = []
+        before = draft.forward_seconds
+        steps = list(steer(LiveDecoder(target, draft), sceptic, request))
+        outcomes = [step.outcome for step in steps[1:]]
+        assert [token for step in steps for token in step.outcome.tokens] == generate(target, draft, request).tokens
+        assert len(sceptic.seen) == len(outcomes)
+        assert all(len(log_probs) == 4 for log_probs in sceptic.seen)
+        assert {outcome.drafted > 0 for outcome in outcomes} == {False, True}, "the test would be vacuous"
+        assert all(len(outcome.level_rows) == max(outcome.depth, 1) for outcome in outcomes)
+        spent = sum(outcome.seconds.draft_forward for outcome in outcomes)
+        assert spent == pytest.approx(draft.forward_seconds - before)
+
+    @pytest.mark.parametrize("name", controller_names())
+    def test_rules_do_not_look_at_the_draft(self, name: str) -> None:
+        assert isinstance(make_controller(name), Controller)
+        assert make_controller(name).observes_draft is False
+
     def test_a_request_that_does_not_fit_is_refused(self, target: TargetModel, draft: Draft) -> None:
         with pytest.raises(LimitError, match="Shorten the prompt"):
             run(LiveDecoder(target, draft), make_controller("history"), Request((1,) * 500))

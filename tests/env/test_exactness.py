@@ -75,6 +75,8 @@ def targets(draw: st.DrawFn) -> TargetModel:
 class Schedule:
     """A controller that goes through a list of parameters, over and over."""
 
+    observes_draft = False
+
     def __init__(self, parameters: Sequence[TreeParameters]) -> None:
         self.parameters = parameters
 

@@ -7,18 +7,21 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from controllers.registry import controller_names, make_controller
 from controllers.run import run
+from env.calibration import CalibrationMap, Calibrator
 from env.drafts import CausalDraft, Draft, LookupDraft
-from env.errors import LimitError, NumericalError
+from env.errors import LimitError, NumericalError, ParameterError
 from env.growth import Candidates
 from env.live import LiveDecoder
 from env.models.target import CachedModel, TargetModel
-from env.parameters import PLAIN, SOURCES, TreeParameters
+from env.observation import PastRound
+from env.parameters import PLAIN, SOURCES, Source, TreeParameters
 from env.rounds import FinishReason, Request
 from env.sampling import SamplingSettings
 from env.tree import IntArray, TokenTree
@@ -40,6 +43,8 @@ CONTROLLERS = pytest.mark.parametrize("controller", controller_names())
 KINDS = pytest.mark.parametrize("kind", DRAFT_KINDS)
 PROMPT = make_prompt(0)
 DEEP = TreeParameters(base_depth=20, max_depth=20, min_branch=1, mid_branch=2, max_branch=2)
+_CURVE = CalibrationMap(np.full(2, 0.7), np.full(2, 0.7), np.full(2, 0.4), np.array([[0.1, -0.9]]))
+CALIBRATOR = Calibrator(greedy=_CURVE, sampled=_CURVE)
 
 
 @pytest.fixture(scope="module")
@@ -401,3 +406,214 @@ class TestObservation:
         hook.remove()
         assert drafted == [1, 7, 29, 30]
         assert rows == [len(PROMPT), 2, 8, 30, 31]
+
+    def test_it_remembers_the_last_ten_rounds(self, target: TargetModel) -> None:
+        decoder, rounds = LiveDecoder(target, causal_draft(target)), []
+        parameters = itertools.cycle([TreeParameters(), PLAIN, chain(2)])
+        decoder.start(Request(PROMPT, 60, SamplingSettings(1.0)))
+        while decoder.under_way:
+            seen = decoder.observe()
+            assert seen.recent == tuple(rounds[-10:])
+            assert not seen.greedy
+            outcome = decoder.round(next(parameters))
+            rounds.append(PastRound(outcome.drafted, outcome.depth, outcome.accepted))
+        assert len(rounds) > 12, "the test would be vacuous"
+        decoder.start(Request(PROMPT, 60))
+        assert (decoder.observe().recent, decoder.observe().greedy) == ((), True)
+
+    def test_at_the_end_it_tells_what_the_text_has_come_to(self, target: TargetModel, echo: Draft) -> None:
+        decoder = LiveDecoder(target, echo)
+        decoder.start(Request(PROMPT, 12))
+        rounds_until_the_end(decoder, [chain(3)] * 12)
+        before = echo.forward_seconds
+        for draft in (False, True):
+            seen = decoder.observe(draft)
+            assert (seen.generated, seen.remaining, seen.root_log_probs) == (12, 0, ())
+        assert echo.forward_seconds == before
+        assert len(seen.recent) == 3
+
+    def test_it_needs_a_text(self, target: TargetModel, echo: Draft) -> None:
+        decoder = LiveDecoder(target, echo)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="No text is under way"):
+                decoder.observe()
+            decoder.start(Request(PROMPT, 20))
+            with interrupted(target):
+                decoder.round(PLAIN)
+
+    def test_the_machines_costs_are_those_at_the_texts_length(self, target: TargetModel, echo: Draft) -> None:
+        class Rates:
+            def level_cost(self, context: int) -> float:
+                return context / 100
+
+            def row_cost(self, context: int) -> float:
+                return context / 1000
+
+        decoder = LiveDecoder(target, echo, Rates())
+        decoder.start(Request(PROMPT, 20))
+        seen = decoder.observe()
+        assert (seen.level_cost, seen.row_cost) == (0.09, 0.009)
+        unknown = LiveDecoder(target, echo)
+        unknown.start(Request(PROMPT, 20))
+        assert (unknown.observe().level_cost, unknown.observe().row_cost) == (0, 0)
+
+    def test_the_last_tree_and_what_was_accepted_of_it_can_be_seen(self, target: TargetModel) -> None:
+        decoder, accepted = LiveDecoder(target, causal_draft(target)), 0
+        decoder.start(Request(PROMPT, 40))
+        assert decoder.tree.token.tolist() == [PROMPT[-1]]
+        while decoder.under_way:
+            before = list(decoder.tokens)
+            outcome = decoder.round(TreeParameters())
+            assert decoder.tree.token[0] == before[-1]
+            assert len(decoder.tree) == 1 + outcome.drafted
+            path = decoder.tree.token[decoder.accepted].tolist()
+            assert decoder.tokens[len(before) :][: len(path)] == path
+            assert len(path) == outcome.accepted
+            accepted += len(path)
+        assert accepted > 0, "the test would be vacuous"
+
+
+SETTINGS = pytest.mark.parametrize(
+    "sampling", [SamplingSettings(), SamplingSettings(1.0, top_k=8, seed=3)], ids=["greedy", "sampling"]
+)
+SHAPES = (
+    TreeParameters(base_depth=3, max_depth=3),
+    PLAIN,
+    TreeParameters(base_depth=4, max_depth=4, min_branch=2, mid_branch=2, max_branch=2, calibrated=False),
+    chain(3),
+    TreeParameters(base_depth=2, max_depth=2, min_branch=4, mid_branch=4, max_branch=4),
+)
+
+
+class TestObservedDraft:
+    @KINDS
+    @SETTINGS
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_observing_the_draft_changes_no_token_and_no_tree(
+        self, kind: str, sampling: SamplingSettings, source: Source
+    ) -> None:
+        target, trees = tiny_target(), {}
+        for observed in (False, True):
+            draft = make_draft(kind, target)
+            draft.calibrator = None if kind == "lookup" else CALIBRATOR
+            decoder, shapes = LiveDecoder(target, draft), itertools.cycle(SHAPES)
+            trees[observed] = []
+            for seed in range(3):
+                decoder.start(Request(make_prompt(seed, 12), 60, sampling))
+                while decoder.under_way:
+                    seen = decoder.observe(observed)
+                    assert bool(seen.root_log_probs) == (observed and kind != "lookup")
+                    outcome = decoder.round(dataclasses.replace(next(shapes), source=source))
+                    tree = decoder.tree
+                    shape = tree.token.tolist(), tree.parent.tolist(), tree.log_prob.tolist()
+                    trees[observed].append((outcome.tokens, outcome.accepted, *shape))
+        assert trees[True] == trees[False]
+        assert sum(accepted for _, accepted, *_ in trees[True]) > 0, "the test would be vacuous"
+
+    @SETTINGS
+    def test_it_says_what_the_draft_says_of_the_root(self, target: TargetModel, sampling: SamplingSettings) -> None:
+        draft, compared = causal_draft(target), 0
+        draft.calibrator = CALIBRATOR  # not seen in what is observed
+        decoder = LiveDecoder(target, draft)
+        decoder.start(Request(PROMPT, 30, sampling))
+        raw = dataclasses.replace(chain(1), min_branch=4, mid_branch=4, max_branch=4, calibrated=False)
+        while decoder.under_way:
+            seen = decoder.observe(draft=True)
+            assert list(seen.root_log_probs) == sorted(seen.root_log_probs, reverse=True)
+            assert decoder.observe().root_log_probs == (), "it was not asked for"
+            if decoder.round(raw).drafted:
+                assert seen.root_log_probs == tuple(decoder.tree.log_prob[1:])
+                compared += 1
+        assert compared > 3, "the test would be vacuous"
+
+    @pytest.mark.parametrize("kind", ["causal", "feature"])
+    @pytest.mark.parametrize("parameters", [chain(2), PLAIN, dataclasses.replace(chain(2), source="lookup")])
+    def test_its_forward_is_made_once_and_counts_to_the_round(self, kind: str, parameters: TreeParameters) -> None:
+        target = tiny_target()
+        draft = make_draft(kind, target)
+        decoder = LiveDecoder(target, draft)
+        decoder.start(Request(PROMPT, 40))
+        while decoder.under_way:
+            if decoder.limit - len(decoder.tokens) < 3:
+                break  # too little is left for a tree
+            before, owed = draft.forward_seconds, draft.owed
+            decoder.observe(draft=True)
+            after = draft.forward_seconds
+            assert decoder.observe(draft=True).root_log_probs
+            assert draft.forward_seconds == after > before, "asked twice, it is made once"
+            outcome = decoder.round(parameters)
+            assert outcome.seconds.draft_forward == pytest.approx(draft.forward_seconds - before)
+            assert outcome.seconds.draft >= outcome.seconds.draft_forward > 0
+            assert outcome.level_rows == ((owed, 1) if parameters == chain(2) else (owed,))
+
+    def test_where_the_draft_can_see_no_further_it_says_nothing(self, target: TargetModel) -> None:
+        draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
+        decoder = LiveDecoder(target, draft)
+        decoder.start(Request(PROMPT, 40))
+        said = {}
+        while decoder.under_way:
+            said[len(decoder.tokens)] = decoder.observe(draft=True).root_log_probs
+            decoder.round(PLAIN)
+        assert [length for length, log_probs in said.items() if log_probs] == list(range(9, 21))
+        assert {len(log_probs) for log_probs in said.values()} == {0, 4}
+
+    def test_trees_wider_than_what_was_kept_are_refused_and_the_text_goes_on(
+        self, target: TargetModel, echo: Draft
+    ) -> None:
+        decoder = LiveDecoder(target, echo)
+        decoder.start(Request(PROMPT, 20))
+        wide = dataclasses.replace(TreeParameters(), max_branch=5)
+        decoder.observe(draft=True)
+        with pytest.raises(ParameterError, match=r"max_branch of 4 or less .*got max_branch=5"):
+            decoder.round(wide)
+        assert decoder.round(dataclasses.replace(wide, source="lookup")).tokens
+        assert decoder.round(wide).tokens, "it was not observed"
+
+    def test_a_draft_that_returns_nan_ends_the_text(self, target: TargetModel) -> None:
+        draft = causal_draft(target)
+        decoder = LiveDecoder(target, draft)
+        decoder.start(Request(PROMPT, 20))
+        draft.model.model.lm_head.weight.data[5, 5] = torch.nan
+        with pytest.raises(NumericalError, match="draft returned NaN"):
+            decoder.observe(draft=True)
+        assert_refuses_to_go_on(decoder)
+
+
+class TestLevelRows:
+    @pytest.mark.parametrize("kind", ["causal", "feature"])
+    @pytest.mark.parametrize("observed", [False, True])
+    def test_they_are_the_rows_of_the_draft_models_forwards(self, kind: str, observed: bool) -> None:
+        target = tiny_target()
+        draft, rows = make_draft(kind, target), []
+        module = draft.model.model.get_decoder() if isinstance(draft, CausalDraft) else draft.network.head
+        hook = module.register_forward_hook(
+            lambda module, inputs, output: rows.append(getattr(output, "last_hidden_state", output).shape[-2])
+        )
+        decoder, told = LiveDecoder(target, draft), set()
+        shapes = itertools.cycle([dataclasses.replace(shape, source=source) for shape in SHAPES for source in SOURCES])
+        for seed in range(3):
+            assert decoder.start(Request(make_prompt(seed, 12), 60)).level_rows == ()
+            while decoder.under_way:
+                rows.clear()
+                owed, shape = draft.owed, next(shapes)
+                decoder.observe(observed)
+                found = decoder.round(shape).level_rows
+                if kind == "causal":
+                    assert list(found) == rows
+                else:  # of the root's forward only the last row goes through the head
+                    assert list(found[1:]) == rows[1:]
+                    assert len(found) == len(rows)
+                assert found[:1] in ((), (owed,))
+                assert found or not observed
+                if not observed and (shape == PLAIN or shape.source == "lookup"):
+                    assert not found
+                told.add(found[:1])
+        hook.remove()
+        assert len(told) > 3, "the test would be vacuous"
+
+    def test_without_a_draft_model_there_are_none(self, target: TargetModel) -> None:
+        decoder = LiveDecoder(target, LookupDraft())
+        decoder.start(Request(PROMPT, 20))
+        while decoder.under_way:
+            decoder.observe(draft=True)
+            assert decoder.round(TreeParameters(source="both")).level_rows == ()

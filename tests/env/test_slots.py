@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from env.models.slots import SlotCache
 from env.models.attention import ATTENTION
+from env.models.slots import SlotCache
 from tests.tiny import VOCABULARY, tiny_llama
 
 SLOTS, CAPACITY = 4, 16

@@ -21,9 +21,11 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "ablate": "AblateOptions",
     "benchmark": "BenchmarkOptions",
+    "calibrate": "CalibrateOptions",
     "distill": "DistillOptions",
     "exactness": "ExactnessOptions",
     "generate": "GenerateOptions",
+    "record": "RecordOptions",
     "update_pages": "PagesOptions",
 }
 """every command and the name of its options"""

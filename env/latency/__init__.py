@@ -1,0 +1,1 @@
+"""What rounds cost: measured on a machine, fitted, predicted."""

@@ -1,0 +1,217 @@
+"""Measures what rounds cost on this machine with one model pair, and writes a latency profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from controllers.evaluation.latency_check import check_profile
+from controllers.evaluation.latency_plot import plot_profile
+from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
+from env.drafts import LookupDraft
+from env.errors import ParameterError
+from env.files import check_writable
+from env.latency.costs import RoundCosts
+from env.latency.curve import Curve
+from env.latency.fit import Sample, fit_profile
+from env.latency.measure import TEMPERATURE, Grid, longest_text, measure
+from env.latency.profile import Check, LatencyProfile
+from env.live import LiveDecoder
+from env.pair import ModelPair, encode_chat
+from env.prompts import load_prompts
+from env.rounds import check_limit
+from scripts.common import PairOptions, console, main
+
+_SHOWN = {"root": (1, 4, 16), "level": (1, 8, 32), "verify": (1, 8, 32, 64)}  # rows shown
+_CONTROLLERS = ("autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history")  # that check the profile
+_PROMPTS = 28  # built-in ones, balanced over the kinds of task, that texts are made of
+_NEEDED = {"most_expanded": 8, "most_verified": 32}  # by those
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Measures the latency profile of a pair on this machine: in under three minutes for the default pair on two cores.
+
+    Let nothing else run meanwhile. Greedy decoding and sampling at temperature 1 are measured, both into one profile.
+    """
+
+    pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
+    contexts: tuple[int, ...] | None = None
+    """lengths of the prompts to measure after, ascending; by default those of 128, 512, 1024 and 1792 that the pair can
+    read [tokens]"""
+    most_expanded: int = Grid.most_expanded
+    """most nodes expanded in a draft level [rows]"""
+    most_verified: int = Grid.most_verified
+    """most rows of a verification [rows]"""
+    repeats: int = 3
+    """visits of every context"""
+    minutes: float = 1.75
+    """after this time no visit begins any more, once every context was visited [minutes]"""
+    check_prompts: int = 3
+    """prompts that every controller continues, greedily and sampled, to check the profile; 0 for no check"""
+    check_tokens: int = 32
+    """length of these texts [tokens]"""
+    seed: int = 0
+    """seed of the order and of the sampling"""
+    output: Path = Path("results/latency")
+    """folder that profile.json and profile.png are written to"""
+
+
+def calibrate(options: CalibrateOptions) -> int:
+    """Measures, fits, checks and writes a profile; returns the exit status."""
+    grid, prompts = _grid(options), load_prompts("builtin", _PROMPTS)
+    check_writable(options.output)
+    started = datetime.datetime.now(datetime.timezone.utc)
+    with console.status("Loading the models"):
+        pair = options.pair.load()
+    decoder = pair.decoder()
+    if options.contexts is None:
+        grid = grid.fitting(longest_text(decoder))
+    grid.check_fits(longest_text(decoder))
+    encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
+    samples = _measure(options, decoder, encoded, grid)
+    knots = grid.knots(model=not isinstance(pair.draft, LookupDraft))
+    profile = fit_profile(samples, knots, _origin(options, pair, started))
+    profile.save(options.output / "profile.json")  # whatever becomes of the check does not cost the measurements
+    profile = dataclasses.replace(profile, checks=_check(options, profile, decoder, encoded))
+    profile.save(options.output / "profile.json")
+    plot_profile(profile, options.output / "profile.png")
+    for table in _tables(profile):
+        Console().print(table)
+    console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
+    return 0
+
+
+def _grid(options: CalibrateOptions) -> Grid:
+    """What to measure. Raises `LimitError` or `ParameterError` for an option that cannot be."""
+    check_limit("repeats", options.repeats)
+    check_limit("check_tokens", options.check_tokens)
+    if not (math.isfinite(options.minutes) and options.minutes > 0):
+        raise ParameterError(f"minutes must be over 0; got {options.minutes}.")
+    if options.check_prompts < 0:
+        raise ParameterError(f"check_prompts must be 0 or more; got {options.check_prompts}.")
+    if options.check_prompts:
+        for name, least in _NEEDED.items():
+            if getattr(options, name) < least:
+                raise ParameterError(
+                    f"{name} must be {least} or more for the controllers that check the profile; got "
+                    f"{getattr(options, name)}. Raise it, or use --check-prompts 0."
+                )
+    contexts = Grid.contexts if options.contexts is None else options.contexts
+    return Grid(contexts, most_expanded=options.most_expanded, most_verified=options.most_verified)
+
+
+def _measure(
+    options: CalibrateOptions, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]], grid: Grid
+) -> list[Sample]:
+    """Measures after beginnings, of all lengths, of the prompts in a row, repeated until they are long enough."""
+    text = list(itertools.islice(itertools.cycle(itertools.chain(*prompts)), 2 * grid.contexts[-1]))
+    with _progress() as progress:
+        task = progress.add_task("warming up", total=2 * len(grid.contexts) * options.repeats)
+        return measure(
+            decoder,
+            text,
+            grid,
+            repeats=options.repeats,
+            seconds=60 * options.minutes,
+            seed=options.seed,
+            progress=lambda visited: progress.update(task, advance=1, description=visited),
+        )
+
+
+def _check(
+    options: CalibrateOptions, profile: LatencyProfile, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]
+) -> tuple[Check, ...]:
+    """Checks the profile on those of the prompts that leave room; nothing if there are none."""
+    room = decoder.target.context_limit - options.check_tokens
+    fitting = [prompt for prompt in prompts if len(prompt) <= room][: options.check_prompts]
+    if not fitting:
+        return ()
+    with _progress() as progress:
+        task = progress.add_task("checking", total=2 * len(_CONTROLLERS) * len(fitting))
+        checks = check_profile(
+            profile,
+            decoder,
+            _CONTROLLERS,
+            fitting,
+            max_new_tokens=options.check_tokens,
+            temperature=TEMPERATURE,
+            seed=options.seed,
+            progress=lambda name: progress.update(task, advance=1, description=f"checking, {name}"),
+        )
+    return tuple(checks)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def _origin(options: CalibrateOptions, pair: ModelPair, started: datetime.datetime) -> dict[str, object]:
+    """Where the numbers come from. Nothing in it names a user, a host or a folder."""
+    cuda = pair.target.device.type == "cuda"
+    place = torch.cuda.get_device_name(pair.target.device) if cuda else options.pair.device
+    return {
+        "target": shareable(pair.target_name),
+        "target_weights": pair.weights,
+        "draft": shareable(pair.draft_name),
+        "draft_kind": pair.draft.kind,
+        "dtype": options.pair.dtype,
+        "machine": dataclasses.asdict(machine(place)),
+        "versions": library_versions(),
+        "git_revision": git_revision(),
+        "started_at": started.isoformat(timespec="seconds"),
+        "command": command_line(),
+        "repeats": options.repeats,
+        "temperature": TEMPERATURE,
+        "seed": options.seed,
+    }
+
+
+def _tables(profile: LatencyProfile) -> list[Table]:
+    tables = [_costs_table(profile.greedy, "greedy"), _costs_table(profile.sampled, "sampled")]
+    return [*tables, _checks_table(profile.checks)] if profile.checks else tables
+
+
+def _costs_table(costs: RoundCosts, mode: str) -> Table:
+    """What rounds are made of, by context."""
+    table = Table(mode, *(f"at {context:,}" for context in costs.contexts))
+    lines = {"plain step, ms": [1e3 * costs.plain_seconds(context) for context in costs.contexts]}
+    for stage, rows in _SHOWN.items():
+        curve: Curve = getattr(costs, stage)
+        for number in rows:
+            if number <= curve.most:
+                lines[f"{stage}, {number} rows, ms"] = [1e3 * float(line[number]) for line in curve.table]
+    lines["one more level, plain steps"] = [costs.level_cost(context) for context in costs.contexts]
+    lines["one more row, plain steps"] = [costs.row_cost(context) for context in costs.contexts]
+    lines["overhead of a round, ms"] = [1e3 * costs.overhead]
+    lines["lookup of a node, ms"] = [1e3 * costs.lookup]
+    for name, values in lines.items():
+        table.add_row(name, *(f"{value:.2f}" if value >= 1 else f"{value:.4f}" for value in values))
+    return table
+
+
+def _checks_table(checks: Sequence[Check]) -> Table:
+    """Predicted against measured time."""
+    table = Table("controller", "", "rounds", "measured", "predicted", "median error")
+    for check in checks:
+        mode = "greedy" if check.greedy else "sampled"
+        times = f"{check.measured:.2f} s", f"{check.predicted:.2f} s"
+        table.add_row(check.controller, mode, str(check.rounds), *times, f"{100 * check.error:.1f} %")
+    return table
+
+
+if __name__ == "__main__":
+    main(CalibrateOptions, calibrate)

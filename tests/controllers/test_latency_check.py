@@ -1,0 +1,98 @@
+"""The check of a profile predicts the very rounds that were played, and shows what it predicts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from controllers.evaluation.latency_check import check_profile
+from controllers.evaluation.latency_plot import plot_profile
+from controllers.registry import make_controller
+from controllers.run import run
+from env.drafts import MergedDraft
+from env.latency.costs import RoundCosts
+from env.latency.curve import Curve, UnmeasuredError
+from env.latency.families import bandwidth_bound
+from env.latency.profile import LatencyProfile, Point
+from env.live import LiveDecoder
+from env.rounds import Request
+from env.sampling import SamplingSettings
+from tests.tiny import causal_draft, make_draft, make_prompt, tiny_target
+
+CONTROLLERS = ("autoregressive", "fixed_tree:branch=2:depth=3", "history")
+PROMPTS = [make_prompt(seed, 12) for seed in range(3)]
+NOTHING = Curve("expanded nodes", (1, 64), ((0.0, 0.0),))
+COUNTING = RoundCosts(
+    contexts=(0,),
+    plain=Curve("plain steps", (1,), ((1.0,),)),
+    root=NOTHING,
+    level=NOTHING,
+    verify=Curve("verified rows", (1, 64), ((1.0, 64.0),)),
+    root_row=0.0,
+    overhead=0.0,
+    lookup=0.0,
+)
+"""costs one second a verified row"""
+
+
+@pytest.fixture
+def decoder() -> LiveDecoder:
+    target = tiny_target()
+    return LiveDecoder(target, causal_draft(target))
+
+
+class TestCheck:
+    def test_every_round_of_every_text_is_predicted_from_its_own_rows(self, decoder: LiveDecoder) -> None:
+        profile = LatencyProfile(COUNTING, dataclasses.replace(COUNTING, overhead=0.5))
+        names: list[str] = []
+        checks = check_profile(
+            profile, decoder, CONTROLLERS, PROMPTS, max_new_tokens=30, temperature=1.0, seed=4, progress=names.append
+        )
+        assert type(decoder.merged) is MergedDraft
+        assert sorted(names) == sorted(CONTROLLERS * 2 * len(PROMPTS))
+        assert {(check.controller, check.greedy) for check in checks} == {
+            (name, greedy) for name in CONTROLLERS for greedy in (True, False)
+        }
+        for check in checks:
+            sampling = SamplingSettings() if check.greedy else SamplingSettings(1.0, seed=4)
+            requests = [Request(prompt, 30, sampling) for prompt in PROMPTS]
+            texts = [run(decoder, make_controller(check.controller), request) for request in requests]
+            assert check.texts == len(texts)
+            assert check.rounds == sum(text.rounds - 1 for text in texts), "the prompt's reading is no round"
+            rows = check.rounds + sum(text.drafted for text in texts)
+            least, most = rows, rows + 0.5 * check.rounds * (not check.greedy)
+            assert least <= check.predicted <= most
+            if check.controller == "autoregressive":
+                assert check.predicted == check.rounds == 29 * len(PROMPTS)
+            # Every text is predicted to take seconds, and takes milliseconds.
+            assert 0 < check.measured < check.predicted
+            assert check.error > 1
+
+    def test_nodes_of_lookup_are_in_the_account(self) -> None:
+        target = tiny_target()
+        decoder = LiveDecoder(target, make_draft("lookup", target))
+        free, dear = (LatencyProfile(*[dataclasses.replace(COUNTING, lookup=price)] * 2) for price in (0.0, 1.0))
+        found = [
+            check_profile(profile, decoder, ("fixed_tree",), PROMPTS, max_new_tokens=30, temperature=1.0)
+            for profile in (free, dear)
+        ]
+        for without, with_lookup in zip(*found, strict=True):
+            assert with_lookup.predicted > without.predicted
+
+    def test_a_round_that_the_profile_does_not_know_is_an_error(self, decoder: LiveDecoder) -> None:
+        profile = LatencyProfile(COUNTING, COUNTING)
+        with pytest.raises(UnmeasuredError, match="1 to 64 verified rows"):
+            check_profile(profile, decoder, ("fixed_tree:branch=3:depth=5",), PROMPTS, max_new_tokens=30, temperature=1)
+        assert type(decoder.merged) is MergedDraft
+
+
+class TestPlot:
+    def test_measured_profiles_and_families_can_be_drawn(self, tmp_path: Path) -> None:
+        origin = {"target": "a", "draft": "b", "dtype": "float32", "machine": {"device": "cpu", "cpu": "a CPU"}}
+        points = (Point(True, "verify", 0, 4, 0.004, 3), Point(False, "root", 0, 1, 0.001, 1))
+        plot_profile(LatencyProfile(COUNTING, COUNTING, origin, points), tmp_path / "measured.png")
+        plot_profile(bandwidth_bound(), tmp_path / "family.png")
+        for name in ("measured", "family"):
+            assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
