@@ -58,7 +58,7 @@ def record(options: RecordOptions) -> int:
         for temperature in options.temperatures
         for seed in (options.seeds if temperature else options.seeds[:1])
     ]
-    rule = SupersetRule(options.floor, options.max_depth, statics=(fixed_tree().parameters, PHASE_1))
+    rule = SupersetRule(options.floor, options.max_depth, fixed=(fixed_tree().parameters, PHASE_1))
     check_writable(options.output.parent)
     prompts = [prompt for source in options.prompts for prompt in load_prompts(source, options.limit)]
     with console.status("Loading the models"):

@@ -34,7 +34,7 @@ class SupersetRule:
     """Which expansions are recorded at a position.
 
     Every tree is covered whose `early_stop` is `floor` or more, `max_branch` no more than `columns` and `max_depth` no
-    more than `max_depth`, from whatever source, calibrated or not; and the trees of `statics`, whose source is the
+    more than `max_depth`, from whatever source, calibrated or not; and the trees of `fixed`, whose source is the
     model and whose probabilities are calibrated, unless they ask for others.
 
     Raises:
@@ -47,7 +47,7 @@ class SupersetRule:
     """depth of the deepest candidates [tokens]"""
     columns: int = 4
     """candidates of every node that are kept [nodes]"""
-    statics: tuple[TreeParameters, ...] = ()
+    fixed: tuple[TreeParameters, ...] = ()
     """trees that are covered besides, however unlikely their nodes"""
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class SupersetRule:
             raise ParameterError(
                 f"max_depth must be 1 or more and columns 2 or more; got {self.max_depth} and {self.columns}."
             )
-        for tree in self.statics:
+        for tree in self.fixed:
             if tree.max_branch > self.columns or tree.source != "model":
                 raise ParameterError(
                     f"Static trees need max_branch of {self.columns} or less and source=model; got {tree}."
@@ -135,7 +135,7 @@ class Recorder:
         batch = _Batch(table, self.forest, positions)
         likely = _Likeliest(_GrowingWalk(batch), self.draft, greedy, lookup)
         grow(TokenForest(roots), self.rule.parameters, likely)
-        for tree in self.rule.statics:
+        for tree in self.rule.fixed:
             grow(
                 TokenForest(roots), tree, _Offers(_GrowingWalk(batch), self.draft if tree.calibrated else None, greedy)
             )

@@ -28,7 +28,7 @@ from tests.tiny import VOCABULARY, causal_draft, feature_draft, generate, make_p
 
 TARGET = tiny_target(0)
 FIXED = TreeParameters(min_branch=2, mid_branch=2, max_branch=2, frontier_width=128, node_budget=128)
-RULE = SupersetRule(floor=0.02, max_depth=6, statics=(FIXED,))
+RULE = SupersetRule(floor=0.02, max_depth=6, fixed=(FIXED,))
 NOTHING: IntArray = np.empty(0, np.int64)
 CALIBRATOR = Calibrator.of(
     {"format": "specgym calibrator 1"}
@@ -156,8 +156,8 @@ class TestRule:
             ({"floor": 1.5}, "got 1.5"),
             ({"max_depth": 0}, "max_depth must be 1 or more"),
             ({"columns": 1}, "columns 2 or more; got 10 and 1"),
-            ({"columns": 3, "statics": (TreeParameters(),)}, "max_branch of 3 or less"),
-            ({"statics": (TreeParameters(source="both"),)}, "source=model"),
+            ({"columns": 3, "fixed": (TreeParameters(),)}, "max_branch of 3 or less"),
+            ({"fixed": (TreeParameters(source="both"),)}, "source=model"),
         ],
     )
     def test_rules_that_cannot_be_kept_are_refused(self, values: dict[str, object], message: str) -> None:

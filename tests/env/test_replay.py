@@ -27,7 +27,7 @@ from env.traces.records import TraceHeader, TraceText
 from tests.env.test_recording import CALIBRATOR
 from tests.tiny import VOCABULARY, causal_draft, feature_draft, generate, make_prompt, tiny_target
 
-RULE = SupersetRule(floor=0.05, statics=(fixed_tree().parameters, PHASE_1))
+RULE = SupersetRule(floor=0.05, fixed=(fixed_tree().parameters, PHASE_1))
 PROFILE = overhead_bound(CommonCosts(), 0.01)
 LENGTH = 40
 SAMPLINGS = (SamplingSettings(), SamplingSettings(1.0, seed=3))
@@ -133,7 +133,7 @@ class TestExactness:
         while live.under_way:
             looks = data.draw(st.booleans(), "observes the draft")
             assert costless(replay.observe(looks)) == costless(live.observe(looks))
-            choice = data.draw(shapes | st.just(PLAIN) | st.sampled_from(RULE.statics), "choice")
+            choice = data.draw(shapes | st.just(PLAIN) | st.sampled_from(RULE.fixed), "choice")
             assert timeless(replay.round(choice)) == timeless(live.round(choice))
             for name in ("token", "parent", "log_prob", "from_lookup"):
                 assert getattr(replay.tree, name).tolist() == getattr(live.tree, name).tolist()
