@@ -77,6 +77,24 @@ class GuessTable:
         log_probs = self.log_probs[rows, :k]
         return Candidates(self.tokens[rows, :k], log_probs, np.exp(log_probs[:, 0]), entropy=self.entropy[rows])
 
+    @classmethod
+    def joined(cls, tables: Sequence[GuessTable], offsets: Sequence[int]) -> GuessTable:
+        """The rows of several tables, each with its positions moved up by its offset."""
+        joined = cls(tables[0].columns)
+        sizes = np.cumsum([0, *map(len, tables)])
+        above = [
+            np.where(table.parent < 0, -1, table.parent + size) for table, size in zip(tables, sizes, strict=False)
+        ]
+        found = Candidates(
+            np.concatenate([table.tokens for table in tables]),
+            np.concatenate([table.log_probs for table in tables]),
+            np.empty(0),
+            entropy=np.concatenate([table.entropy for table in tables]),
+        )
+        places = np.concatenate([table.position + offset for table, offset in zip(tables, offsets, strict=True)])
+        joined.append(found, np.concatenate(above), np.concatenate([table.rank for table in tables]), places)
+        return joined
+
     def by_position(self) -> GuessTable:
         """The same rows, those of a position together and in the order in which they came."""
         order = np.argsort(self.position, kind="stable")
