@@ -114,12 +114,25 @@ class RoundCosts:
         low, share = self._all_between(np.asarray(contexts))
         seconds = self.overhead + self.lookup * lookup_nodes + self.verify.at_all(low, share, verified, least=1)
         if rows.shape[-1]:
-            known = np.minimum(rows[..., 0], self.root.most)
-            seconds = seconds + self.root.at_all(low, share, known) + self.root_row * (rows[..., 0] - known)
+            seconds = seconds + self.roots_seconds(contexts, rows[..., 0])
         for depth in range(1, rows.shape[-1]):
             seconds = seconds + self.level.at_all(low, share, rows[..., depth])
         idle = (verified == 1) & (rows == 0).all(axis=-1) & (lookup_nodes == 0)
         return np.where(idle, self.plains_seconds(contexts), seconds)
+
+    def roots_seconds(self, contexts: npt.ArrayLike, owed: npt.ArrayLike) -> FloatArray:
+        """Times of the draft's first level alone [s], of many rounds at once.
+
+        Args:
+            contexts: positions of the roots, `int[...]`.
+            owed: committed tokens that the draft still owes; none take no time, `int[...]`.
+
+        Returns:
+            `float64[...]`, of the shape that the arguments broadcast to.
+        """
+        low, share = self._all_between(np.asarray(contexts))
+        known = np.minimum(owed, self.root.most)
+        return np.asarray(self.root.at_all(low, share, known) + self.root_row * (np.asarray(owed) - known))
 
     def plains_seconds(self, contexts: npt.ArrayLike) -> FloatArray:
         """`plain_seconds` at many contexts at once, `float64[...]` of `int[...]` [s]."""
