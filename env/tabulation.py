@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import numpy as np
@@ -20,12 +20,13 @@ from env.drafts.lookup import LookupDraft
 from env.drafts.merged import MergedDraft
 from env.errors import ParameterError, TraceError
 from env.forest import BoolArray, IntArray, TokenForest
+from env.grid import ParameterGrid
 from env.growth import Candidates, Expand, grow
 from env.parameters import TreeParameters
 from env.traces.guesses import GuessTable, Walk
 from env.traces.records import TraceHeader, TraceText
 
-__all__ = ["Corpus", "Outcomes", "tabulate"]
+__all__ = ["Corpus", "Outcomes", "covered_grid", "tabulate"]
 
 _TOGETHER = 4096  # trees that grow together: their arrays stay within a few MiB
 
@@ -99,6 +100,18 @@ class Outcomes:
     """`int64[n]`"""
     kept: IntArray
     """`int64[n]`"""
+
+
+def covered_grid(header: TraceHeader) -> ParameterGrid:
+    """The default grid as far as a trace by such a rule answers every action of it."""
+    whole, deepest = ParameterGrid(), int(header.rule["max_depth"])
+    return replace(
+        whole,
+        base=whole.base.capped(deepest),
+        base_depth=tuple(depth for depth in whole.base_depth if depth <= deepest),
+        early_stop=tuple(reach for reach in whole.early_stop if reach >= header.rule["floor"]),
+        branch=(0,),
+    )
 
 
 class _Model:

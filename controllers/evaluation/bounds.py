@@ -8,7 +8,7 @@ owed past it is charged for the prompt and for nothing else, so that the bound m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,36 +77,53 @@ def _seconds(corpus: Corpus, costs: RoundCosts, outcomes: Outcomes) -> FloatArra
 
 def collect_choices(
     corpus: Corpus,
-    costs: RoundCosts,
+    machines: Sequence[RoundCosts],
     grid: Collection[TreeParameters],
     progress: Callable[[], None] = lambda: None,
-) -> Choices:
+) -> list[Choices]:
     """Goes through a whole grid.
 
     Args:
         corpus: the texts.
-        costs: what rounds take.
+        machines: what rounds take, on one machine or several: outcomes are the same on all of them.
         grid: the choices there are; plain decoding must be one of them.
         progress: called after each.
+
+    Returns:
+        The choices on each machine.
 
     Raises:
         UnmeasuredError: a round has more rows than the profile knows.
         UnrecordedError: the trace does not cover a tree.
     """
-    roots, most = len(corpus.roots), max(parameters.max_depth for parameters in grid) + 1
-    asking, silent = np.full((roots, most, most), np.inf), np.full((roots, most), np.inf)
-    asking_drafted, silent_drafted = np.zeros(asking.shape, np.int64), np.zeros(silent.shape, np.int64)
+    most = max(parameters.max_depth for parameters in grid) + 1
+    found = [_no_choices(len(corpus.roots), most) for _ in machines]
     for parameters in grid:
         outcomes = tabulate(corpus, parameters)
-        seconds = _seconds(corpus, costs, outcomes)
-        for asked, best, drafted in ((True, asking, asking_drafted), (False, silent, silent_drafted)):
-            rows = np.flatnonzero(outcomes.asked == asked)
-            where = (rows, outcomes.accepted[rows], outcomes.kept[rows])[: best.ndim]
-            cheaper = seconds[rows] < best[where]
-            where = tuple(part[cheaper] for part in where)
-            best[where], drafted[where] = seconds[rows][cheaper], outcomes.drafted[rows][cheaper]
+        for choices, costs in zip(found, machines, strict=True):
+            _take_cheaper(choices, outcomes, _seconds(corpus, costs, outcomes))
         progress()
-    return Choices(asking, asking_drafted, silent, silent_drafted)
+    return found
+
+
+def _no_choices(roots: int, most: int) -> Choices:
+    asking, silent = (roots, most, most), (roots, most)
+    return Choices(
+        np.full(asking, np.inf), np.zeros(asking, np.int64), np.full(silent, np.inf), np.zeros(silent, np.int64)
+    )
+
+
+def _take_cheaper(choices: Choices, outcomes: Outcomes, seconds: FloatArray) -> None:
+    """Puts a choice in where it is cheaper than what there is."""
+    for asked, best, drafted in (
+        (True, choices.asking, choices.asking_drafted),
+        (False, choices.silent, choices.silent_drafted),
+    ):
+        rows = np.flatnonzero(outcomes.asked == asked)
+        where = (rows, outcomes.accepted[rows], outcomes.kept[rows])[: best.ndim]
+        cheaper = seconds[rows] < best[where]
+        where = tuple(part[cheaper] for part in where)
+        best[where], drafted[where] = seconds[rows][cheaper], outcomes.drafted[rows][cheaper]
 
 
 class _Player:
@@ -140,9 +157,13 @@ class _Player:
         return Playback(seconds, rounds, drafted, accepted)
 
 
-def play_static(corpus: Corpus, costs: RoundCosts, parameters: TreeParameters) -> Playback:
-    """All texts with the same parameters in every round. Raises as `collect_choices` does."""
+def play_static(corpus: Corpus, machines: Sequence[RoundCosts], parameters: TreeParameters) -> list[Playback]:
+    """All texts with the same parameters in every round, on each machine. Raises as `collect_choices` does."""
     outcomes = tabulate(corpus, parameters)
+    return [_play_outcomes(corpus, costs, outcomes) for costs in machines]
+
+
+def _play_outcomes(corpus: Corpus, costs: RoundCosts, outcomes: Outcomes) -> Playback:
     seconds = _seconds(corpus, costs, outcomes)
 
     def choose(roots: IntArray, owed: IntArray) -> _Round:

@@ -99,32 +99,32 @@ class TestBounds:
     def test_the_clairvoyant_is_the_best_of_all_ways(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded, 12)
         costs = PROFILES[profile].costs(True)
-        best = clairvoyant(texts, costs, collect_choices(texts, costs, GRID))
+        best = clairvoyant(texts, costs, collect_choices(texts, [costs], GRID)[0])
         expected = [Ways(texts, PROFILES[profile], text).least() for text in range(len(texts.texts))]
         assert best.seconds.tolist() == pytest.approx(expected)
 
     def test_the_myopic_takes_the_most_tokens_per_time_of_every_round(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded)
         costs = PROFILES[profile].costs(True)
-        found = myopic(texts, costs, collect_choices(texts, costs, GRID))
+        found = myopic(texts, costs, collect_choices(texts, [costs], GRID)[0])
         expected = [Ways(texts, PROFILES[profile], text).greedy() for text in range(len(texts.texts))]
         assert found.seconds.tolist() == pytest.approx(expected)
 
     def test_nothing_on_the_grid_beats_the_clairvoyant(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded)
         costs = PROFILES[profile].costs(True)
-        choices = collect_choices(texts, costs, GRID)
+        (choices,) = collect_choices(texts, [costs], GRID)
         best = clairvoyant(texts, costs, choices).seconds
         assert (best <= myopic(texts, costs, choices).seconds + 1e-12).all()
         for parameters in GRID:
-            assert (best <= play_static(texts, costs, parameters).seconds + 1e-12).all()
+            assert (best <= play_static(texts, [costs], parameters)[0].seconds + 1e-12).all()
 
 
 @pytest.mark.parametrize("parameters", [*GRID, PHASE_1], ids=str)
 def test_static_choices_play_as_in_replay(recorded: Recorded, parameters: TreeParameters) -> None:
     recorded.replay.profile = DEAR
     texts = corpus(recorded, 40)
-    played = play_static(texts, DEAR.costs(True), parameters)
+    (played,) = play_static(texts, [DEAR.costs(True)], parameters)
     assert isinstance(played, Playback)
     for number, text in enumerate(texts.texts):
         request = Request(text.tokens[: text.prompt], text.max_new_tokens, text.settings)
@@ -137,7 +137,7 @@ def test_static_choices_play_as_in_replay(recorded: Recorded, parameters: TreePa
 
 def test_choices_grow_with_the_grid(recorded: Recorded) -> None:
     texts, costs = corpus(recorded), DEAR.costs(True)
-    few, many = (clairvoyant(texts, costs, collect_choices(texts, costs, grid)) for grid in (GRID[:2], GRID))
+    few, many = (clairvoyant(texts, costs, collect_choices(texts, [costs], grid)[0]) for grid in (GRID[:2], GRID))
     assert (many.seconds <= few.seconds + 1e-12).all()
     assert many.seconds.sum() < few.seconds.sum()
     assert np.array_equal(many.rounds > 0, np.ones(len(texts.texts), np.bool_))

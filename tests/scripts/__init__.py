@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": "BenchmarkOptions",
     "calibrate": "CalibrateOptions",
     "distill": "DistillOptions",
+    "evaluate": "EvaluateOptions",
     "exactness": "ExactnessOptions",
     "generate": "GenerateOptions",
     "record": "RecordOptions",
