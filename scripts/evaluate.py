@@ -91,7 +91,7 @@ def evaluate(options: EvaluateOptions) -> int:
     check_writable(options.output)
     ladder = _Ladder(trace, names, profiles, list(covered_grid(trace.header)))
     for task in [_task(trace, options, temperature) for temperature in options.temperatures]:
-        rows, statics = _judge_with_bar(ladder, task)
+        rows, chosen = _judge_with_bar(ladder, task)
         for profile in profiles:
             results = Results(
                 kind="evaluation",
@@ -102,7 +102,7 @@ def evaluate(options: EvaluateOptions) -> int:
                 git_revision=git_revision(),
                 versions=library_versions(),
                 machine=machine("replay"),
-                settings=_settings(options, trace, task) | {"profile": profile, BEST_STATIC: asdict(statics[profile])},
+                settings=_settings(options, trace, task) | {"profile": profile, BEST_STATIC: asdict(chosen[profile])},
                 baseline=BASELINE,
                 controllers=summarise(rows[profile], [], BASELINE, names),
                 rows=rows[profile],
@@ -128,7 +128,7 @@ def _judge(
     """Rows of every rung and the best static parameters, by profile."""
     header, profiles, grid = ladder.trace.header, ladder.profiles, ladder.grid
     machines = [profile.costs(task.temperature == 0) for profile in profiles.values()]
-    statics = dict(zip(profiles, best_static(task.train, header, machines, grid, progress), strict=True))
+    chosen = dict(zip(profiles, best_static(task.train, header, machines, grid, progress), strict=True))
     evaluation = Evaluation(task.judged, header)
     bounds = dict(zip(profiles, evaluation.bounds(list(profiles.values()), grid, progress), strict=True))
     rows: dict[str, list[PromptRow]] = {}
@@ -138,10 +138,10 @@ def _judge(
             if controller in BOUNDS:
                 rows[name] += bounds[name][controller]
                 continue
-            static = statics[name] if controller == BEST_STATIC else None
+            static = chosen[name] if controller == BEST_STATIC else None
             rows[name] += evaluation.controller(controller, profile, static)
             progress(controller)
-    return rows, statics
+    return rows, chosen
 
 
 def _task(trace: Trace, options: EvaluateOptions, temperature: float) -> _Task:
