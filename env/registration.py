@@ -7,13 +7,14 @@ import gymnasium as gym
 __all__ = ["register_environments"]
 
 _ENTRIES = {
-    # id: what makes it, and whether a seed does not fix its rewards (wall clock)
-    "specgym/Live-v0": ("env.registered:LiveSpeculation", True),
+    # id: what makes one, what makes many that are stepped together, and whether a seed does not fix rewards (wall clock)
+    "specgym/Live-v0": ("env.registered:LiveSpeculation", None, True),
+    "specgym/Replay-v0": ("env.registered:ReplaySpeculation", "env.vector:ReplayVectorEnv", False),
 }
 
 
 def register_environments() -> None:
     """Makes the names known, once: ``gym.make("env:specgym/Live-v0")`` imports `env`, which calls this."""
-    for name, (entry_point, nondeterministic) in _ENTRIES.items():
+    for name, (one, many, nondeterministic) in _ENTRIES.items():
         if name not in gym.registry:
-            gym.register(name, entry_point, nondeterministic=nondeterministic)
+            gym.register(name, one, vector_entry_point=many, nondeterministic=nondeterministic)

@@ -244,6 +244,10 @@ class ReplayDecoder(TextUnderWay):
             )
         )
 
+    def plain_seconds(self) -> float:
+        """What a plain round would take at this root [s]."""
+        return self.costs.plain_seconds(len(self.tokens) - 1)
+
     @property
     def tree(self) -> TokenTree:
         """The tree that the last round verified; only a root, the prompt's last token, after `start`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ from env.requests import RequestQueue, Requests
 from env.rounds import Decoder, FinishReason, Request, RoundOutcome, measure_plain_step
 from env.tree import IntArray
 
-__all__ = ["SpeculationEnv"]
+__all__ = ["SpeculationEnv", "check_observable", "check_price"]
 
 
 class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
@@ -74,8 +75,8 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
             options: ``{{"request": request}}``, or its index in the list.
         grid: what actions stand for; `ParameterGrid()` if None.
         lam: price of time [tokens per plain step].
-        plain_step_seconds: time of a plain round [s]; if None it is measured once, in a few plain rounds at the
-            beginning of the first request.
+        plain_step_seconds: time of a plain round [s], or a function that tells what one would take now, asked before
+            every round; if None it is measured once, in a few plain rounds at the beginning of the first request.
         observes_draft: whether observations hold the draft's opinion of the root, at the price of a draft forward
             every round, which rounds that leave the draft model out pay in vain.
         tokenizer: for the texts of tokens in pictures.
@@ -98,13 +99,14 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         *,
         grid: ParameterGrid | None = None,
         lam: float = 1.0,
-        plain_step_seconds: float | None = None,
+        plain_step_seconds: float | Callable[[], float] | None = None,
         observes_draft: bool = True,
         tokenizer: Tokenizer | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.grid = ParameterGrid() if grid is None else grid
-        _check(self.grid, lam, plain_step_seconds, observes_draft, render_mode)
+        check_price(lam)
+        _check(self.grid, plain_step_seconds, observes_draft, render_mode)
         self.decoder, self.queue = decoder, RequestQueue(requests)
         self.lam, self.plain_step_seconds, self.observes_draft = lam, plain_step_seconds, observes_draft
         self.token_name, self.render_mode = token_names(tokenizer), render_mode
@@ -154,12 +156,12 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
                 "Somebody else started a request on this decoder. Give every environment a decoder and models of its "
                 "own, and call reset()."
             )
-        assert self.plain_step_seconds is not None, "reset() has measured it"
         self.outcome = None  # until the round is whole: after an error the text cannot go on
+        plain = self._plain_step()
         outcome = self.decoder.round(parameters)
         terms = {
             "tokens": float(len(outcome.tokens)),
-            "time": -self.lam * outcome.seconds.total / self.plain_step_seconds,
+            "time": -self.lam * outcome.seconds.total / plain,
         }
         vector, info = self._seen(outcome)
         info |= {
@@ -198,9 +200,15 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
             "observation": observation,
             "request": self._request,
             "outcome": outcome,
-            "plain_step_seconds": self.plain_step_seconds,
+            "plain_step_seconds": self._plain_step(),
         }
         return feature_vector(observation), info
+
+    def _plain_step(self) -> float:
+        """Time of a plain round at the root [s]."""
+        step = self.plain_step_seconds
+        assert step is not None, "reset() has measured it"
+        return step() if callable(step) else step
 
     def _start(self, wanted: Request | None) -> RoundOutcome:
         draws = 1 if wanted else self.queue.draws
@@ -224,18 +232,31 @@ if SpeculationEnv.__doc__:  # python -OO leaves none
     )
 
 
-def _check(
-    grid: ParameterGrid, lam: float, plain_step_seconds: float | None, observes_draft: bool, render_mode: str | None
-) -> None:
+def check_price(lam: float) -> None:
+    """Refuses a price of time that cannot be. Raises `ParameterError`."""
     if not 0 <= lam < math.inf:
         raise ParameterError(f"lam must be 0 or a positive number of tokens per plain step; got {lam}.")
-    if plain_step_seconds is not None and not 0 < plain_step_seconds < math.inf:
-        raise ParameterError(f"plain_step_seconds must be a positive time; got {plain_step_seconds}.")
-    if render_mode not in (None, *SpeculationEnv.metadata["render_modes"]):
-        raise UnknownNameError("render_mode", str(render_mode), SpeculationEnv.metadata["render_modes"])
+
+
+def check_observable(grid: ParameterGrid) -> None:
+    """Refuses a grid of trees that are too wide where the draft is observed. Raises `ParameterError`."""
     widest = max(grid.base.max_branch, *grid.branch)
-    if observes_draft and widest > LOOK_AHEAD:
+    if widest > LOOK_AHEAD:
         raise ParameterError(
             f"With observes_draft a node may have at most {LOOK_AHEAD} children; the grid has trees of {widest}. "
             "Leave them out, or set observes_draft=False."
         )
+
+
+def _check(
+    grid: ParameterGrid,
+    plain_step_seconds: float | Callable[[], float] | None,
+    observes_draft: bool,
+    render_mode: str | None,
+) -> None:
+    if isinstance(plain_step_seconds, int | float) and not 0 < plain_step_seconds < math.inf:
+        raise ParameterError(f"plain_step_seconds must be a positive time; got {plain_step_seconds}.")
+    if render_mode not in (None, *SpeculationEnv.metadata["render_modes"]):
+        raise UnknownNameError("render_mode", str(render_mode), SpeculationEnv.metadata["render_modes"])
+    if observes_draft:
+        check_observable(grid)

@@ -35,6 +35,8 @@ class BenchmarkOptions:
     sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(default_factory=SamplingOptions)
     prompts: str = "builtin"
     """builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
+    categories: str | None = None
+    """comma-separated kinds of task; all by default"""
     limit: int | None = None
     """number of prompts, balanced over the kinds of task; all by default"""
     max_new_tokens: int = 128
@@ -61,7 +63,8 @@ def benchmark(options: BenchmarkOptions) -> int:
     check_limit("repeats", options.repeats)
     rivals = parse_rivals(options.rivals)
     sampling = options.sampling.settings()
-    prompts = load_prompts(options.prompts, options.limit)
+    categories = options.categories.split(",") if options.categories else None
+    prompts = load_prompts(options.prompts, options.limit, categories)
     check_writable(options.output)
     with console.status("Loading the models"):
         pair = options.pair.load()
@@ -124,6 +127,7 @@ def _settings(options: BenchmarkOptions, pair: ModelPair, prompts: int) -> dict[
         "draft": shareable(pair.draft_name),
         "draft_kind": pair.draft.kind,
         "prompts": shareable(options.prompts),
+        "categories": options.categories,
         "prompt_count": prompts,
         "max_new_tokens": options.max_new_tokens,
         "repeats": options.repeats,

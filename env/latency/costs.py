@@ -111,7 +111,7 @@ class RoundCosts:
             UnmeasuredError: as for `round_seconds`.
         """
         verified, lookup_nodes, rows = np.asarray(verified), np.asarray(lookup_nodes), np.asarray(level_rows)
-        low, share = self._all_between(np.asarray(contexts))
+        low, share = self.between(np.asarray(contexts))
         seconds = self.overhead + self.lookup * lookup_nodes + self.verify.at_all(low, share, verified, least=1)
         if rows.shape[-1]:
             seconds = seconds + self.roots_seconds(contexts, rows[..., 0])
@@ -130,13 +130,13 @@ class RoundCosts:
         Returns:
             `float64[...]`, of the shape that the arguments broadcast to.
         """
-        low, share = self._all_between(np.asarray(contexts))
+        low, share = self.between(np.asarray(contexts))
         known = np.minimum(owed, self.root.most)
         return np.asarray(self.root.at_all(low, share, known) + self.root_row * (np.asarray(owed) - known))
 
     def plains_seconds(self, contexts: npt.ArrayLike) -> FloatArray:
         """`plain_seconds` at many contexts at once, `float64[...]` of `int[...]` [s]."""
-        low, share = self._all_between(np.asarray(contexts))
+        low, share = self.between(np.asarray(contexts))
         return self.plain.at_all(low, share, np.ones_like(low))
 
     def level_cost(self, context: int, rows: int = 1) -> float:
@@ -173,7 +173,13 @@ class RoundCosts:
             return low, 0.0
         return low, (context - known[low]) / (known[low + 1] - known[low])
 
-    def _all_between(self, contexts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    def between(self, contexts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], FloatArray]:
+        """Where many contexts lie among the known ones.
+
+        Returns:
+            Index of the known context at or below each, `intp[...]`, and how far it is on the way to the next one, over
+            1 past the last one, `float64[...]`. A time at a context is linear in that share.
+        """
         known = np.array(self.contexts)
         low = np.clip(np.searchsorted(known, contexts, side="right") - 1, 0, max(len(known) - 2, 0))
         if len(known) == 1:

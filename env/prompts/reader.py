@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from env.errors import LimitError, PromptError
+from env.errors import LimitError, PromptError, UnknownNameError
 from env.prompts.human_eval import load_tasks
 
 __all__ = ["BUILTIN_SOURCES", "Prompt", "load_prompts", "parse_prompts"]
@@ -32,7 +32,7 @@ class Prompt:
     """the user's messages, in order; the target's answers go between them"""
 
 
-def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
+def load_prompts(source: str, limit: int | None = None, categories: Sequence[str] | None = None) -> list[Prompt]:
     """Loads the prompts of a source.
 
     Args:
@@ -40,14 +40,22 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
             form of Spec-Bench and MT-bench. A file that is called like a source is given as `./builtin`.
         limit: the most prompts to return. They are taken from the categories in turn and returned in that order, so
             that every beginning of the list is balanced. Without it, all prompts come in the order of the source.
+        categories: the kinds of task that are wanted; all if None.
 
     Raises:
         LimitError: `limit` is below 1.
         PromptError: the source is unknown, cannot be read or fetched, or holds a line that is no prompt.
+        UnknownNameError: it has no such category.
     """
     if limit is not None and limit < 1:
         raise LimitError(f"Expected a limit of at least 1 prompt, got {limit}. Leave it out to get all of them.")
     prompts = _load_all(source)
+    if categories is not None:
+        known = {prompt.category for prompt in prompts}
+        for category in categories:
+            if category not in known:
+                raise UnknownNameError(f"category of {source}", category, known)
+        prompts = [prompt for prompt in prompts if prompt.category in categories]
     return prompts if limit is None else _round_robin(prompts)[:limit]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from env.errors import LimitError, ParameterError, PromptError
+from env.errors import LimitError, ParameterError, PromptError, UnknownNameError
 from env.home import cache_home
 from env.prompts import BUILTIN_SOURCES, Prompt, human_eval, load_prompts
 from env.prompts.human_eval import load_tasks, parse_tasks
@@ -27,6 +27,7 @@ KINDS = {
     "mathematics",
     "retrieval",
     "code",
+    "editing",
 }
 GOOD = '{"question_id": 1, "category": "code", "turns": ["Write a loop."]}'
 
@@ -95,6 +96,25 @@ def test_categories_take_turns_in_file_order_and_drop_out_when_empty(tmp_path: P
     path = write(tmp_path, *[line(number, category) for number, category in enumerate(order)])
     assert [prompt.identifier for prompt in load_prompts(path, 100)] == [f"mine/{n}" for n in (0, 2, 5, 1, 4, 3, 6)]
     assert [prompt.identifier for prompt in load_prompts(path)] == [f"mine/{n}" for n in range(7)]
+
+
+def test_only_the_wanted_categories_are_returned_and_the_limit_counts_them() -> None:
+    wanted = ["editing", "retrieval"]
+    every = load_prompts("builtin", categories=wanted)
+    assert {prompt.category for prompt in every} == set(wanted)
+    assert every == [prompt for prompt in load_prompts("builtin") if prompt.category in wanted]
+    assert Counter(prompt.category for prompt in load_prompts("builtin", 6, wanted)) == {"editing": 3, "retrieval": 3}
+
+
+def test_a_category_that_no_prompt_has_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown category of builtin 'coding'\. Did you mean"):
+        load_prompts("builtin", categories=["retrieval", "coding"])
+
+
+def test_builtin_editing_tasks_hold_code_to_edit() -> None:
+    texts = [prompt.turns[0] for prompt in load_prompts("builtin") if prompt.category == "editing"]
+    assert min(len(text.splitlines()) for text in texts) >= 8
+    assert all(text.count("```") == 2 for text in texts)
 
 
 @pytest.mark.parametrize("limit", [0, -3])

@@ -160,6 +160,7 @@ class TestRefusals:
         [
             (["--controllers", "histroy"], "Unknown controller 'histroy'. Did you mean history?"),
             (["--limit", "0"], "Expected a limit of at least 1 prompt, got 0"),
+            (["--categories", "kind 2"], "Unknown category of"),
             (["--repeats", "0"], "repeats must be 1 or more; got 0."),
             (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
             (["--prompts", "bultin"], "Unknown prompt source 'bultin'. Did you mean builtin?"),

@@ -1,0 +1,125 @@
+"""What replay is made of, by the names that people give it: texts of some traces, and the profile of a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+from env.errors import TraceError, UnknownNameError
+from env.latency.families import FAMILIES
+from env.latency.profile import LatencyProfile, load_profile
+from env.rounds import Request
+from env.traces.file import Trace, read_trace
+from env.traces.records import SPLITS, TraceText
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "DEFAULT_TRACE",
+    "ProfileSource",
+    "TraceSource",
+    "choose_texts",
+    "find_profile",
+    "find_trace",
+    "playable",
+    "text_request",
+]
+
+DEFAULT_TRACE: Path | None = None
+"""the trace that is replayed if none is named; None as long as none is shipped"""
+DEFAULT_PROFILE = "overhead_bound"
+"""the machine that is replayed on if none is named"""
+
+TraceSource: TypeAlias = "str | PathLike[str] | Sequence[str | PathLike[str]] | Trace"
+"""a trace's file, files of traces of one pair by one rule, or a trace that was read"""
+ProfileSource: TypeAlias = "str | PathLike[str] | LatencyProfile"
+"""a family's name, the file of a latency profile, or the profile itself"""
+
+
+def find_trace(traces: TraceSource | None = None) -> Trace:
+    """The trace, or several as one.
+
+    Args:
+        traces: which; the shipped one if None.
+
+    Raises:
+        TraceError: a file cannot be read, they are of different pairs or rules, or there are none.
+    """
+    if isinstance(traces, Trace):
+        return traces
+    chosen = DEFAULT_TRACE if traces is None else traces
+    paths = [chosen] if isinstance(chosen, str | PathLike) else list(chosen or ())
+    if not paths:
+        raise TraceError(
+            "Expected a trace to replay, traces=PATH; got none, and none is shipped yet. Record one with "
+            "python -m scripts.record."
+        )
+    first, *others = (read_trace(Path(path)) for path in paths)
+    for other in others:
+        if other.header != first.header:
+            raise TraceError(
+                f"{other.path} and {first.path} are traces of different pairs or rules: replay them apart."
+            )
+    return Trace(first.path, first.header, [text for trace in (first, *others) for text in trace.texts])
+
+
+def find_profile(profile: ProfileSource | None = None) -> LatencyProfile:
+    """The profile of that name or file; of `DEFAULT_PROFILE` if None.
+
+    Raises:
+        ProfileError: a file that is missing, corrupt or of another schema.
+        UnknownNameError: a name that is neither a family's nor looks like a file.
+    """
+    profile = DEFAULT_PROFILE if profile is None else profile
+    if isinstance(profile, LatencyProfile):
+        return profile
+    name = str(profile)
+    if name in FAMILIES:
+        return FAMILIES[name]()
+    path = Path(name)
+    if path.suffix or path.exists() or len(path.parts) > 1:
+        return load_profile(path)
+    raise UnknownNameError("latency profile", name, FAMILIES)
+
+
+def choose_texts(
+    texts: Sequence[TraceText], split: str | None = None, temperature: float | None = None
+) -> list[TraceText]:
+    """The texts of a split and a temperature that have a round to steer.
+
+    Args:
+        texts: all texts.
+        split: one of `SPLITS`; None for all.
+        temperature: None for all.
+
+    Raises:
+        UnknownNameError: there is no such split.
+        TraceError: there is no such text.
+    """
+    if split is not None and split not in SPLITS:
+        raise UnknownNameError("split", str(split), SPLITS)
+    chosen = [
+        text
+        for text in playable(texts)
+        if split in (None, text.split) and temperature in (None, text.settings.temperature)
+    ]
+    if not chosen:
+        wanted = f"split={split}, temperature={temperature}"
+        there = sorted({(text.split, text.settings.temperature) for text in playable(texts)})
+        found = ", ".join(f"{each} at {heat:g}" for each, heat in there) or "none"
+        raise TraceError(
+            f"Expected recorded texts of {wanted} with a round to steer; the trace has {found}. "
+            "Ask for those (None for all), or record more with scripts.record."
+        )
+    return chosen
+
+
+def playable(texts: Sequence[TraceText]) -> list[TraceText]:
+    """Texts with a round to steer: those that do not end with their first token."""
+    return [text for text in texts if len(text.tokens) > text.prompt + 1]
+
+
+def text_request(text: TraceText) -> Request:
+    """The request that a recorded text answers."""
+    return Request(text.tokens[: text.prompt], text.max_new_tokens, text.settings)
