@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from agents.distillation.agreement import Agreement, agreement_at_work
 from agents.distillation.batches import frequent_tokens
 from agents.distillation.corpus import Lesson
-from agents.distillation.students import FeatureShape, FeatureStudent, new_network
+from agents.distillation.shapes import FeatureShape, new_network
+from agents.distillation.students import FeatureStudent
 from agents.distillation.training import Trainer, TrainingConfig
 from env.drafts.network import save_network
 

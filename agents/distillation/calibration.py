@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from agents.distillation.agreement import answer_rows
 from agents.distillation.corpus import Lesson
@@ -134,7 +135,7 @@ def fit_map(examples: Examples) -> CalibrationMap:
     def loss(values: FloatArray) -> tuple[float, FloatArray]:
         slopes, offset = values[: 3 * RANKS].reshape(3, RANKS), values[3 * RANKS :].reshape(DEPTHS, RANKS)
         logits = np.einsum("fnr,fr->nr", features, slopes) + offset[depth]
-        residual = 1 / (1 + np.exp(-logits)) - accepted
+        residual = expit(logits) - accepted
         rough = np.diff(offset, axis=0, prepend=0)  # neighbouring depths are alike
         value = (np.logaddexp(0, logits) - accepted * logits).sum() / len(depth) + _RIDGE * (rough**2).sum()
         by_slope = np.einsum("fnr,nr->fr", features, residual) / len(depth)

@@ -34,17 +34,9 @@ from agents.distillation.curves import Curves
 from agents.distillation.examination import Examination, examine
 from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
 from agents.distillation.openings import KINDS, Turn
+from agents.distillation.shapes import CausalShape, FeatureShape, check_width, new_causal, new_network
 from agents.distillation.states import teacher_states
-from agents.distillation.students import (
-    CausalShape,
-    CausalStudent,
-    FeatureShape,
-    FeatureStudent,
-    Student,
-    check_width,
-    new_causal,
-    new_network,
-)
+from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.errors import ParameterError, PromptError
 from env.files import write_text

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from agents.distillation.corpus import KINDS, Lesson, TextShard, load_lessons, shard_path, write_shard
 from agents.distillation.generation import Conversation, GenerationConfig
 from agents.distillation.pipeline import DistillationConfig
+from agents.distillation.shapes import CausalShape, FeatureShape
 from agents.distillation.states import teacher_states
-from agents.distillation.students import CausalShape, FeatureShape
 from agents.distillation.training import TrainingConfig
 from env.drafts import FeatureDraft
 from env.models.target import TargetModel

@@ -20,8 +20,9 @@ from agents.distillation.calibration import (
 )
 from agents.distillation.corpus import Lesson, TextShard
 from agents.distillation.generation import Conversation
+from agents.distillation.shapes import FeatureShape, new_network
 from agents.distillation.states import teacher_states
-from agents.distillation.students import FeatureShape, FeatureStudent, new_network
+from agents.distillation.students import FeatureStudent
 from env.tree import FloatArray
 from tests.tiny import VOCABULARY, tiny_llama
 

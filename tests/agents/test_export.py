@@ -85,6 +85,20 @@ class TestDraft:
         assert speculated.tokens == generate(pair.target, pair.draft, request).tokens
         assert speculated.accepted > 0.5 * len(speculated.tokens), "it has learned what its target says"
 
+    def test_a_causal_draft_assists_transformers_own_generation(self, folders: dict[str, Path], target: Path) -> None:
+        model, assistant = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (target, folders["causal"])
+        )
+        forwards = []
+        model.register_forward_hook(lambda *call: forwards.append(1))
+        prompt = torch.tensor([encode_chat(TOKENIZER, ["hello"])])
+        settings = {"do_sample": False, "max_new_tokens": 40}
+        plain = model.generate(prompt, **settings)
+        steps = len(forwards)
+        assisted = model.generate(prompt, assistant_model=assistant, **settings)
+        assert assisted.tolist() == plain.tolist()
+        assert len(forwards) - steps < 0.8 * steps, "some of its guesses were taken"
+
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_the_graduate_stays_as_it_is(
         self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str

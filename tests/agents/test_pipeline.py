@@ -14,15 +14,8 @@ from agents.distillation.agreement import agreement_at_work
 from agents.distillation.batches import frequent_tokens
 from agents.distillation.corpus import Lesson, load_lessons, read_shard, shard_path, write_shard
 from agents.distillation.pipeline import Distillation, DistillationConfig, Graduate
-from agents.distillation.students import (
-    CausalShape,
-    CausalStudent,
-    FeatureShape,
-    FeatureStudent,
-    Student,
-    new_causal,
-    new_network,
-)
+from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
+from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from env.errors import LimitError, ModelFileError, PairError, ParameterError, PromptError
 from tests.agents import CONFIGS, FEATURE, TOKENIZER, TRAINING, written
 from tests.tiny_pair import tiny_tokenizer

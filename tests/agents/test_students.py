@@ -13,14 +13,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from agents.distillation.corpus import Lesson
-from agents.distillation.students import (
-    CausalShape,
-    CausalStudent,
-    FeatureShape,
-    FeatureStudent,
-    new_causal,
-    new_network,
-)
+from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
+from agents.distillation.students import CausalStudent, FeatureStudent
 from env.drafts import FeatureDraft
 from env.errors import LimitError, PairError, ParameterError
 from env.models.attention import attend

@@ -20,15 +20,8 @@ from transformers import PreTrainedModel
 from agents.distillation.agreement import measure_agreement
 from agents.distillation.checkpoint import History
 from agents.distillation.corpus import Lesson
-from agents.distillation.students import (
-    CausalShape,
-    CausalStudent,
-    FeatureShape,
-    FeatureStudent,
-    Student,
-    new_causal,
-    new_network,
-)
+from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
+from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.errors import LimitError, ModelFileError, ParameterError
 from tests.agents import make_conversation, make_lessons

@@ -1,0 +1,198 @@
+"""Shapes of drafts to be trained, and how a draft begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from env.drafts.network import DecoderLayer, FeatureDraftConfig, FeatureDraftNetwork
+from env.errors import PairError, ParameterError
+from env.models.states import decoder_layers
+from env.rounds import check_limit
+
+__all__ = ["CausalShape", "FeatureShape", "check_width", "new_causal", "new_network"]
+
+_EMBEDDING_SCALE = 0.05  # spread of a causal draft's embedding at first
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """A feature draft's shape and how it begins.
+
+    Raises:
+        LimitError: a count that is not positive.
+        ParameterError: an unknown `begin`, or feature layers out of order.
+    """
+
+    layers: int = 1
+    """decoder layers"""
+    feature_layers: tuple[int, ...] = ()
+    """layers of the target, counted from 0, whose outputs are fused with its last hidden state"""
+    vocabulary: int = 8192
+    """tokens that the head knows, the most frequent ones [tokens]"""
+    begin: str = "random"
+    """weights of the decoder layers at first: ``random``, or those of the ``target``'s last layers"""
+
+    def __post_init__(self) -> None:
+        check_limit("feature.layers", self.layers)
+        check_limit("feature.vocabulary", self.vocabulary)
+        if list(self.feature_layers) != sorted(set(self.feature_layers)):
+            raise ParameterError(f"feature.feature_layers must rise from one to the next; got {self.feature_layers}.")
+        if self.begin not in ("random", "target"):
+            raise ParameterError(f"feature.begin must be random or target; got {self.begin!r}.")
+
+
+@dataclass(frozen=True)
+class CausalShape:
+    """A standalone draft's shape: a small Llama with the target's vocabulary.
+
+    Raises:
+        LimitError: a count that is not positive.
+    """
+
+    hidden_size: int = 160
+    """width; the embedding of the whole vocabulary, which is also the head, takes most of the weights [numbers]"""
+    layers: int = 4
+    """decoder layers"""
+    heads: int = 5
+    """attention heads"""
+    intermediate_size: int = 448
+    """width of the gated feed-forward part [numbers]"""
+    vocabulary: int = 8192
+    """tokens that every batch weighs against each other: the most frequent ones [tokens]"""
+    strangers: int = 1024
+    """further tokens drawn for every batch, so that rare tokens learn to be rare [tokens]"""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "intermediate_size", "vocabulary", "strangers"):
+            check_limit(f"causal.{name}", getattr(self, name))
+        if self.hidden_size % self.heads or self.hidden_size // self.heads % 2:
+            raise ParameterError(
+                f"causal.hidden_size must be an even multiple of causal.heads; got {self.hidden_size} and {self.heads}."
+            )
+
+
+def new_network(
+    target: PreTrainedModel, token_ids: torch.Tensor, shape: FeatureShape, seed: int
+) -> FeatureDraftNetwork:
+    """A network for `target` whose head begins as the target's own, cut to `token_ids`."""
+    torch.manual_seed(seed)
+    config = target.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    network = FeatureDraftNetwork(
+        FeatureDraftConfig(
+            config.hidden_size,
+            config.num_attention_heads,
+            getattr(config, "num_key_value_heads", config.num_attention_heads),
+            head_dim,
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,  # GPT-2 does not say
+            len(token_ids),
+            shape.layers,
+            shape.feature_layers,
+            **(_target_details(target) if shape.begin == "target" else {}),
+        )
+    )
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    with torch.no_grad():
+        for layer in network.blocks:
+            for output in (layer.attention_output, layer.down):
+                output.weight.mul_(0.5)  # a calm start: the residual stream dominates
+        if shape.begin == "target":
+            _copy_last_layers(network, target)
+        network.head.weight.copy_(target.get_output_embeddings().weight[token_ids].float())
+        norm = getattr(target.get_decoder(), "norm", None)
+        if norm is not None:
+            network.output_norm.weight.copy_(norm.weight.float())
+    network.token_ids.copy_(token_ids)
+    return network
+
+
+def new_causal(target: PreTrainedModel, token_ids: torch.Tensor, shape: CausalShape, seed: int) -> PreTrainedModel:
+    """A small Llama whose token embedding begins as the principal components of the target's.
+
+    Args:
+        target: whose vocabulary and end tokens it takes over.
+        token_ids: the frequent tokens, whose embeddings the components are made to explain, `int64[frequent]`.
+        shape: its shape.
+        seed: of all other weights.
+
+    Raises:
+        ParameterError: see `check_width`.
+    """
+    torch.manual_seed(seed)
+    config = target.config
+    check_width(target, len(token_ids), shape)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=target.get_output_embeddings().weight.shape[0],
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=True,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
+    )
+    with torch.no_grad():
+        embedding = target.get_input_embeddings().weight.float().cpu()
+        centred = embedding - embedding[token_ids].mean(0)
+        _, _, components = torch.linalg.svd(centred[token_ids], full_matrices=False)
+        small = centred @ components[: shape.hidden_size].T
+        model.get_input_embeddings().weight.copy_(small / small[token_ids].std() * _EMBEDDING_SCALE)
+    return model.to(target.device)
+
+
+def _target_details(target: PreTrainedModel) -> dict[str, float]:
+    """What else the target's layers compute with, by its name in `FeatureDraftConfig`."""
+    rope = getattr(target.config, "rope_parameters", None) or {}
+    details = {"rope_theta": rope.get("rope_theta"), "norm_eps": getattr(target.config, "rms_norm_eps", None)}
+    return {name: float(value) for name, value in details.items() if value is not None}
+
+
+def _copy_last_layers(network: FeatureDraftNetwork, target: PreTrainedModel) -> None:
+    """Lets the draft's layers begin as the target's last ones.
+
+    Raises:
+        PairError: the target's layers are not built as Llama's.
+    """
+    blocks = decoder_layers(target)[-len(network.blocks) :]
+    try:
+        for layer, block in zip(network.blocks, blocks, strict=True):
+            _copy_layer(layer, block)
+    except (AttributeError, RuntimeError, ValueError) as error:
+        raise PairError(
+            f"The draft cannot begin as the target's layers: they are not built as Llama's ({error}). Use begin=random."
+        ) from error
+
+
+def _copy_layer(layer: DecoderLayer, block: Any) -> None:
+    attention, feed_forward = block.self_attn, block.mlp
+    if len(list(block.parameters())) != 9:
+        raise ValueError("they have further weights")  # such as biases
+    projections = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+    layer.query_key_value.weight.copy_(torch.cat(projections).float())
+    layer.attention_output.weight.copy_(attention.o_proj.weight.float())
+    layer.gate_up.weight.copy_(torch.cat([feed_forward.gate_proj.weight, feed_forward.up_proj.weight]).float())
+    layer.down.weight.copy_(feed_forward.down_proj.weight.float())
+    layer.attention_norm.weight.copy_(block.input_layernorm.weight.float())
+    layer.feed_forward_norm.weight.copy_(block.post_attention_layernorm.weight.float())
+
+
+def check_width(target: PreTrainedModel, frequent: int, shape: CausalShape) -> None:
+    """Refuses a causal draft that is wider than the embedding of so many of the target's tokens has components.
+
+    Raises:
+        ParameterError: it is.
+    """
+    widest = min(target.config.hidden_size, frequent)
+    if shape.hidden_size > widest:
+        raise ParameterError(f"causal.hidden_size must be {widest} or less for this target; got {shape.hidden_size}.")
