@@ -34,6 +34,13 @@ _LEGEND = (
     "τ: tokens per target forward. Accepted: of the drafted tokens. Tree: draft tokens a round. "
     "Time %: draft/verify/commit/controller. Same: outputs identical to plain decoding's."
 )
+_LADDER_HEADERS = ("controller", "tokens/s", "speed-up", "τ", "accepted", "tree", "gain")
+_LADDER_LEGEND = (
+    "Predicted from recorded texts and a latency profile, the prompt's reading left out. Speed-up: throughput over that "
+    "of {baseline} on the same texts, with a 95 % interval. τ: tokens per target forward. Accepted: of the drafted "
+    "tokens. Tree: draft tokens a round. Gain: share of the clairvoyant's speed-up past 1."
+)
+_BOUND = "clairvoyant"
 _DIFFERENCES_SHOWN = 20
 _FIGURES = {"speedup.png": plot_speedups, "time_shares.png": plot_time_shares}
 _NARROW = "An interval from fewer than about 20 prompts is too narrow: it misses the truth more than 1 time in 10."
@@ -45,11 +52,11 @@ def table(results: Results) -> Table:
     Columns: throughput [tokens/s], speed-up with its 95 % interval, mean accepted tokens τ, acceptance rate, mean tree
     size [tokens], shares of the wall time, identical outputs of those compared, and failures if there are any.
     """
-    caption = Text(_LEGEND.format(baseline=results.baseline), style="dim")
+    caption = Text(_legend(results), style="dim")
     if not results.complete:
         caption = Text(f"{_INCOMPLETE}\n", style="bold red").append(caption)
     shown = Table(
-        title=Text(f"{results.kind} · {results.suite}"),
+        title=Text(_title(results)),
         caption=caption,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -82,7 +89,7 @@ def markdown(results: Results) -> str:
         f"Started {results.started_at}, revision {revision}.",
         f"```\n{results.command}\n```",
         _table(*_summary_lines(results), numbers=True),
-        f"{_LEGEND.format(baseline=results.baseline)} Numbers are cut off, not rounded. {_NARROW}",
+        f"{_legend(results)} Numbers are cut off, not rounded. {_NARROW}",
         *_section("Speed-up by category", *_category_lines(results), numbers=True),
         *_section("Outputs that differ from plain decoding's", *_difference_lines(results)),
         *_section("Failures", ("controller", "prompt", "repeat", "error"), _failure_lines(results)),
@@ -108,7 +115,8 @@ def csv_text(results: Results) -> str:
 def write_results(results: Results, folder: Path, plots: bool = True) -> None:
     """Writes `results.json`, then `.csv`, `.md` and two figures made from it, each atomically.
 
-    Without `plots`, figures of an earlier run in `folder` are removed: they would contradict the new numbers.
+    Without `plots`, figures of an earlier run in `folder` are removed: they would contradict the new numbers. Where
+    times are predicted there are no shares of the time to draw.
 
     Raises:
         FileWriteError: a file could not be written; the version of it that stood there is untouched.
@@ -117,7 +125,7 @@ def write_results(results: Results, folder: Path, plots: bool = True) -> None:
     write_text(folder / "results.csv", csv_text(results))
     write_text(folder / "results.md", markdown(results))
     for name, plot in _FIGURES.items():
-        if plots:
+        if plots and not (plot is plot_time_shares and _is_ladder(results)):
             plot(results, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
@@ -142,9 +150,31 @@ def load_results(path: Path) -> Results:
         raise ParameterError(f"{path}: {error}") from error
 
 
+def _title(results: Results) -> str:
+    heat = results.settings.get("temperature")
+    return f"{results.kind} · {results.suite}" + (f" · temperature {heat:g}" if isinstance(heat, int | float) else "")
+
+
+def _legend(results: Results) -> str:
+    return (_LADDER_LEGEND if _is_ladder(results) else _LEGEND).format(baseline=results.baseline)
+
+
+def _is_ladder(results: Results) -> bool:
+    """Whether there is a clairvoyant to measure against: then nothing was timed, and no output can differ."""
+    return results.kind == "evaluation" and _BOUND in results.controllers
+
+
+def _gain(speedup: float | None, best: float | None) -> str:
+    return _NOTHING if speedup is None or best is None or best <= 1 else cut((speedup - 1) / (best - 1), 2)
+
+
 def _summary_lines(results: Results) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Header and cells of the main table; a column for failures stands only where there are some."""
     lines = [_cells(name, summary) for name, summary in results.controllers.items()]
+    if _is_ladder(results):
+        best = results.controllers[_BOUND].speedup
+        gains = [_gain(summary.speedup, best) for summary in results.controllers.values()]
+        return _LADDER_HEADERS, [(*line[:6], gain) for line, gain in zip(lines, gains, strict=True)]
     if not results.failures:
         return _HEADERS, list(lines)
     failed = [str(summary.failures) for summary in results.controllers.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from controllers.evaluation.schema import PARTS, Failure, Results
 from env.errors import ParameterError
 from tests.controllers import make_results, make_row
 
+LADDER = {"plain": 10.0, "tree": 10 / 1.5, "clairvoyant": 10 / 2, "slow": 1e9}
 FILES = {"results.json", "results.csv", "results.md", "speedup.png", "time_shares.png"}
 
 
@@ -132,6 +134,24 @@ def test_figures_of_an_earlier_run_do_not_stay_beside_new_numbers(tmp_path: Path
     write_results(make_results(), tmp_path)
     write_results(make_results(complete=False), tmp_path, plots=False)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.csv", "results.md"}
+
+
+def test_a_ladder_tells_how_much_of_the_clairvoyants_gain_each_rung_has(tmp_path: Path) -> None:
+    rows = [make_row(name, "a", seconds, tokens=10) for name, seconds in LADDER.items()]
+    results = replace(make_results(rows), kind="evaluation")
+    shown, written = _shown(results), markdown(results)
+    for name, gain in {"plain": "0.00", "tree": "0.50", "clairvoyant": "1.00", "slow": "-1.00"}.items():
+        assert re.search(rf"{name} .* {re.escape(gain)} *$", shown, re.MULTILINE)
+        assert re.search(rf"^\| {name} \|.*\| {re.escape(gain)} \|$", written, re.MULTILINE)
+    assert "evaluation · tiny · temperature 0" in shown
+    write_results(results, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"time_shares.png"}
+
+
+def test_a_clairvoyant_that_gains_nothing_leaves_nothing_to_share() -> None:
+    rows = [make_row(name, "a", 10.0, tokens=10) for name in LADDER]
+    shown = _shown(replace(make_results(rows), kind="evaluation"))
+    assert re.search(r"^ *tree .* - *$", shown, re.MULTILINE)
 
 
 def test_results_with_nothing_to_compare_can_still_be_written(tmp_path: Path) -> None:
