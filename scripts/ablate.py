@@ -17,7 +17,7 @@ from agents.distillation.ablation import Finding, Variant, train_variant, varian
 from agents.distillation.agreement import Agreement
 from agents.distillation.pipeline import Distillation, DistillationConfig
 from agents.distillation.report import ablation_page
-from agents.distillation.students import FeatureShape
+from agents.distillation.shapes import FeatureShape
 from controllers.evaluation.benchmark import BASELINE, Benchmark, Measurements
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
 from controllers.evaluation.runners import ControllerRunner
