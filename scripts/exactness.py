@@ -20,6 +20,7 @@ from controllers.evaluation.exactness import (
     shallow_draft,
 )
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.replay_check import check_replay
 from controllers.registry import controller_names
 from env.drafts import Draft, LookupDraft
 from env.files import check_writable, write_text
@@ -34,7 +35,9 @@ from scripts.common import console, main
 
 @dataclass(frozen=True)
 class ExactnessOptions:
-    """Compares every controller with every kind of draft to plain decoding, and that to transformers, in float32."""
+    """Compares, in float32, every controller with every kind of draft to plain decoding, that to transformers, and
+    replay of recorded texts to live decoding, round by round.
+    """
 
     target: str = DEFAULT_TARGET
     """target model; its shipped feature draft, prompt lookup and its own first layers are the drafts"""
@@ -50,6 +53,10 @@ class ExactnessOptions:
     """first layers of the target that make up the causal draft; fewer than it has"""
     seeds: int = 3
     """seeds at temperature 1"""
+    replay_prompts: int = 20
+    """prompts on which replay is compared with live decoding, round by round, with the first seed; 0 for none"""
+    replay_tokens: int = 24
+    """most tokens of these texts"""
     device: str = "cpu"
     """where the models run: cpu or cuda"""
     output: Path = Path("results/exactness")
@@ -61,6 +68,7 @@ def exactness(options: ExactnessOptions) -> int:
     check_limit("max_new_tokens", options.max_new_tokens)
     check_writable(options.output)
     check_limit("limit", options.limit)
+    check_limit("replay_tokens", options.replay_tokens)
     prompts = load_prompts(options.prompts)
     check_layers(options.layers, load_config(locate_model(options.target)))
     started = datetime.datetime.now(datetime.timezone.utc)
@@ -75,7 +83,9 @@ def exactness(options: ExactnessOptions) -> int:
     controllers = [name for name in controller_names() if name != "autoregressive"]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("transformers", total=1 + len(settings) * (1 + len(drafts) * len(controllers)))
+        live = 1 + len(settings) * (1 + len(drafts) * len(controllers))
+        replayed = len(settings[:2]) * len(controllers) if options.replay_prompts > 0 else 0
+        task = progress.add_task("transformers", total=live + replayed)
         cases = [check_transformers(pair.target, pair.draft, encoded, options.max_new_tokens)]
         progress.advance(task)
         for sampling in settings:
@@ -88,6 +98,17 @@ def exactness(options: ExactnessOptions) -> int:
                 max_new_tokens=options.max_new_tokens,
                 progress=lambda name: progress.update(task, advance=1, description=name),
             )
+        if options.replay_prompts > 0:
+            recorded = next(draft for draft in drafts if not isinstance(draft, LookupDraft))
+            for sampling in settings[:2]:
+                cases += check_replay(
+                    dataclasses.replace(pair, draft=recorded),
+                    controllers,
+                    encoded[: options.replay_prompts],
+                    sampling=sampling,
+                    max_new_tokens=options.replay_tokens,
+                    progress=lambda name: progress.update(task, advance=1, description=f"{name}, replayed"),
+                )
     exact = all(case.exact for case in cases)
     record = {
         "exact": exact,
@@ -98,6 +119,8 @@ def exactness(options: ExactnessOptions) -> int:
         "machine": dataclasses.asdict(machine(options.device)),
         "longest_prompt": options.longest_prompt,
         "max_new_tokens": options.max_new_tokens,
+        "replay_prompts": options.replay_prompts,
+        "replay_tokens": options.replay_tokens,
         "cases": [dataclasses.asdict(case) | {"exact": case.exact} for case in cases],
     }
     write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")

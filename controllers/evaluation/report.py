@@ -36,9 +36,9 @@ _LEGEND = (
 )
 _LADDER_HEADERS = ("controller", "tokens/s", "speed-up", "τ", "accepted", "tree", "gain")
 _LADDER_LEGEND = (
-    "Predicted from recorded texts and a latency profile, the prompt's reading left out. Speed-up: throughput over that "
-    "of {baseline} on the same texts, with a 95 % interval. τ: tokens per target forward. Accepted: of the drafted "
-    "tokens. Tree: draft tokens a round. Gain: share of the clairvoyant's speed-up past 1."
+    "Predicted from recorded texts and a latency profile, the prompt's reading left out. Speed-up: throughput over "
+    "that of {baseline} on the same texts, with a 95 % interval. τ: tokens per target forward. Accepted: of the "
+    "drafted tokens. Tree: draft tokens a round. Gain: share of the clairvoyant's speed-up past 1."
 )
 _BOUND = "clairvoyant"
 _DIFFERENCES_SHOWN = 20

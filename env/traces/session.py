@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from env.drafts import CausalDraft, FeatureDraft
@@ -20,7 +21,7 @@ from env.traces.file import TraceWriter
 from env.traces.recorder import Recorder, SupersetRule
 from env.traces.records import TraceHeader, TraceText
 
-__all__ = ["RecordingJob", "plan_jobs", "record_texts", "split_of", "trace_header"]
+__all__ = ["RecordingJob", "plan_jobs", "record_text", "record_texts", "split_of", "trace_header"]
 
 Progress = Callable[[str, int], None]
 """`progress(stage, positions)`: so many more are done"""
@@ -118,19 +119,36 @@ def record_texts(
         )
         for answer in sorted(answers, key=lambda answer: answer.number):
             job = batch[answer.number]
-            prompt = len(job.request.prompt)
-            table = recorder.record(
-                answer.tokens, prompt, job.request.sampling, lambda positions: progress("recording", positions)
-            )
-            writer.write(
-                TraceText(
-                    job.identifier,
-                    job.category,
-                    split_of(job.identifier),
-                    job.request.sampling,
-                    prompt,
-                    job.request.max_new_tokens,
-                    answer.tokens,
-                    lambda table=table: table,  # type: ignore[misc]
-                )
-            )
+            writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording")))
+
+
+def record_text(
+    recorder: Recorder,
+    job: RecordingJob,
+    tokens: tuple[int, ...],
+    progress: Callable[[int], None] = lambda positions: None,
+) -> TraceText:
+    """The recording of a text that the target has written for a job.
+
+    Args:
+        recorder: of the pair.
+        job: what was asked.
+        tokens: prompt and answer [token ids].
+        progress: told how many positions are done since it was last told.
+
+    Raises:
+        LimitError: the text is too long for the pair.
+        NumericalError: a model returned NaN.
+    """
+    request = job.request
+    table = recorder.record(tokens, len(request.prompt), request.sampling, progress)
+    return TraceText(
+        job.identifier,
+        job.category,
+        split_of(job.identifier),
+        request.sampling,
+        len(request.prompt),
+        request.max_new_tokens,
+        tokens,
+        lambda: table,
+    )

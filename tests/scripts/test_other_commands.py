@@ -281,6 +281,7 @@ class TestExactness:
         assert compared == [
             ("transformers", "", 0.0),
             *((name, draft, heat) for heat in (0.0, 1.0) for draft in ("lookup", "causal") for name in speculating),
+            *((f"{name}, replayed", "causal", heat) for heat in (0.0, 1.0) for name in speculating),
         ]
         assert all(case["identical"] == case["prompts"] == 4 for case in record["cases"])
         assert all(case["exact"] for case in record["cases"])
@@ -288,7 +289,7 @@ class TestExactness:
     def test_a_comparison_of_nothing_is_not_called_exact(
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
-        more = ["--seeds", 0, "--max-new-tokens", 1]  # the prompt's forward gives the only token
+        more = ["--seeds", 0, "--max-new-tokens", 1, "--replay-prompts", 0]  # the prompt's forward gives the only token
         ended = call("exactness", *self.arguments(folders, tmp_path / "out", *more))
         assert ended.status == 1
         assert "NOT every output is exact" in ended.err
@@ -303,6 +304,7 @@ class TestExactness:
             (["--layers", "2"], "layers must be"),
             (["--limit", "0"], "limit must be 1 or more; got 0."),
             (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
+            (["--replay-tokens", "0"], "replay_tokens must be 1 or more; got 0."),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
