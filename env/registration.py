@@ -7,7 +7,7 @@ import gymnasium as gym
 __all__ = ["register_environments"]
 
 _ENTRIES = {
-    # id: what makes one, what makes many that are stepped together, and whether a seed does not fix rewards (wall clock)
+    # id: what makes one, what makes many that are stepped together, and whether rewards vary (with the wall clock)
     "specgym/Live-v0": ("env.registered:LiveSpeculation", None, True),
     "specgym/Replay-v0": ("env.registered:ReplaySpeculation", "env.vector:ReplayVectorEnv", False),
 }

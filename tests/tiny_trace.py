@@ -1,0 +1,28 @@
+"""Traces of tiny pairs, as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+from env.traces.file import TraceWriter
+from env.traces.records import SPLITS
+from tests.env.test_recording import CALIBRATOR
+from tests.env.test_replay import RULE, record
+from tests.tiny import causal_draft, feature_draft, tiny_target
+
+
+def save_tiny_trace(path: Path, kind: str = "causal", prompts: int = 6) -> Path:
+    """Writes a trace of texts after so many prompts, greedy and sampled, and of all splits; some end by themselves."""
+    target = tiny_target(0, end_tokens=(4, 9))
+    draft = causal_draft(target) if kind == "causal" else feature_draft(target, 1)
+    draft.calibrator = CALIBRATOR
+    replay = record(target, draft, prompts).replay
+    header = dataclasses.replace(replay.header, rule=json.loads(json.dumps(dataclasses.asdict(RULE))))
+    splits = itertools.cycle(("train", "train", "train", "train", *SPLITS[1:]))
+    with TraceWriter(path, header) as writer:
+        for text, split in zip(replay.texts.values(), splits, strict=False):
+            writer.write(dataclasses.replace(text, split=split))
+    return path
