@@ -46,7 +46,7 @@ def card(record: dict[str, Any]) -> str:
         f"- **Teacher:** {record['weights']}\n"
         f"- **Training:** {training['epochs']} epochs, {record['updates']:,} batches, on {record['device']}; soft "
         f"cross-entropy to the target's most probable tokens{_rollout(kind, training)}; AdamW "
-        f"{training['learning_rate']:g} with cosine decay. Seed {training['seed']}.\n"
+        f"{training['learning_rate']:g} with cosine decay. Seed {training['seed']}.{_beginning(record)}\n"
         f"- **Command:** `{record['command']}`\n"
         "- **Licence:** Apache-2.0, as the target's.",
         "## Agreement on held-out answers",
@@ -90,6 +90,13 @@ def _causal(record: dict[str, Any], shape: dict[str, Any]) -> str:
         f"- **Size:** {record['parameters']:,} parameters in bfloat16: a Llama of {shape['layers']} layers, "
         f"{shape['hidden_size']} wide; most of it is the embedding of the whole vocabulary, which is also the head."
     )
+
+
+def _beginning(record: dict[str, Any]) -> str:
+    began = record["began"]
+    if began is None:
+        return ""
+    return f" It began as an earlier draft (sha256 {began[:12]}…), whose own training is not counted here."
 
 
 def _rollout(kind: str, training: dict[str, Any]) -> str:

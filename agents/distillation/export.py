@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import shutil
 import tempfile
@@ -53,6 +54,7 @@ def export(
     record = {
         **dataclasses.asdict(provenance),
         "config": dataclasses.asdict(config),
+        "began": None if config.kind == "causal" else _checksum(config.feature.earlier),
         "parameters": sum(parameter.numel() for parameter in student.module.parameters()),
         "vocabulary_coverage": graduate.coverage,
         "training_tokens": graduate.training_tokens,
@@ -63,6 +65,11 @@ def export(
     }
     write_text(folder / "training.json", json.dumps(record, indent=2) + "\n")
     write_text(folder / "README.md", card(record))
+
+
+def _checksum(path: Path | None) -> str | None:
+    """Of the draft that was trained further, if one was."""
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _save_causal(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from env.drafts.network import DecoderLayer, FeatureDraftConfig, FeatureDraftNetwork
+from env.drafts.network import DecoderLayer, FeatureDraftConfig, FeatureDraftNetwork, load_network
 from env.errors import PairError, ParameterError
 from env.models.states import decoder_layers
 from env.rounds import check_limit
 
-__all__ = ["CausalShape", "FeatureShape", "check_width", "new_causal", "new_network"]
+__all__ = ["CausalShape", "FeatureShape", "check_earlier", "check_width", "new_causal", "new_network"]
 
 _EMBEDDING_SCALE = 0.05  # spread of a causal draft's embedding at first
 
@@ -25,7 +26,7 @@ class FeatureShape:
 
     Raises:
         LimitError: a count that is not positive.
-        ParameterError: an unknown `begin`, or feature layers out of order.
+        ParameterError: `begin` is nothing to begin with, or feature layers are out of order.
     """
 
     layers: int = 1
@@ -35,15 +36,24 @@ class FeatureShape:
     vocabulary: int = 8192
     """tokens that the head knows, the most frequent ones [tokens]"""
     begin: str = "random"
-    """weights of the decoder layers at first: ``random``, or those of the ``target``'s last layers"""
+    """weights at first: ``random`` ones, the ``target``'s last layers, or the file of a feature draft to train further,
+    which keeps its vocabulary"""
 
     def __post_init__(self) -> None:
         check_limit("feature.layers", self.layers)
         check_limit("feature.vocabulary", self.vocabulary)
         if list(self.feature_layers) != sorted(set(self.feature_layers)):
             raise ParameterError(f"feature.feature_layers must rise from one to the next; got {self.feature_layers}.")
-        if self.begin not in ("random", "target"):
-            raise ParameterError(f"feature.begin must be random or target; got {self.begin!r}.")
+        if self.begin not in ("random", "target") and self.earlier is None:
+            raise ParameterError(
+                f"feature.begin must be random, target or a .safetensors file that is there; got {self.begin!r}."
+            )
+
+    @property
+    def earlier(self) -> Path | None:
+        """The draft that is trained further, if one is."""
+        path = Path(self.begin)
+        return path if path.suffix == ".safetensors" and path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,22 @@ class CausalShape:
 def new_network(
     target: PreTrainedModel, token_ids: torch.Tensor, shape: FeatureShape, seed: int
 ) -> FeatureDraftNetwork:
-    """A network for `target` whose head begins as the target's own, cut to `token_ids`."""
+    """A network for `target` in its first state.
+
+    Args:
+        target: whose states it is to read.
+        token_ids: tokens for its head, which begins as the target's own, cut to these, `int64[vocabulary]`; a draft
+            that is trained further keeps its own.
+        shape: its shape.
+        seed: of random weights.
+
+    Raises:
+        ModelFileError: the draft to train further cannot be read.
+        PairError: the target's layers, or the draft to train further, do not fit.
+    """
+    if shape.earlier is not None:
+        check_earlier(target, shape)
+        return load_network(shape.earlier).float()
     torch.manual_seed(seed)
     config = target.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -149,6 +174,25 @@ def new_causal(target: PreTrainedModel, token_ids: torch.Tensor, shape: CausalSh
         small = centred @ components[: shape.hidden_size].T
         model.get_input_embeddings().weight.copy_(small / small[token_ids].std() * _EMBEDDING_SCALE)
     return model.to(target.device)
+
+
+def check_earlier(target: PreTrainedModel, shape: FeatureShape) -> None:
+    """Refuses to train a draft further that does not fit the target and the shape; no draft is none to refuse.
+
+    Raises:
+        ModelFileError: it cannot be read.
+        PairError: it does not fit.
+    """
+    if shape.earlier is None:
+        return
+    config, tokens = load_network(shape.earlier).config, target.get_input_embeddings().num_embeddings
+    found = (config.hidden_size, config.layers, config.feature_layers, config.vocabulary)
+    wanted = (target.config.hidden_size, shape.layers, shape.feature_layers, min(shape.vocabulary, tokens))
+    if found != wanted:
+        raise PairError(
+            f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers, "
+            f"feature layers and vocabulary {wanted}; got {found}."
+        )
 
 
 def _target_details(target: PreTrainedModel) -> dict[str, float]:

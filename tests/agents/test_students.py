@@ -16,6 +16,7 @@ from agents.distillation.corpus import Lesson
 from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
 from agents.distillation.students import CausalStudent, FeatureStudent
 from env.drafts import FeatureDraft
+from env.drafts.network import save_network
 from env.errors import LimitError, PairError, ParameterError
 from env.models.attention import attend
 from env.models.states import decoder_layers
@@ -171,6 +172,22 @@ class TestNewNetwork:
         with pytest.raises(PairError, match="cannot begin as the target's layers"):
             new_network(tiny_llama(), KNOWN, FeatureShape(layers=3, begin="target"), 0)
 
+    def test_an_earlier_draft_is_trained_further_and_keeps_its_vocabulary(self, tmp_path: Path) -> None:
+        earlier, path = new_network(tiny_llama(), KNOWN, FeatureShape(), 0), tmp_path / "earlier.safetensors"
+        save_network(earlier, path, {})
+        shape, others = FeatureShape(begin=str(path), vocabulary=len(KNOWN)), torch.arange(len(KNOWN))
+        network = new_network(tiny_llama(), others, shape, 1)
+        assert network.token_ids.equal(KNOWN)
+        assert network.fuse.weight.equal(earlier.fuse.weight.bfloat16().float())
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+    def test_an_earlier_draft_of_another_shape_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "earlier.safetensors"
+        save_network(new_network(tiny_llama(), KNOWN, FeatureShape(), 0), path, {})
+        shape = FeatureShape(begin=str(path), layers=2, vocabulary=len(KNOWN))
+        with pytest.raises(PairError, match=r"expected hidden size, layers, .* \(32, 2, .*; got \(32, 1, "):
+            new_network(tiny_llama(), KNOWN, shape, 0)
+
     def test_its_shape_is_the_one_asked_for(self) -> None:
         network = new_network(tiny_llama(), KNOWN, FeatureShape(layers=2, feature_layers=(0, 1)), 0)
         assert len(network.blocks) == 2
@@ -240,7 +257,8 @@ class TestShapes:
             (lambda: FeatureShape(vocabulary=-3), "feature.vocabulary must be 1 or more; got -3."),
             (lambda: FeatureShape(feature_layers=(1, 1)), "feature.feature_layers must rise from one to the next; got"),
             (lambda: FeatureShape(feature_layers=(3, 1)), "feature.feature_layers must rise from one to the next; got"),
-            (lambda: FeatureShape(begin="home"), "feature.begin must be random or target; got 'home'."),
+            (lambda: FeatureShape(begin="home"), "feature.begin must be random, target or a .safetensors file that is"),
+            (lambda: FeatureShape(begin="no.safetensors"), "feature.begin must be random, target or a .safetensors"),
             (lambda: CausalShape(layers=0), "causal.layers must be 1 or more; got 0."),
             (lambda: CausalShape(strangers=0), "causal.strangers must be 1 or more; got 0."),
             (lambda: CausalShape(heads=3), "causal.hidden_size must be an even multiple of causal.heads; got 160"),
