@@ -12,6 +12,7 @@ from env.latency.families import FAMILIES
 from env.latency.profile import LatencyProfile, load_profile
 from env.rounds import Request
 from env.traces.file import Trace, read_trace
+from env.traces.packing import PACKED, unpack_trace
 from env.traces.records import SPLITS, TraceText
 
 __all__ = [
@@ -23,11 +24,14 @@ __all__ = [
     "find_profile",
     "find_trace",
     "playable",
+    "profile_names",
+    "shipped_profiles",
     "text_request",
 ]
 
-DEFAULT_TRACE: Path | None = None
-"""the trace that is replayed if none is named; None as long as none is shipped"""
+_FLOOR = Path(__file__).parent
+DEFAULT_TRACE = _FLOOR / "traces" / "shipped" / "smollm2-135m-instruct.sgt.xz"
+"""the trace that is replayed if none is named, one of the default pair"""
 DEFAULT_PROFILE = "overhead_bound"
 """the machine that is replayed on if none is named"""
 
@@ -48,14 +52,15 @@ def find_trace(traces: TraceSource | None = None) -> Trace:
     """
     if isinstance(traces, Trace):
         return traces
-    chosen = DEFAULT_TRACE if traces is None else traces
-    paths = [chosen] if isinstance(chosen, str | PathLike) else list(chosen or ())
+    if traces is None and DEFAULT_TRACE.exists():
+        traces = DEFAULT_TRACE
+    paths = [traces] if isinstance(traces, str | PathLike) else list(traces or ())
     if not paths:
         raise TraceError(
-            "Expected a trace to replay, traces=PATH; got none, and none is shipped yet. Record one with "
-            "python -m scripts.record."
+            "Expected a trace to replay, traces=PATH; got none, and none is shipped with this installation. Record one "
+            "with python -m scripts.record."
         )
-    first, *others = (read_trace(Path(path)) for path in paths)
+    first, *others = (_read(Path(path)) for path in paths)
     for other in others:
         if other.header != first.header:
             raise TraceError(
@@ -74,13 +79,23 @@ def find_profile(profile: ProfileSource | None = None) -> LatencyProfile:
     profile = DEFAULT_PROFILE if profile is None else profile
     if isinstance(profile, LatencyProfile):
         return profile
-    name = str(profile)
+    name, shipped = str(profile), shipped_profiles()
     if name in FAMILIES:
         return FAMILIES[name]()
-    path = Path(name)
+    path = shipped.get(name, Path(name))
     if path.suffix or path.exists() or len(path.parts) > 1:
         return load_profile(path)
-    raise UnknownNameError("latency profile", name, FAMILIES)
+    raise UnknownNameError("latency profile", name, [*FAMILIES, *shipped])
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """The profiles of measured machines that come along, by name."""
+    return {path.stem: path for path in sorted((_FLOOR / "latency" / "shipped").glob("*.json"))}
+
+
+def profile_names() -> list[str]:
+    """The profiles that have a name: the parametric families, then the measured machines."""
+    return [*FAMILIES, *shipped_profiles()]
 
 
 def choose_texts(
@@ -113,6 +128,10 @@ def choose_texts(
             "Ask for those (None for all), or record more with scripts.record."
         )
     return chosen
+
+
+def _read(path: Path) -> Trace:
+    return read_trace(unpack_trace(path) if path.suffix == PACKED else path)
 
 
 def playable(texts: Sequence[TraceText]) -> list[TraceText]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -20,20 +19,19 @@ from controllers.evaluation.replays import (
     Progressed,
     best_static,
     ladder_names,
-    playable,
 )
 from controllers.evaluation.report import table, write_results
 from controllers.evaluation.schema import PromptRow, Results
 from controllers.evaluation.statistics import summarise
 from controllers.registry import controller_names
-from env.errors import TraceError, UnknownNameError
+from env.errors import UnknownNameError
 from env.files import check_writable
-from env.latency.families import FAMILIES
-from env.latency.profile import LatencyProfile, load_profile
+from env.latency.profile import LatencyProfile
 from env.parameters import TreeParameters
+from env.recordings import DEFAULT_TRACE, choose_texts, find_profile, find_trace, profile_names
 from env.rounds import check_limit
 from env.tabulation import covered_grid
-from env.traces.file import Trace, read_trace
+from env.traces.file import Trace
 from env.traces.records import SPLITS, TraceText
 from scripts.common import console, main
 
@@ -42,10 +40,10 @@ from scripts.common import console, main
 class EvaluateOptions:
     """Predicts what every controller would take for recorded texts, and what the best possible one would."""
 
-    traces: tuple[Path, ...]
-    """traces of one pair, recorded with the same settings"""
-    profiles: tuple[str, ...] = tuple(FAMILIES)
-    """latency profiles: files of scripts.calibrate, or names of parametric families"""
+    traces: tuple[Path, ...] = ()
+    """traces of one pair, recorded with the same settings; by default the shipped one"""
+    profiles: tuple[str, ...] = field(default_factory=lambda: tuple(profile_names()))
+    """latency profiles: names, or files of scripts.calibrate"""
     split: str = "test"
     """train, validation or test: the texts that are judged on"""
     temperatures: tuple[float, ...] = (0.0, 1.0)
@@ -86,8 +84,8 @@ def evaluate(options: EvaluateOptions) -> int:
     check_limit("static_texts", options.static_texts)
     if options.split not in SPLITS:
         raise UnknownNameError("split", options.split, SPLITS)
-    profiles = {_called(name): _profile(name) for name in options.profiles}
-    trace = _read(options.traces)
+    profiles = {_called(name): find_profile(name) for name in options.profiles}
+    trace = find_trace(options.traces or None)
     check_writable(options.output)
     ladder = _Ladder(trace, names, profiles, list(covered_grid(trace.header)))
     for task in [_task(trace, options, temperature) for temperature in options.temperatures]:
@@ -146,15 +144,8 @@ def _judge(
 
 def _task(trace: Trace, options: EvaluateOptions, temperature: float) -> _Task:
     """The texts of a temperature. Raises `TraceError` if there are none to judge on or to choose by."""
-    texts = [text for text in trace.texts if text.settings.temperature == temperature]
-    judged = _spread([text for text in texts if text.split == options.split], options.limit)
-    train = _spread([text for text in texts if text.split == "train"], options.static_texts)
-    if not playable(judged) or not playable(train):
-        there = sorted({(text.split, text.settings.temperature) for text in trace.texts})
-        raise TraceError(
-            f"Expected texts of temperature {temperature:g} in the splits {options.split} and train; the trace has "
-            f"{', '.join(f'{split} at {heat:g}' for split, heat in there)}. Record more with scripts.record."
-        )
+    judged = _spread(choose_texts(trace.texts, options.split, temperature), options.limit)
+    train = _spread(choose_texts(trace.texts, "train", temperature), options.static_texts)
     return _Task(temperature, judged, train)
 
 
@@ -167,30 +158,15 @@ def _spread(texts: list[TraceText], most: int | None) -> list[TraceText]:
     return [text for texts in rounds for text in texts if text is not None][:most]
 
 
-def _profile(name: str) -> LatencyProfile:
-    return FAMILIES[name]() if name in FAMILIES else load_profile(Path(name))
-
-
 def _called(name: str) -> str:
-    """What results call a profile: the family's name, or the file's."""
-    return name if name in FAMILIES else Path(name).stem
-
-
-def _read(paths: Sequence[Path]) -> Trace:
-    """All traces as one. Raises `TraceError` if they are of different pairs or settings."""
-    first, *others = (read_trace(path) for path in paths)
-    for other in others:
-        if other.header != first.header:
-            raise TraceError(
-                f"{other.path} and {first.path} are traces of different pairs or rules: evaluate them apart."
-            )
-    return Trace(first.path, first.header, [text for trace in (first, *others) for text in trace.texts])
+    """What results call a profile: its name, or its file's."""
+    return name if name in profile_names() else Path(name).stem
 
 
 def _settings(options: EvaluateOptions, trace: Trace, task: _Task) -> dict[str, object]:
     header = trace.header
     return {
-        "traces": [shareable(str(path)) for path in options.traces],
+        "traces": [shareable(str(path)) for path in options.traces or [DEFAULT_TRACE.name]],
         "target": shareable(header.names[0]),
         "draft": shareable(header.names[1]),
         "draft_kind": header.draft_kind,

@@ -19,6 +19,7 @@ from env.prompts import BUILTIN_SOURCES, load_prompts
 from env.rounds import check_limit
 from env.sampling import SamplingSettings
 from env.traces.file import Trace, TraceWriter, read_trace
+from env.traces.packing import PACKED, pack_trace
 from env.traces.recorder import SupersetRule
 from env.traces.session import plan_jobs, record_texts, trace_header
 from scripts.common import PairOptions, console, main
@@ -47,6 +48,8 @@ class RecordOptions:
     """deepest tree that it may ask for"""
     slots: int = 32
     """answers written at a time"""
+    packed: Path | None = None
+    """file for a packed copy of the trace, which replays as the trace does; ends with .sgt.xz"""
 
 
 def record(options: RecordOptions) -> int:
@@ -55,6 +58,8 @@ def record(options: RecordOptions) -> int:
     check_limit("slots", options.slots)
     if not options.prompts or not options.temperatures or not options.seeds:
         raise ParameterError("Expected at least one source of prompts, temperature and seed; got none.")
+    if options.packed is not None and options.packed.suffix != PACKED:
+        raise ParameterError(f"packed must end with {PACKED}; got {options.packed}.")
     settings = [
         SamplingSettings(temperature, seed=seed)
         for temperature in options.temperatures
@@ -76,7 +81,10 @@ def record(options: RecordOptions) -> int:
 
         record_texts(pair, jobs, rule, writer, slots=options.slots, progress=advance)
     Console().print(_table(read_trace(options.output)))
-    console.print(f"Written to {options.output}", markup=False, soft_wrap=True)
+    if options.packed is not None:
+        pack_trace(options.output, options.packed)
+    written = [str(path) for path in (options.output, options.packed) if path is not None]
+    console.print(f"Written to {' and '.join(written)}", markup=False, soft_wrap=True)
     return 0
 
 

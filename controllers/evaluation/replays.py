@@ -17,6 +17,7 @@ from env.errors import ParameterError
 from env.latency.costs import RoundCosts
 from env.latency.profile import LatencyProfile
 from env.parameters import TreeParameters
+from env.recordings import playable
 from env.replay import ReplayDecoder
 from env.rounds import Request
 from env.tabulation import Corpus
@@ -31,7 +32,6 @@ __all__ = [
     "Progressed",
     "best_static",
     "ladder_names",
-    "playable",
 ]
 
 BEST_STATIC, MYOPIC, CLAIRVOYANT = "best_static", "myopic", "clairvoyant"
@@ -86,11 +86,6 @@ def best_static(
     if len(chosen) < len(machines):
         raise ParameterError("Expected a grid of one choice or more; got an empty one.")
     return chosen
-
-
-def playable(texts: Sequence[TraceText]) -> list[TraceText]:
-    """Texts with a round to steer: those that do not end with their first token."""
-    return [text for text in texts if len(text.tokens) > text.prompt + 1]
 
 
 @dataclass(frozen=True)

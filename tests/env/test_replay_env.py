@@ -13,6 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
+from env import recordings
 from env.errors import ParameterError, TraceError, UnknownNameError, UnrecordedError
 from env.grid import ParameterGrid
 from env.latency.families import FAMILIES, compute_bound
@@ -159,7 +160,8 @@ class TestWhatIsReplayed:
 
 
 class TestErrors:
-    def test_no_trace_is_an_error_as_long_as_none_is_shipped(self) -> None:
+    def test_no_trace_is_an_error_where_none_is_shipped(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(recordings, "DEFAULT_TRACE", tmp_path / "none.sgt.xz")
         with pytest.raises(TraceError, match=r"Expected a trace to replay.*Record one with python -m scripts.record"):
             ReplaySpeculation()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from controllers.evaluation.report import load_results
+from env.recordings import find_trace
 from env.traces.file import read_trace
 from tests.scripts import Caller, assert_refused, finish, start, write_prompts
 from tests.tiny_pair import TinyFolders
@@ -68,6 +69,14 @@ class TestRecord:
         assert trace.read_bytes().startswith(before)
         assert len(read_trace(trace).texts) == 3 * len(TEXTS)
 
+    def test_a_packed_copy_is_the_same_trace(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path, trace: Path
+    ) -> None:
+        packed = tmp_path / "tiny.sgt.xz"
+        assert call("record", *recording(folders, trace, prompts, "--packed", packed)).status == 0
+        assert packed.stat().st_size < trace.stat().st_size
+        assert list(map(str, find_trace(packed).texts)) == list(map(str, read_trace(trace).texts))
+
     def test_an_interrupted_recording_ends_as_one_that_was_not(
         self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path, trace: Path
     ) -> None:
@@ -90,6 +99,7 @@ class TestRecord:
             (["--floor", "0"], "floor must be over 0 and at most 1; got 0.0."),
             (["--draft", "lookup"], "got a draft of kind 'lookup'"),
             (["--temperatures", "-1"], "temperature must be 0"),
+            (["--packed", "trace.zip"], "packed must end with .xz; got trace.zip."),
             (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -136,7 +146,7 @@ class TestEvaluate:
         [
             (["--split", "tests"], "Unknown split 'tests'. Did you mean test"),
             (["--controllers", "histroy"], "Unknown controller 'histroy'. Did you mean history"),
-            (["--temperatures", "0.5"], "Expected texts of temperature 0.5 in the splits test and train"),
+            (["--temperatures", "0.5"], "Expected recorded texts of split=test, temperature=0.5"),
             (["--profiles", "nowhere.json"], "nowhere.json"),
             (["--static-texts", "0"], "static_texts must be 1 or more; got 0."),
         ],
