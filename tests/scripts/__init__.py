@@ -27,6 +27,7 @@ COMMANDS = {
     "exactness": "ExactnessOptions",
     "generate": "GenerateOptions",
     "record": "RecordOptions",
+    "replay_speed": "ReplaySpeedOptions",
     "update_pages": "PagesOptions",
 }
 """every command and the name of its options"""

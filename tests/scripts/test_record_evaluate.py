@@ -177,3 +177,22 @@ class TestEvaluate:
         content[len(content) // 2] ^= 1
         trace.write_bytes(content)
         assert_refused(call("evaluate", "--traces", trace, "--output", tmp_path / "out"), "tiny.sgt is corrupt")
+
+
+class TestReplaySpeed:
+    def test_it_tells_what_was_played_and_how_fast(self, call: Caller, tmp_path: Path, trace: Path) -> None:
+        output, few = tmp_path / "speed", ["--episodes", 3, "--steps", 4, "--repeats", 1, "--split", "train"]
+        ended = call("replay_speed", "--traces", trace, "--output", output, *few)
+        assert ended.status == 0, ended.err
+        record = json.loads((output / "results.json").read_text(encoding="utf-8"))
+        speeds = {speed["what"]: speed for speed in record["speeds"]}
+        first, again = speeds["single, first time"], speeds["single, known rounds"]
+        assert 0 < first["rounds"] == again["rounds"]
+        assert speeds["vectorised, 3 episodes"]["rounds"] == 12
+        assert speeds["tabulating"]["rounds"] % record["actions"] == 0
+        assert all(speed["per_second"] == speed["rounds"] / speed["seconds"] for speed in speeds.values())
+
+    def test_a_wrong_setting_is_answered_by_name(self, call: Caller, trace: Path) -> None:
+        output = trace.with_name("speed")
+        ended = call("replay_speed", "--traces", trace, "--output", output, "--episodes", 0)
+        assert_refused(ended, "episodes must be 1 or more; got 0.")

@@ -1,0 +1,107 @@
+"""How many rounds a second replay plays, one text at a time and many together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controllers.registry import make_controller
+from controllers.run import run
+from env.latency.profile import LatencyProfile
+from env.recordings import text_request
+from env.replay import ReplayDecoder
+from env.traces.file import Trace
+from env.traces.records import TraceText
+from env.vector import ReplayVectorEnv
+
+__all__ = ["Speed", "single_speeds", "vector_speeds"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast something was."""
+
+    what: str
+    rounds: int
+    """rounds played [rounds]"""
+    seconds: float
+    """time they took [s]"""
+
+    @property
+    def per_second(self) -> float:
+        """Rounds a second."""
+        return self.rounds / self.seconds
+
+
+def single_speeds(
+    trace: Trace, texts: Sequence[TraceText], profile: LatencyProfile, controller: str, repeats: int
+) -> list[Speed]:
+    """One text after the other under a controller: rounds that are played for the first time, then known ones.
+
+    Args:
+        trace: where the texts are from.
+        texts: the texts.
+        profile: what rounds take.
+        controller: its name, see `make_controller`.
+        repeats: times that the known rounds are played; the median of their speeds is told.
+
+    Raises:
+        UnknownNameError: there is no such controller.
+        UnrecordedError, UnmeasuredError: the trace or the profile does not cover it.
+    """
+    decoder, policy = ReplayDecoder(trace.texts, trace.header, profile), make_controller(controller)
+    requests = [text_request(text) for text in texts]
+
+    def play() -> int:
+        # The round that reads the prompt is not steered, and takes no time here.
+        return sum(run(decoder, policy, request).rounds - 1 for request in requests)
+
+    first = _timed("single, first time", play)
+    return [first, _median([_timed("single, known rounds", play) for _ in range(repeats)])]
+
+
+def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int, seed: int = 0) -> list[Speed]:
+    """All episodes together under random actions, once all that they may bring is known.
+
+    Args:
+        envs: the environment.
+        steps: steps of each measurement.
+        repeats: measurements, of which the median is told.
+        seed: of texts and actions.
+
+    Raises:
+        UnrecordedError, UnmeasuredError: the trace or a profile does not cover the grid.
+    """
+    tabulated = _timed("tabulating", lambda: _tabulate(envs))
+    envs.reset(seed=seed)
+    actions = np.random.default_rng(seed).integers(
+        envs.single_action_space.nvec, size=(steps, *envs.action_space.shape)
+    )
+
+    def play() -> int:
+        for action in actions:
+            envs.step(action)
+        return steps * envs.num_envs
+
+    play()  # memory is taken and caches are filled
+    together = _median([_timed(f"vectorised, {envs.num_envs} episodes", play) for _ in range(repeats)])
+    return [tabulated, together]
+
+
+def _tabulate(envs: ReplayVectorEnv) -> int:
+    envs.tabulate_all()
+    roots = sum(len(text.tokens) - text.prompt - 1 for text in envs.replays.texts)
+    return roots * len(envs.replays.table.choices)
+
+
+def _timed(what: str, play: Callable[[], int]) -> Speed:
+    began = time.perf_counter()
+    rounds = play()
+    return Speed(what, rounds, time.perf_counter() - began)
+
+
+def _median(speeds: Sequence[Speed]) -> Speed:
+    return sorted(speeds, key=lambda speed: speed.per_second)[len(speeds) // 2]
