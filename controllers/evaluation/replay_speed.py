@@ -77,9 +77,8 @@ def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int, seed: int = 0
     """
     tabulated = _timed("tabulating", lambda: _tabulate(envs))
     envs.reset(seed=seed)
-    actions = np.random.default_rng(seed).integers(
-        envs.single_action_space.nvec, size=(steps, *envs.action_space.shape)
-    )
+    sizes = np.asarray(envs.grid.nvec)
+    actions = np.random.default_rng(seed).integers(sizes, size=(steps, envs.num_envs, len(sizes)))
 
     def play() -> int:
         for action in actions:
