@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from agents.action_forms import Absolute, ActionForm
 from env.errors import ParameterError
-from env.features import FeatureVector
-from env.vector import ReplayVectorEnv
+from env.features import FEATURES, FeatureVector
+from env.tree import IntArray
+from env.vector import Price, ReplayVectorEnv
 
 __all__ = ["ReplayVecEnv"]
 
@@ -21,21 +24,31 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
 
     An episode that ends has in its info `terminal_observation`, `TimeLimit.truncated` and, as ``Monitor`` writes them,
     ``episode`` with `r` (reward), `l` (rounds), and besides `tokens` and `plain_steps`, whose quotient over many
-    episodes is the throughput in units of plain decoding. Other infos are empty; `envs.step` has them in arrays.
+    episodes is the throughput in units of plain decoding. Other infos are empty; `told` has them in arrays.
 
     What `env_method`, `get_attr` and `set_attr` name is the vector environment's, the same for all episodes.
 
     Args:
         envs: the vector environment; nobody else may step it.
+        form: what actions are, and what it adds to observations; absolute values of the grid if None.
+
+    Attributes:
+        current: the last action of every episode on the grid, `int64[num_envs, 6]`.
+        told: the info of the last step, see `ReplayVectorEnv`.
     """
 
-    def __init__(self, envs: ReplayVectorEnv) -> None:
-        self.envs = envs
-        self.actions: npt.ArrayLike = ()
-        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+    def __init__(self, envs: ReplayVectorEnv, form: ActionForm | None = None) -> None:
+        self.envs, self.form = envs, form or Absolute(envs.grid)
+        self.actions: npt.NDArray[Any] = np.empty(0, np.int64)
+        self.current: IntArray = np.tile(self.form.first, (envs.num_envs, 1))
+        self.told: dict[str, Any] = {}
+        entries = len(FEATURES) + len(self.form.entries)
+        super().__init__(
+            envs.num_envs, gym.spaces.Box(0.0, 1.0, (entries,), np.float32), gym.spaces.MultiDiscrete(self.form.nvec)
+        )
 
-    def set_lam(self, lam: float) -> None:
-        """Sets the price of time for the steps to come [tokens per plain step]. Raises `ParameterError`."""
+    def set_lam(self, lam: Price) -> None:
+        """Sets the price of time for the steps to come, see `ReplayVectorEnv.set_lam`. Raises `ParameterError`."""
         self.envs.set_lam(lam)
 
     def reset(self) -> FeatureVector:
@@ -45,22 +58,26 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{name: values[index] for name, values in info.items()} for index in range(self.num_envs)]
-        return seen
+        self.current[:] = self.form.first
+        return self._with_form(seen)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Takes note of the actions of the step, `int[num_envs, 6]`."""
+        """Takes note of the actions of the step, `int[num_envs, heads]`."""
         self.actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Plays the step. Raises as `ReplayVectorEnv.step` does."""
-        seen, rewards, terminated, truncated, info = self.envs.step(self.actions)
+        self.current = self.form.move(self.current, self.actions).copy()  # the caller's actions stay as they are
+        seen, rewards, terminated, truncated, info = self.envs.step(self.current)
+        self.told = info
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         done = terminated | truncated
         if done.any():
-            episode = info["final_info"]["episode"]
+            episode, last = info["final_info"]["episode"], self._with_form(info["final_obs"])
+            self.current[done] = self.form.first
             for index in np.flatnonzero(done).tolist():
                 infos[index] = {
-                    "terminal_observation": info["final_obs"][index],
+                    "terminal_observation": last[index],
                     "TimeLimit.truncated": bool(truncated[index]),
                     "episode": {
                         "r": float(episode["reward"][index]),
@@ -69,7 +86,10 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
                         "plain_steps": float(episode["plain_steps"][index]),
                     },
                 }
-        return seen, rewards.astype(np.float32), done, infos
+        return self._with_form(seen), rewards.astype(np.float32), done, infos
+
+    def _with_form(self, seen: FeatureVector) -> FeatureVector:
+        return np.concatenate([seen, self.form.seen(self.current)], axis=1) if self.form.entries else seen
 
     def close(self) -> None:
         """Closes the vector environment."""

@@ -14,7 +14,7 @@ from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
 from env.errors import ParameterError, UnknownNameError
 from env.parameters import PLAIN, TreeParameters
 
-__all__ = ["controller_names", "make_controller", "register"]
+__all__ = ["controller_names", "make_controller", "register", "register_finder"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class _Entry:
 
 
 _ENTRIES: dict[str, _Entry] = {}
+_FINDERS: list[Callable[[str], Controller | None]] = []
 
 
 def register(name: str, factory: Callable[..., Controller]) -> None:
@@ -34,6 +35,14 @@ def register(name: str, factory: Callable[..., Controller]) -> None:
     """
     parameters = inspect.signature(factory).parameters
     _add(name, _Entry(factory, {option: parameter.default for option, parameter in parameters.items()}))
+
+
+def register_finder(find: Callable[[str], Controller | None]) -> None:
+    """Lets `find` answer specifications that begin with no registered name: with a controller, or None if it has none.
+
+    So a controller may be named by the path of its file.
+    """
+    _FINDERS.append(find)
 
 
 def _register_static(name: str, parameters: TreeParameters) -> None:
@@ -67,9 +76,13 @@ def make_controller(specification: str) -> Controller:
     Raises:
         UnknownNameError: no such controller or option; the message offers the closest names.
         ParameterError: a value that the option cannot take.
+        SpecGymError: whatever a finder raises at what it was asked for.
     """
     name, *settings = specification.split(":")
     if name not in _ENTRIES:
+        for find in _FINDERS:
+            if (controller := find(specification)) is not None:
+                return controller
         raise UnknownNameError("controller", name, _ENTRIES)
     entry = _ENTRIES[name]
     options: dict[str, Any] = {}

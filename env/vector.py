@@ -24,10 +24,12 @@ from env.speculation import check_observable, check_price
 from env.tabulation import covered_grid
 from env.tree import BoolArray, FloatArray, IntArray
 
-__all__ = ["ReplayVectorEnv", "VectorStep"]
+__all__ = ["Price", "ReplayVectorEnv", "VectorStep"]
 
 VectorStep: TypeAlias = "tuple[FeatureVector, FloatArray, BoolArray, BoolArray, dict[str, Any]]"
 """observations, rewards, terminations, truncations and infos"""
+Price: TypeAlias = "float | FloatArray"
+"""of time: one for all, or by latency profile and way of decoding [tokens per plain step]"""
 
 
 class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
@@ -57,13 +59,13 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         split: likewise.
         temperature: likewise.
         grid: likewise.
-        lam: price of time, see `SpeculationEnv`; `set_lam` changes it.
+        lam: price of time, see `SpeculationEnv`, or prices as `set_lam` takes them, which changes them.
         observes_draft: see `SpeculationEnv`.
 
     Attributes:
         replays: texts and tables.
         grid: what actions stand for.
-        lam: price of time [tokens per plain step].
+        lam: price of time, or the prices [tokens per plain step].
 
     Raises:
         ParameterError, TraceError, ProfileError, UnknownNameError: as in `ReplaySpeculation`.
@@ -81,12 +83,13 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         split: str | None = "train",
         temperature: float | None = None,
         grid: ParameterGrid | None = None,
-        lam: float = 1.0,
+        lam: Price = 1.0,
         observes_draft: bool = True,
     ) -> None:
         check_limit("num_envs", num_envs)
-        self.set_lam(lam)
         profiles = _profiles(profile)
+        self._prices = _prices(lam, len(profiles))
+        self._lam = lam
         trace = find_trace(traces)
         texts = choose_texts(trace.texts, split, temperature)
         self.grid = covered_grid(trace.header) if grid is None else grid
@@ -103,9 +106,26 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         self._order: IntArray = np.empty(0, np.int64)
         self._begun = False
 
-    def set_lam(self, lam: float) -> None:
-        """Sets the price of time for the steps to come [tokens per plain step]. Raises `ParameterError`."""
-        check_price(lam)
+    @property
+    def lam(self) -> Price:
+        """See the class."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, lam: Price) -> None:
+        self._prices = _prices(lam, len(self.replays.profiles))
+        self._lam = lam
+
+    def set_lam(self, lam: Price) -> None:
+        """Sets the price of time for the steps to come [tokens per plain step].
+
+        Args:
+            lam: a price for all, or, since throughput differs, one for every latency profile and way of decoding,
+                greedy before sampled, `float[profiles, 2]`.
+
+        Raises:
+            ParameterError: a price that is negative or not finite, or not as many as said.
+        """
         self.lam = lam
 
     def tabulate_all(self, progress: Callable[[int, int], None] = lambda done, all_of_them: None) -> None:
@@ -166,7 +186,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
                 f"Expected actions of shape {self.action_space.shape}, one for each episode; got {np.shape(actions)}."
             )
         rounds = self.rollouts.play(actions)
-        rewards = rounds.tokens - self.lam * rounds.plain_steps
+        sampled = np.where(self.replays.greedy[self.rollouts.text], 0, 1)
+        rewards = rounds.tokens - self._prices[self.rollouts.profile, sampled] * rounds.plain_steps
         self._totals += np.stack([np.ones(self.num_envs), rounds.tokens, rounds.plain_steps, rewards])
         terminated, truncated = self.rollouts.ends()
         info = {name: getattr(rounds, name) for name in rounds.__dataclass_fields__} | self._whereabouts()
@@ -220,3 +241,16 @@ def _profiles(profile: ProfileSource | Sequence[ProfileSource] | None) -> list[L
     if not profile:
         raise ParameterError("Expected one latency profile or more; got an empty list.")
     return [find_profile(each) for each in profile]
+
+
+def _prices(lam: Price, profiles: int) -> FloatArray:
+    """The price of every profile and way of decoding, `float64[profiles, 2]`. Raises `ParameterError`."""
+    prices = np.asarray(lam, np.float64)
+    if prices.ndim and prices.shape != (profiles, 2):
+        raise ParameterError(
+            f"Expected lam as one number, or as an array of shape {(profiles, 2)}, by latency profile and way of "
+            f"decoding; got one of shape {prices.shape}."
+        )
+    for price in prices.flat:
+        check_price(float(price))
+    return np.broadcast_to(prices, (profiles, 2))

@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from agents.policy_controller import register_policies
 from env.errors import SpecGymError
 from env.pair import DEFAULT_TARGET, ModelPair, load_pair
 from env.rounds import check_limit
@@ -25,6 +26,8 @@ INTERRUPTED = 130
 """exit status after Ctrl-C, by the shells' convention"""
 
 console = Console(stderr=True)
+
+register_policies()  # every command finds policies where it finds controllers
 
 Options = TypeVar("Options")
 

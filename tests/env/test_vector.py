@@ -226,6 +226,29 @@ class TestEpisodes:
         with pytest.raises(ParameterError, match="lam must be 0 or a positive"):
             envs.set_lam(-1.0)
 
+    def test_every_machine_and_way_of_decoding_may_have_a_price_of_its_own(self, causal: Path) -> None:
+        envs, prices = make(causal, 24, profile=PROFILES), np.arange(6.0).reshape(3, 2)
+        envs.set_lam(prices)
+        _, info = envs.reset(seed=0)
+        sampled = [not envs.replays.texts[text].settings.greedy for text in info["text"]]
+        expected = prices[info["profile"], np.array(sampled, int)]
+        assert set(expected) == set(range(6)), "the test would be vacuous"
+        _, rewards, *_, after = envs.step(np.zeros((24, 6), np.int64))
+        assert rewards.tolist() == (after["tokens"] - expected * after["plain_steps"]).tolist()
+
+    @pytest.mark.parametrize(
+        ("prices", "message"),
+        [
+            (np.ones(3), r"shape \(3, 2\), by latency profile .*; got one of shape \(3,\)"),
+            (np.array([[1.0, 1.0], [1.0, 1.0], [1.0, np.inf]]), "lam must be 0 or a positive"),
+        ],
+    )
+    def test_prices_that_cannot_be_are_refused(self, causal: Path, prices: np.ndarray, message: str) -> None:
+        envs = make(causal, profile=PROFILES, lam=0.5)
+        with pytest.raises(ParameterError, match=message):
+            envs.set_lam(prices)
+        assert envs.lam == 0.5
+
     def test_a_plain_round_is_worth_the_same_anywhere(self, causal: Path) -> None:
         envs, action = make(causal, profile=PROFILES[0], observes_draft=False), np.zeros((3, 6), np.int64)
         envs.reset(seed=0)

@@ -1,0 +1,81 @@
+"""A trained policy as a controller like any other, found by its name or by its file."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from agents.hub import fetch_policy
+from agents.policy_file import SETTINGS, Policy, load_policy
+from controllers.registry import register, register_finder
+from env.features import feature_vector
+from env.observation import Observation
+from env.parameters import TreeParameters
+from env.tree import IntArray
+
+__all__ = ["SHIPPED", "PolicyController", "find_policy", "register_policies"]
+
+SHIPPED = Path(__file__).parent / "policies"
+"""folder of the policies that are shipped, each in a folder named after it"""
+
+
+class PolicyController:
+    """Does what a policy thinks best: of every head the choice with the highest logit.
+
+    Args:
+        policy: the policy.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.observes_draft = policy, policy.observes_draft
+        self._form, self._network = policy.acting, policy.network()
+        self._adds = bool(self._form.entries)
+        self._current: IntArray = self._form.first
+        nvec = policy.grid.nvec
+        self._strides = np.append(np.cumprod(nvec[:0:-1])[::-1], 1)
+        self._parameters = [policy.grid.parameters(action) for action in np.ndindex(*nvec)]
+
+    def reset(self) -> None:
+        """Forgets the request before."""
+        self._network.reset()
+        self._current = self._form.first
+
+    def act(self, observation: Observation) -> TreeParameters:
+        """What the policy chooses."""
+        seen = feature_vector(observation)
+        if self._adds:
+            seen = np.concatenate([seen, self._form.seen(self._current)])
+        self._current = self._form.move(self._current, self._network.choose(seen))
+        return self._parameters[int(self._current @ self._strides)]
+
+
+def find_policy(specification: str) -> PolicyController | None:
+    """The policy in a folder or file of that name, or on the hub, ``hub:owner/name``; None if it is neither.
+
+    Raises:
+        ParameterError: what comes after ``hub:`` is no name of the hub's.
+        PolicyError: there is no policy, or none that can be used.
+    """
+    if specification.startswith("hub:"):
+        return PolicyController(load_policy(fetch_policy(specification.removeprefix("hub:"))))
+    path = Path(specification).expanduser()
+    if path.suffix != ".json" and not (path / SETTINGS).is_file():
+        return None
+    return PolicyController(load_policy(path))
+
+
+def register_policies(folder: Path = SHIPPED) -> None:
+    """Makes every policy in a folder known by the name of its own folder, and any other by its path.
+
+    Raises:
+        ParameterError: a controller of that name is there already.
+    """
+    for settings in sorted(folder.glob(f"*/{SETTINGS}")):
+        register(settings.parent.name, partial(_shipped, settings))
+    register_finder(find_policy)
+
+
+def _shipped(path: Path) -> PolicyController:
+    return PolicyController(load_policy(path))
