@@ -48,9 +48,9 @@ def line(question_id: object, category: str = "code", *turns: str, **more: objec
 def test_builtin_set_has_every_kind_in_number() -> None:
     prompts = load_prompts("builtin")
     counts = Counter(prompt.category for prompt in prompts)
-    assert len(prompts) >= 85
+    assert len(prompts) >= 144
     assert set(counts) == KINDS
-    assert min(counts.values()) >= 12
+    assert min(counts.values()) >= 18
 
 
 def test_builtin_identifiers_and_texts_are_unique() -> None:
@@ -78,7 +78,7 @@ def test_builtin_reading_tasks_hold_a_text_to_read(category: str, least: int) ->
 # Subsets
 
 
-@pytest.mark.parametrize("limit", [1, 3, 7, 10, 20, 50, 80])
+@pytest.mark.parametrize("limit", [1, 3, 7, 10, 20, 50, 80, 144])
 def test_every_limit_is_balanced_over_the_categories(limit: int) -> None:
     chosen = load_prompts("builtin", limit)
     counts = Counter(prompt.category for prompt in chosen)
