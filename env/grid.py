@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from env.errors import ParameterError, UnknownNameError
-from env.parameters import PLAIN, SOURCES, Source, TreeParameters
+from env.parameters import PLAIN, SOURCES, STOPS, Source, TreeParameters
 from env.tree import IntArray
 
 __all__ = ["DIMENSIONS", "ParameterGrid"]
@@ -162,7 +162,7 @@ class ParameterGrid:
         return {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
-        } | {"base": dataclasses.asdict(self.base)}
+        } | {"base": self.base.record()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ParameterGrid:
@@ -174,7 +174,8 @@ class ParameterGrid:
         """
         values = _checked_entries(cls, record, "grid")
         try:
-            values["base"] = TreeParameters(**_checked_entries(TreeParameters, record["base"], "base of a grid"))
+            base = _checked_entries(TreeParameters, STOPS | record["base"], "base of a grid")
+            values["base"] = TreeParameters(**base)
             return cls(**values | {name: tuple(values[name]) for name in DIMENSIONS})
         except TypeError as error:
             raise ParameterError(

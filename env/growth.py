@@ -37,7 +37,8 @@ class Candidates:
     from_lookup: BoolArray | None = None
     """which of them prompt lookup alone offers, `bool[n, k]`; None if it offers none"""
     entropy: FloatArray | None = None
-    """entropy of the draft's distribution at each node, before any noise, `float64[n]` [nats]; None if not asked for"""
+    """entropy of the draft model's distribution at each node, before any noise, 0 where the model was not asked,
+    `float64[n]` [nats]; None if not asked for"""
 
 
 Expand = Callable[[Forest, IntArray, int], Candidates]
@@ -67,27 +68,39 @@ def grow(forest: Forest, parameters: TreeParameters, expand: Expand[Forest]) -> 
 
 
 def _expandable(parameters: TreeParameters, tree: TokenForest, level: IntArray, depth: int) -> IntArray:
-    """Phase 2: those nodes of a level that are likely enough, at most `frontier_width` of a tree."""
+    """Phase 2: those nodes of a level that are likely enough, at most `frontier_width` of a tree, if it is worth it."""
     if depth == 0:
         return level
     reach = tree.reach[level]
     likely = reach >= parameters.early_stop
     if depth >= parameters.base_depth:
         likely &= reach > parameters.deep_expand
+    if parameters.min_confidence > 0:
+        likely &= np.exp(tree.log_prob[level]) >= parameters.min_confidence
     level, reach = level[likely], reach[likely]
     if level.size > parameters.frontier_width:
         level = level[best_of_each(tree.owner[level], reach, parameters.frontier_width)]
+    if parameters.level_price > 0:
+        worth = np.bincount(tree.owner[level], tree.reach[level])  # by tree: the most that its next level can add
+        level = level[worth[tree.owner[level]] >= parameters.level_price]
     return level
 
 
 def _branch(parameters: TreeParameters, tree: TokenForest, frontier: IntArray, candidates: Candidates) -> IntArray:
-    """Phase 1: the surer the draft, the fewer children. Returns the new nodes."""
+    """Phase 1: the surer the draft, the fewer children. Returns those new nodes that may be expanded in their turn."""
     confidence = candidates.confidence
     children = np.full(len(frontier), parameters.mid_branch)
     children[confidence > parameters.high_confidence] = parameters.min_branch
     children[confidence < parameters.low_confidence] = parameters.max_branch
     offered = candidates.log_probs > -np.inf
-    rows, columns = np.nonzero(offered & (np.arange(offered.shape[1]) < children[:, None]))
+    chosen = offered & (np.arange(offered.shape[1]) < children[:, None])
+    if parameters.min_reach > 0:
+        chosen &= np.exp(tree.log_reach[frontier][:, None] + candidates.log_probs) >= parameters.min_reach
+    rows, columns = np.nonzero(chosen)
     from_lookup = None if candidates.from_lookup is None else candidates.from_lookup[rows, columns]
     tokens, log_probs = candidates.tokens[rows, columns], candidates.log_probs[rows, columns]
-    return tree.add(frontier[rows], tokens, log_probs, from_lookup)
+    added = tree.add(frontier[rows], tokens, log_probs, from_lookup)
+    if parameters.max_entropy > 0 and candidates.entropy is not None:
+        unsure = candidates.entropy[rows] > parameters.max_entropy
+        return added[~unsure if from_lookup is None else ~unsure | from_lookup]
+    return added

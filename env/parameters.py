@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from env.errors import ParameterError
 
-__all__ = ["PLAIN", "SOURCES", "Source", "TreeParameters"]
+__all__ = ["PLAIN", "SOURCES", "STOPS", "Source", "TreeParameters"]
 
 Source = Literal["model", "lookup", "both"]
 """where the nodes of a tree come from: the draft model, prompt lookup, or the two merged"""
 SOURCES: tuple[Source, ...] = get_args(Source)
+STOPS = {"min_reach": 0.0, "min_confidence": 0.0, "max_entropy": 0.0, "level_price": 0.0}
+"""fields that recordings and grids leave out where they stop nothing, as they do by these values"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,17 @@ class TreeParameters:
     prompt lookup has nothing else to ask"""
     calibrated: bool = True
     """whether reach is made of calibrated probabilities where the draft model has a calibrator, or of its own"""
+    min_reach: float = 0.0
+    """reach under which a node is left out, neither expanded nor verified [probability]"""
+    min_confidence: float = 0.0
+    """probability given its parent, the factor that it adds to reach, under which a node is not expanded
+    [probability]"""
+    max_entropy: float = 0.0
+    """entropy of the draft model's distribution, before any noise, over which none of the children drawn from it is
+    expanded; 0 for no bound. What prompt lookup alone proposes comes from no distribution and is not bound [nats]"""
+    level_price: float = 0.0
+    """reach of all nodes that a level below the root would expand, summed, under which the level is not drafted: that
+    sum is the most that its children can add to the expected tokens of the round [tokens]"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.base_depth <= self.max_depth:
@@ -59,6 +73,10 @@ class TreeParameters:
             self._refuse("0 <= low_confidence <= high_confidence <= 1", "low_confidence", "high_confidence")
         if not (0 <= self.early_stop <= 1 and 0 <= self.deep_expand <= 1):
             self._refuse("early_stop and deep_expand within 0 and 1", "early_stop", "deep_expand")
+        if not (0 <= self.min_reach <= 1 and 0 <= self.min_confidence <= 1):
+            self._refuse("min_reach and min_confidence within 0 and 1", "min_reach", "min_confidence")
+        if not (0 <= self.max_entropy < math.inf and 0 <= self.level_price < math.inf):
+            self._refuse("max_entropy and level_price of 0 or more", "max_entropy", "level_price")
         if self.frontier_width < 1 or self.node_budget < 1:
             self._refuse("frontier_width and node_budget of 1 or more", "frontier_width", "node_budget")
         if self.source not in SOURCES:
@@ -81,6 +99,10 @@ class TreeParameters:
         return TreeParameters(
             **values | {"max_depth": max(depth, 0), "base_depth": min(self.base_depth, max(depth, 0))}
         )
+
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON can hold them, without those `STOPS` that stop nothing: older files do not know them."""
+        return {name: value for name, value in asdict(self).items() if value != STOPS.get(name)}
 
 
 PLAIN = TreeParameters(base_depth=0, max_depth=0)

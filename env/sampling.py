@@ -195,11 +195,12 @@ class TokenChooser:
         best, indices = scores.float().log_softmax(dim=-1).topk(min(max(k, _RANKED), width), dim=-1)
         best, indices = best[:, :k], indices[:, :k]
         tokens = indices if token_ids is None else token_ids[indices]
-        values, ids = _read(best.half(), tokens)
+        values, ids = _read(*self._with_entropy(best.half(), tokens, logits) if entropy else (best.half(), tokens))
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        spread = self._entropy(logits) if entropy else None
-        return Candidates(ids, values, np.exp(values[:, 0]), entropy=spread)
+        if not entropy:
+            return Candidates(ids, values, np.exp(values[:, 0]))
+        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=values[:, -1])
 
     def scores(
         self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None
@@ -223,6 +224,9 @@ class TokenChooser:
         scores: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.to(torch.float32, copy=True))
         return scores
 
-    def _entropy(self, logits: torch.Tensor) -> FloatArray:
+    def _with_entropy(
+        self, values: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and tokens with the entropies as a last column of values, so that one transfer reads them all."""
         nats = torch.special.entr(self._warped(logits).softmax(dim=-1)).sum(dim=-1)
-        return np.asarray(nats.half().cpu().numpy(), np.float64)
+        return torch.cat([values, nats.half()[:, None]], dim=1), torch.nn.functional.pad(tokens, (0, 1))

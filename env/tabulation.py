@@ -124,8 +124,8 @@ class _Model:
         self.calibrator, self.walk, self.trees = corpus.calibrator, Walk(corpus.table, roots), len(roots)
         self.rows: list[IntArray] = []
 
-    def expand(self, forest: TokenForest, nodes: IntArray, k: int) -> Candidates:
-        """See `Draft.expand`."""
+    def expand(self, forest: TokenForest, nodes: IntArray, k: int, entropy: bool = True) -> Candidates:
+        """See `RecordedDraft.expand`."""
         self.rows.append(np.bincount(forest.owner[nodes], minlength=self.trees))
         return self.walk(forest, nodes, k)
 

@@ -139,6 +139,15 @@ def rounds_until_the_end(decoder: LiveDecoder, parameters: Sequence[TreeParamete
             decoder.round(choice)
 
 
+STOPS: dict[str, st.SearchStrategy[float]] = {
+    "min_reach": st.sampled_from([0.0, 0.0, 0.05, 0.2]),
+    "min_confidence": st.sampled_from([0.0, 0.0, 0.3, 0.6]),
+    "max_entropy": st.sampled_from([0.0, 0.0, 0.5, 1.5]),
+    "level_price": st.sampled_from([0.0, 0.0, 0.4, 0.8]),
+}
+"""The tree parameters that leave nodes out or stop branches; each often stops nothing."""
+
+
 @st.composite
 def tree_parameters(draw: st.DrawFn, deepest: int = 6) -> TreeParameters:
     """Any valid tree parameters, plain decoding included."""
@@ -158,6 +167,7 @@ def tree_parameters(draw: st.DrawFn, deepest: int = 6) -> TreeParameters:
         node_budget=draw(st.integers(1, 40)),
         source=draw(st.sampled_from(SOURCES)),
         calibrated=draw(st.booleans()),
+        **draw(st.fixed_dictionaries(STOPS)),
     )
 
 

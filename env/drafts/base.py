@@ -47,10 +47,11 @@ class Draft(Protocol):
                 there was no tree.
         """
 
-    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """The k best continuations after each of `nodes`, which are of one depth and follow in growing order.
 
         The first call after a `commit` is for the root alone. Later calls may leave out nodes of a level, and levels at
         the end of a tree, but the parents of all nodes were expanded by the call before. Between two commits there may
-        be no call at all. The candidates for a smaller k are the first of those for a larger one.
+        be no call at all. The candidates for a smaller k are the first of those for a larger one. With `entropy` a
+        draft that has a distribution tells its entropies too.
         """

@@ -58,7 +58,7 @@ class CausalDraft:
         self.pending.extend(tokens[len(rows) :])  # what was expanded of a path is its beginning
         self.expanded = _NOTHING
 
-    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `Draft.expand`."""
         watch = Stopwatch()
         if self.pending:
@@ -71,4 +71,5 @@ class CausalDraft:
             # The root is the last committed row: its children stand at `committed`.
             logits = self.model.extend_tree(tree.token[nodes], self.committed - 1 + tree.depth[nodes], visible)
         self.forward_seconds += watch.lap()
-        return self.chooser.rank(logits[:, : self.vocabulary], (self.committed + tree.depth[nodes]).tolist(), k)
+        positions = (self.committed + tree.depth[nodes]).tolist()
+        return self.chooser.rank(logits[:, : self.vocabulary], positions, k, entropy=entropy)

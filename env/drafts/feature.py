@@ -85,7 +85,7 @@ class FeatureDraft:
         self.pending_features.append(features)
         self.expanded = _NOTHING
 
-    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `Draft.expand`."""
         watch = Stopwatch()
         output = self._root() if self.pending else self._level(tree, nodes)
@@ -94,7 +94,7 @@ class FeatureDraft:
         self.level, self.output = nodes, output
         # Row `committed - 1` holds the root, which stands at position `committed`: its children are one further.
         positions = (self.committed + 1 + tree.depth[nodes]).tolist()
-        return self.chooser.rank(logits, positions, k, self.network.token_ids)
+        return self.chooser.rank(logits, positions, k, self.network.token_ids, entropy=entropy)
 
     def _root(self) -> torch.Tensor:
         """Feeds what is owed; the features after the root, `[1, hidden]`."""

@@ -90,8 +90,11 @@ class LookupDraft:
             self.ends.setdefault(tuple(text[-self.shortest :]), []).append(len(text) - 1)
         text.append(token)
 
-    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
-        """See `Draft.expand`. The matches are those of the text with the node's path; they lie in the text itself."""
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
+        """See `Draft.expand`. The matches are those of the text with the node's path; they lie in the text itself.
+
+        There is no distribution here, and so no entropy.
+        """
         tokens, log_probs = np.zeros((len(nodes), k), np.int64), np.full((len(nodes), k), -np.inf)
         for row, node in enumerate(nodes):
             path = tree.token[np.flatnonzero(tree.ancestors[node])[1:]]  # the root is the last token of the text

@@ -7,6 +7,7 @@ lookup, which costs next to nothing. What lookup alone proposed, lookup alone co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -82,7 +83,7 @@ class MergedDraft:
         if self.model is None or not self._readable(self.model, 0):
             return np.empty(0)
         if self.ahead is None:
-            self.ahead = self._forward(self.model, TokenTree(root), _ROOT, LOOK_AHEAD)
+            self.ahead = self._forward(self.model, TokenTree(root), _ROOT, LOOK_AHEAD, entropy=True)
         offered: FloatArray = self.ahead.log_probs[self.ahead.log_probs > -np.inf]
         return offered
 
@@ -103,7 +104,7 @@ class MergedDraft:
     def _expand(self, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         if self.model is None or parameters.source == "lookup":
             return self._look_up(tree, nodes, k)
-        found = self._ask_model(self.model, parameters.calibrated, tree, nodes, k)
+        found = self._ask_model(self.model, parameters, tree, nodes, k)
         if parameters.source == "model":
             return found
         return merge(found, self._look_up(tree, nodes, k), k)
@@ -112,31 +113,34 @@ class MergedDraft:
         self.lookup_nodes += len(nodes)
         return self.lookup.expand(tree, nodes, k)
 
-    def _ask_model(self, model: Draft, calibrated: bool, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def _ask_model(
+        self, model: Draft, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int
+    ) -> Candidates:
         """The model's candidates after those nodes that it proposed itself and can read; no offers after others."""
         depth = int(tree.depth[nodes[0]])
         own = ~tree.from_lookup[nodes]
         if not own.any() or not self._readable(model, depth):
             return _no_offers(len(nodes), k)
-        if calibrated and model.calibrator is not None:
+        entropy = parameters.max_entropy > 0
+        if parameters.calibrated and model.calibrator is not None:
             # The calibrator looks at how far the first one leads.
-            found = self._forward(model, tree, nodes[own], max(k, 2))
+            found = self._forward(model, tree, nodes[own], max(k, 2), entropy)
             found = recalibrated(found, model.calibrator.calibrate(found.log_probs, depth + 1, self.greedy), k)
         else:
-            found = self._forward(model, tree, nodes[own], k)
+            found = self._forward(model, tree, nodes[own], k, entropy)
         return found if own.all() else _spread(found, own)
 
     def _readable(self, model: Draft, depth: int) -> bool:
         """Whether the model can read the nodes at a depth."""
         return model.context_limit is None or self.length + depth <= model.context_limit
 
-    def _forward(self, model: Draft, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def _forward(self, model: Draft, tree: TokenTree, nodes: IntArray, k: int, entropy: bool) -> Candidates:
         """What the model says after `nodes`, in a forward that is counted; of the root it may have said it already."""
         at_root = not tree.depth[nodes[0]]
         if at_root and self.ahead is not None:
-            return Candidates(self.ahead.tokens[:, :k], self.ahead.log_probs[:, :k], self.ahead.confidence)
+            return replace(self.ahead, tokens=self.ahead.tokens[:, :k], log_probs=self.ahead.log_probs[:, :k])
         self.level_rows.append(model.owed if at_root else len(nodes))
-        return model.expand(tree, nodes, k)
+        return model.expand(tree, nodes, k, entropy)
 
 
 def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
@@ -166,6 +170,7 @@ def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
         np.take_along_axis(log_probs, best, axis=1),
         np.maximum(model.confidence, lookup.confidence),
         best >= model.tokens.shape[1],
+        model.entropy,
     )
 
 
@@ -177,7 +182,8 @@ def either(log_probs: FloatArray, support: FloatArray) -> FloatArray:
 
 
 def _no_offers(nodes: int, k: int) -> Candidates:
-    return Candidates(np.zeros((nodes, k), np.int64), np.full((nodes, k), -np.inf), np.zeros(nodes))
+    tokens, log_probs = np.zeros((nodes, k), np.int64), np.full((nodes, k), -np.inf)
+    return Candidates(tokens, log_probs, np.zeros(nodes), entropy=np.zeros(nodes))
 
 
 def _spread(found: Candidates, rows: BoolArray) -> Candidates:
@@ -185,6 +191,8 @@ def _spread(found: Candidates, rows: BoolArray) -> Candidates:
     spread = _no_offers(len(rows), found.tokens.shape[1])
     spread.tokens[rows], spread.log_probs[rows] = found.tokens, found.log_probs
     spread.confidence[rows] = found.confidence
+    if spread.entropy is not None and found.entropy is not None:
+        spread.entropy[rows] = found.entropy
     return spread
 
 
@@ -193,4 +201,4 @@ def recalibrated(found: Candidates, log_probs: FloatArray, k: int) -> Candidates
     log_probs = log_probs[:, :k]
     best = np.argsort(-log_probs, axis=1, kind="stable")
     tokens = np.take_along_axis(found.tokens, best, axis=1)
-    return Candidates(tokens, np.take_along_axis(log_probs, best, axis=1), found.confidence)
+    return replace(found, tokens=tokens, log_probs=np.take_along_axis(log_probs, best, axis=1))

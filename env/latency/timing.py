@@ -72,8 +72,8 @@ class FilledLookup(LookupDraft):
     verifies.
     """
 
-    def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+    def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `LookupDraft.expand`."""
-        found = super().expand(tree, nodes, k)
+        found = super().expand(tree, nodes, k, entropy)
         log_probs = np.maximum(found.log_probs, _UNLIKELY)
         return replace(found, log_probs=log_probs, from_lookup=np.ones(log_probs.shape, np.bool_))

@@ -197,9 +197,11 @@ class RecordedDraft:
         self._owed += len(tokens) - self.kept(path)
         self.seek(self.position + len(tokens))
 
-    def expand(self, tree: TokenForest, nodes: IntArray, k: int) -> Candidates:
-        """See `Draft.expand`. Raises `UnrecordedError`."""
+    def expand(self, tree: TokenForest, nodes: IntArray, k: int, entropy: bool = True) -> Candidates:
+        """See `Draft.expand`; entropies were recorded and cost nothing. Raises `UnrecordedError`."""
         self._owed = 0
+        if not tree.depth[nodes[0]]:
+            self.seek(self.position)  # another tree at the same place
         return self._walk(tree, nodes, k)
 
     def seek(self, position: int) -> None:

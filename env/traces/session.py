@@ -80,7 +80,7 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
         vocabulary=pair.target.vocabulary,
         context_limits=(pair.target.context_limit, draft.context_limit),
         end_tokens=tuple(sorted(pair.target.end_tokens)),
-        rule=json.loads(json.dumps(asdict(rule))),
+        rule=json.loads(json.dumps(asdict(rule) | {"fixed": [tree.record() for tree in rule.fixed]})),
         calibrator=None if draft.calibrator is None else draft.calibrator.record(),
         dtype=str(pair.target.dtype).removeprefix("torch."),
     )

@@ -26,14 +26,18 @@ class TableDraft:
         self.seed = seed
         self.calls: list[tuple[list[int], int]] = []
         self.offers: dict[int, tuple[FloatArray, IntArray]] = {}
+        self.entropy: dict[int, float] = {}
 
     def __call__(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         self.calls.append((nodes.tolist(), k))
         for node in nodes.tolist():
             self.offers[node] = self._offer(tree, node)
+            odds = np.exp(self.offers[node][0])
+            self.entropy[node] = float(-(odds * np.log(np.where(odds > 0, odds, 1))).sum())
         log_probs = np.stack([self.offers[node][0][:k] for node in nodes.tolist()])
         tokens = np.stack([self.offers[node][1][:k] for node in nodes.tolist()])
-        return Candidates(tokens, log_probs, np.exp(log_probs[:, 0]))
+        entropy = np.array([self.entropy[node] for node in nodes.tolist()])
+        return Candidates(tokens, log_probs, np.exp(log_probs[:, 0]), entropy=entropy)
 
     def _offer(self, tree: TokenTree, node: int) -> tuple[FloatArray, IntArray]:
         if self.seed is None:
@@ -119,6 +123,51 @@ def test_the_frontier_keeps_the_likeliest_of_a_level() -> None:
     assert [len(children(tree, node)) for node in (1, 2, 3)] == [2, 2, 0]
 
 
+def test_a_node_under_the_least_reach_is_left_out() -> None:
+    draft = TableDraft([[0.5, 0.3, 0.2], [0.9, 0.1]])
+    shape = {"base_depth": 2, "max_depth": 2, "min_branch": 3, "mid_branch": 3, "max_branch": 3}
+    tree = grow_tree(0, TreeParameters(**shape, min_reach=0.25), draft)
+    np.testing.assert_allclose(tree.reach[1:], [0.5, 0.3, 0.45, 0.27])
+    assert draft.calls[1][0] == [1, 2], "what is not in the tree is not expanded"
+
+
+def test_a_node_is_not_expanded_if_it_is_unlikely_given_its_parent() -> None:
+    draft = TableDraft([[0.9, 0.1], [0.39, 0.2], [1.0]])
+    shape = {"base_depth": 9, "max_depth": 9, "min_branch": 1, "mid_branch": 1, "max_branch": 1}
+    assert grow_tree(0, TreeParameters(**shape, min_confidence=0.4), draft).depth.max() == 2
+    assert grow_tree(0, TreeParameters(**shape, min_confidence=0.38), draft).depth.max() == 9
+
+
+def test_what_comes_from_an_uncertain_distribution_is_not_expanded() -> None:
+    draft = TableDraft([[0.9, 0.1], [0.5, 0.5], [1.0]])
+    shape = {"base_depth": 9, "max_depth": 9, "min_branch": 1, "mid_branch": 1, "max_branch": 1}
+    assert grow_tree(0, TreeParameters(**shape, max_entropy=0.6), draft).depth.max() == 2
+    assert grow_tree(0, TreeParameters(**shape, max_entropy=0.7), draft).depth.max() == 9
+    assert grow_tree(0, TreeParameters(**shape), draft).depth.max() == 9
+
+
+def test_entropy_does_not_bind_what_lookup_alone_proposed() -> None:
+    def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        log_probs, unsure = np.log(np.tile([0.5, 0.3], (len(nodes), 1))), np.ones(len(nodes))
+        from_lookup = np.tile([False, True], (len(nodes), 1))
+        return Candidates(np.tile([4, 5], (len(nodes), 1)), log_probs, unsure, from_lookup, unsure)
+
+    tree = grow_tree(0, TreeParameters(base_depth=3, max_depth=3, min_branch=2, max_entropy=0.5), draft)
+    assert set(tree.token[np.unique(tree.parent[1:])].tolist()) == {0, 5}
+    assert tree.depth.max() == 3
+
+
+def test_a_level_is_drafted_if_it_can_bring_its_price() -> None:
+    draft = TableDraft([[0.4, 0.3], [0.5, 0.4]])  # what the levels below the root would expand: 0.7, 0.63, 0.567
+    shape = {"base_depth": 9, "max_depth": 9, "min_branch": 2, "mid_branch": 2, "max_branch": 2}
+    assert [grow_tree(0, TreeParameters(**shape, level_price=price), draft).depth.max() for price in (0.71, 0.69)] == [
+        1,
+        2,
+    ]
+    few = TreeParameters(**shape, level_price=0.5, frontier_width=2)  # 0.7, 0.2 + 0.16
+    assert grow_tree(0, few, draft).depth.max() == 2
+
+
 @pytest.mark.parametrize("parameters", [PLAIN, TreeParameters(base_depth=0, max_depth=3, deep_expand=0.0)])
 def test_plain_decoding_drafts_nothing_and_asks_nothing(parameters: TreeParameters) -> None:
     draft = TableDraft([[0.9, 0.1]])
@@ -162,9 +211,13 @@ def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParam
             wanted = parameters.min_branch
         elif confidence < parameters.low_confidence:
             wanted = parameters.max_branch
-        wanted = min(wanted, int(np.isfinite(log_probs).sum()))
+        wanted = min(wanted, int((np.exp(tree.log_reach[node] + log_probs) >= (parameters.min_reach or 1e-300)).sum()))
         assert tree.token[children(tree, node)].tolist() == tokens[:wanted].tolist()
         np.testing.assert_array_equal(tree.log_prob[children(tree, node)], log_probs[:wanted])
+
+    by_depth = [[other for other in expanded if tree.depth[other] == depth] for depth in range(tree.depth.max() + 1)]
+    assert all(reach[level].sum() >= parameters.level_price for level in by_depth[1:] if level)
+    assert all(reach[1:] >= parameters.min_reach)
 
     # A node below the root is expanded if and only if it is likely enough, unless likelier ones fill the frontier.
     for node in range(1, len(tree)):
@@ -172,9 +225,11 @@ def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParam
         likely = reach[node] >= parameters.early_stop
         if depth >= parameters.base_depth:
             likely &= reach[node] > parameters.deep_expand
+        likely &= np.exp(tree.log_prob[node]) >= parameters.min_confidence
+        likely &= not 0 < parameters.max_entropy < draft.entropy[int(tree.parent[node])]
         if node in expanded:
             assert likely
         elif likely and depth < parameters.max_depth:
-            level = [other for other in expanded if tree.depth[other] == depth]
-            assert len(level) == parameters.frontier_width
-            assert reach[level].min() >= reach[node]
+            level = by_depth[depth]
+            full = len(level) == parameters.frontier_width and reach[level].min() >= reach[node]
+            assert full or (not level and parameters.level_price > 0)

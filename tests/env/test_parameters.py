@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from env.errors import ParameterError
-from env.parameters import PLAIN, SOURCES, TreeParameters
+from env.parameters import PLAIN, SOURCES, STOPS, TreeParameters
 from tests.tiny import tree_parameters
 
 NAN = float("nan")
@@ -30,6 +31,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"node_budget": 0}, r"node_budget=0"),
     ({"source": "models"}, r"source to be one of model, lookup, both; got source=models"),
     ({"source": ""}, r"source to be one of model, lookup, both; got source="),
+    ({"min_reach": 1.1}, r"min_reach and min_confidence within 0 and 1; got min_reach=1.1"),
+    ({"min_confidence": -0.1}, r"min_confidence=-0.1"),
+    ({"max_entropy": -1.0}, r"max_entropy and level_price of 0 or more; got max_entropy=-1.0"),
+    ({"level_price": float("inf")}, r"level_price=inf"),
+    ({"min_reach": NAN}, r"min_reach=nan"),
+    ({"min_confidence": NAN}, r"min_confidence=nan"),
+    ({"max_entropy": NAN}, r"max_entropy=nan"),
+    ({"level_price": NAN}, r"level_price=nan"),
     ({"low_confidence": NAN}, r"low_confidence=nan"),
     ({"high_confidence": NAN}, r"high_confidence=nan"),
     ({"early_stop": NAN}, r"early_stop=nan"),
@@ -62,6 +71,16 @@ def test_a_base_depth_of_zero_is_plain_decoding_and_nothing_else_is() -> None:
     assert not PLAIN.speculates
     assert not TreeParameters(base_depth=0, max_depth=3).speculates
     assert TreeParameters(base_depth=1, max_depth=1).speculates
+
+
+@given(tree_parameters())
+def test_a_record_is_json_that_makes_the_same_parameters_and_leaves_out_what_stops_nothing(
+    parameters: TreeParameters,
+) -> None:
+    record = json.loads(json.dumps(parameters.record(), allow_nan=False))
+    assert TreeParameters(**record) == parameters
+    assert [name for name in STOPS if name not in record] == [name for name in STOPS if not getattr(parameters, name)]
+    assert len(record) >= 13, "older fields are always there"
 
 
 @given(tree_parameters(), st.integers(-2, 8))

@@ -24,7 +24,7 @@ from env.sampling import SamplingSettings, TokenChooser
 from env.traces.guesses import GuessTable, RecordedDraft
 from env.traces.recorder import Recorder, SupersetRule
 from env.tree import IntArray, TokenTree
-from tests.tiny import VOCABULARY, causal_draft, feature_draft, generate, make_prompt, tiny_target
+from tests.tiny import STOPS, VOCABULARY, causal_draft, feature_draft, generate, make_prompt, tiny_target
 
 TARGET = tiny_target(0)
 FIXED = TreeParameters(min_branch=2, mid_branch=2, max_branch=2, frontier_width=128, node_budget=128)
@@ -85,6 +85,7 @@ def covered(draw: st.DrawFn) -> TreeParameters:
         frontier_width=draw(st.integers(1, 10)),
         source=draw(st.sampled_from(SOURCES)),
         calibrated=draw(st.booleans()),
+        **draw(st.fixed_dictionaries(STOPS)),
     )
 
 

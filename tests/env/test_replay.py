@@ -25,7 +25,7 @@ from env.sampling import SamplingSettings
 from env.traces.recorder import Recorder, SupersetRule
 from env.traces.records import TraceHeader, TraceText
 from tests.env.test_recording import CALIBRATOR
-from tests.tiny import VOCABULARY, causal_draft, feature_draft, generate, make_prompt, tiny_target
+from tests.tiny import STOPS, VOCABULARY, causal_draft, feature_draft, generate, make_prompt, tiny_target
 
 RULE = SupersetRule(floor=0.05, fixed=(fixed_tree().parameters, PHASE_1))
 PROFILE = overhead_bound(CommonCosts(), 0.01)
@@ -128,6 +128,7 @@ class TestExactness:
             deep_expand=st.sampled_from([0.2, 0.7]),
             source=st.sampled_from(SOURCES),
             calibrated=st.booleans(),
+            **STOPS,
         )
         assert timeless(replay.start(request)) == timeless(live.start(request))
         while live.under_way:

@@ -16,7 +16,7 @@ from env.replay import TextReplay
 from env.tabulation import Corpus, tabulate
 from tests.env.test_recording import CALIBRATOR
 from tests.env.test_replay import Recorded, record
-from tests.tiny import causal_draft, feature_draft, tiny_target
+from tests.tiny import STOPS, causal_draft, feature_draft, tiny_target
 
 PARAMETERS = st.builds(
     TreeParameters,
@@ -28,6 +28,7 @@ PARAMETERS = st.builds(
     node_budget=st.integers(1, 31),
     source=st.sampled_from(SOURCES),
     calibrated=st.booleans(),
+    **STOPS,
 ) | st.sampled_from([PLAIN, PHASE_1, PHASE_2, fixed_tree().parameters])
 
 
