@@ -8,8 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from controllers.bandits import banditspec, tapout
 from controllers.base import Controller
+from controllers.goodput import GoodputController
+from controllers.guard import GuardedController
 from controllers.history import HistoryController
+from controllers.published import confidence_stop, eagle2, opt_tree, svip
+from controllers.schedules import AdaEdlController, GammaTuneController, HeuristicController
 from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
 from env.errors import ParameterError, UnknownNameError
 from env.parameters import PLAIN, TreeParameters
@@ -33,8 +38,12 @@ def register(name: str, factory: Callable[..., Controller]) -> None:
     Raises:
         ParameterError: the name is taken.
     """
-    parameters = inspect.signature(factory).parameters
-    _add(name, _Entry(factory, {option: parameter.default for option, parameter in parameters.items()}))
+    _add(name, _entry(factory))
+
+
+def _entry(factory: Callable[..., Controller]) -> _Entry:
+    parameters = inspect.signature(factory).parameters.values()
+    return _Entry(factory, {each.name: each.default for each in parameters if each.default is not each.empty})
 
 
 def register_finder(find: Callable[[str], Controller | None]) -> None:
@@ -63,6 +72,18 @@ register("fixed_tree", fixed_tree)
 _register_static("confidence", PHASE_1)
 _register_static("dynamic_depth", PHASE_2)
 register("history", HistoryController)
+register("heuristic", HeuristicController)
+register("confidence_stop", confidence_stop)
+register("svip", svip)
+register("adaedl", AdaEdlController)
+register("gammatune", GammaTuneController)
+register("eagle2", eagle2)
+register("opt_tree", opt_tree)
+register("banditspec", banditspec)
+register("tapout", tapout)
+register("goodput", GoodputController)
+
+_GUARD, _GUARD_ENTRY = "guarded", _entry(GuardedController)
 
 
 def controller_names() -> tuple[str, ...]:
@@ -73,18 +94,28 @@ def controller_names() -> tuple[str, ...]:
 def make_controller(specification: str) -> Controller:
     """Makes a controller from its name and, after colons, its options: ``fixed_tree:branch=3:depth=2``.
 
+    After a plus comes a guard, which takes options in the same way: ``history:patience=3+guarded:window=20``.
+
     Raises:
         UnknownNameError: no such controller or option; the message offers the closest names.
         ParameterError: a value that the option cannot take.
         SpecGymError: whatever a finder raises at what it was asked for.
     """
-    name, *settings = specification.split(":")
+    inner, _, guard = specification.rpartition("+")
+    if inner and guard.split(":")[0] == _GUARD:
+        return _GUARD_ENTRY.factory(make_controller(inner), **_options(guard, _GUARD_ENTRY))
+    name = specification.split(":", maxsplit=1)[0]
     if name not in _ENTRIES:
         for find in _FINDERS:
             if (controller := find(specification)) is not None:
                 return controller
         raise UnknownNameError("controller", name, _ENTRIES)
-    entry = _ENTRIES[name]
+    return _ENTRIES[name].factory(**_options(specification, _ENTRIES[name]))
+
+
+def _options(specification: str, entry: _Entry) -> dict[str, Any]:
+    """The options that follow a name. Raises as `make_controller`."""
+    name, *settings = specification.split(":")
     options: dict[str, Any] = {}
     for setting in settings:
         option, equals, text = setting.partition("=")
@@ -93,7 +124,7 @@ def make_controller(specification: str) -> Controller:
         if not equals:
             raise ParameterError(f"Expected {option}=VALUE in {specification!r}; got {setting!r}.")
         options[option] = _convert(option, text, entry.defaults[option])
-    return entry.factory(**options)
+    return options
 
 
 def _convert(option: str, text: str, default: object) -> object:
