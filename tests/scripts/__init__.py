@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "GenerateOptions",
     "record": "RecordOptions",
     "replay_speed": "ReplaySpeedOptions",
+    "train": "TrainOptions",
     "update_pages": "PagesOptions",
 }
 """every command and the name of its options"""

@@ -1,0 +1,1 @@
+"""Controllers that are learned by trial on recorded texts."""

@@ -1,0 +1,102 @@
+"""Trains policies by reinforcement learning on recorded texts, and keeps the best as a file that any command takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from agents.hub import check_pushable, push_policy
+from agents.policy_file import SETTINGS
+from agents.reinforcement.algorithms import check_installed
+from agents.reinforcement.classroom import Classroom
+from agents.reinforcement.config import LearningPlan
+from agents.reinforcement.course import Course
+from agents.reinforcement.report import RESULTS, best_seed, keep_best, write_report
+from controllers.evaluation.provenance import shareable
+from env.files import check_writable
+from env.latency.families import FAMILIES
+from env.rounds import check_limit
+from scripts.common import console, main
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Trains policies on recorded texts. Run it again to go on after an interruption: nothing that is done is lost."""
+
+    traces: tuple[Path, ...] = ()
+    """traces of one pair, recorded with the same settings; by default the shipped one"""
+    profiles: tuple[str, ...] = tuple(FAMILIES)
+    """machines to learn for, drawn for every episode: files of scripts.calibrate, or names of parametric families"""
+    seeds: int = 5
+    """policies that are trained, each from a seed of its own, beginning with 0"""
+    output: Path = Path("runs/train")
+    """folder for checkpoints, policies and results"""
+    push: str | None = None
+    """owner/name on the Hugging Face hub that the best policy is pushed to"""
+    threads: int | None = None
+    """threads of one operation; torch's own choice by default"""
+    plan: Annotated[LearningPlan, tyro.conf.arg(name="")] = field(default_factory=LearningPlan)
+
+
+def train(options: TrainOptions) -> int:
+    """Trains, judges and writes; returns the exit status."""
+    check_limit("seeds", options.seeds)
+    if options.threads is not None:
+        check_limit("threads", options.threads)
+        torch.set_num_threads(options.threads)
+    check_installed(options.plan)
+    if options.push is not None:
+        check_pushable(options.push)
+    check_writable(options.output)
+    classroom = Classroom(options.traces, options.profiles, options.plan)
+    learners = [classroom.learner(seed, options.output / f"seed-{seed}") for seed in range(options.seeds)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    courses: dict[int, Course] = {}
+    with Progress(*columns, console=console) as bar:
+        tables = bar.add_task("tabulating", total=None)
+        classroom.tabulate(lambda done, count: bar.update(tables, completed=done, total=count))
+        for seed, learner in enumerate(learners):
+            shown = bar.add_task(f"seed {seed}", total=options.plan.part * options.plan.looks)
+            courses[seed] = learner.run(_Shown(bar, shown, seed))
+    keep_best(options.output, options.output / f"seed-{best_seed(courses)}")
+    about = {"traces": [shareable(str(path)) for path in options.traces], "profiles": classroom.names}
+    write_report(options.output, courses, options.plan, about)
+    Console().print(_table(courses, classroom.names))
+    console.print(f"Written to {options.output}/: {SETTINGS}, {RESULTS}", markup=False, soft_wrap=True)
+    if options.push is not None:
+        console.print(f"Pushed to {push_policy(options.output, options.push)}", markup=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Tells the progress bar."""
+
+    bar: Progress
+    task: TaskID
+    seed: int
+
+    def __call__(self, steps: int, course: Course) -> None:
+        score = f", throughput {course.looks[-1].score:.3f}" if course.looks else ""
+        self.bar.update(self.task, completed=steps, description=f"seed {self.seed}{score}")
+
+
+def _table(courses: dict[int, Course], names: list[str]) -> Table:
+    """Throughput of each seed's best policy on the validation split."""
+    table = Table("seed", *names, "steps", "steps/s", title="Throughput on the validation split [tokens / plain step]")
+    for seed, course in courses.items():
+        last, best = course.looks[-1], course.best
+        speeds = [f"{best.throughput[name]:.3f}" for name in names]
+        table.add_row(str(seed), *speeds, f"{best.steps:,}", f"{last.steps / last.seconds:,.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main(TrainOptions, train)
