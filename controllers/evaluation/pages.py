@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from controllers.evaluation.plots import cut
-from controllers.evaluation.report import load_results, summary
+from controllers.evaluation.report import load_results, planning, summary
 from env.errors import ParameterError
 from env.files import write_text
 
@@ -62,4 +62,6 @@ def _show(path: Path) -> str:
     plain = results.controllers.get("transformers")
     if plain is not None and plain.speedup:
         lines.append(f"transformers' `generate` runs at {cut(plain.speedup, 2)} times our plain decoding's speed.")
+    if sentence := planning(results):
+        lines.append(sentence)
     return "\n" + "\n\n".join(lines) + "\n\n"

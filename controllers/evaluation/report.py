@@ -24,7 +24,7 @@ from controllers.evaluation.schema import STAGE_KEYS, ControllerSummary, PromptR
 from env.errors import ParameterError
 from env.files import write_text
 
-__all__ = ["csv_text", "load_results", "markdown", "summary", "table", "write_results"]
+__all__ = ["csv_text", "load_results", "markdown", "planning", "summary", "table", "write_results"]
 
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
@@ -40,7 +40,8 @@ _LADDER_LEGEND = (
     "that of {baseline} on the same texts, with a 95 % interval. τ: tokens per target forward. Accepted: of the "
     "drafted tokens. Tree: draft tokens a round. Gain: share of the clairvoyant's speed-up past 1."
 )
-_BOUND = "clairvoyant"
+_BOUND, _SHORT_SIGHTED = "clairvoyant", "myopic"
+_SEQUENTIAL = 0.05  # from a gain of this share on, planning ahead is called worth while
 _DIFFERENCES_SHOWN = 20
 _FIGURES = {"speedup.png": plot_speedups, "time_shares.png": plot_time_shares}
 _NARROW = "An interval from fewer than about 20 prompts is too narrow: it misses the truth more than 1 time in 10."
@@ -80,6 +81,22 @@ def summary(results: Results) -> str:
     return _table(*_summary_lines(results), numbers=True)
 
 
+def planning(results: Results) -> str:
+    """What looking ahead is worth, in a sentence; empty where it was not measured.
+
+    The myopic bound takes the best choice of every round, the clairvoyant the best choices for the whole text.
+    """
+    speedups = [results.controllers[name].speedup for name in (_BOUND, _SHORT_SIGHTED) if name in results.controllers]
+    if len(speedups) < 2 or not all(speedups):
+        return ""
+    gain = float(speedups[0] or 0) / float(speedups[1] or 1) - 1
+    verdict = "round by round" if gain < _SEQUENTIAL else "a sequential problem"
+    return (
+        f"The best choices for the whole text are {cut(100 * gain, 1, ROUND_CEILING)} % faster than the best choice of "
+        f"every round, so control is here {verdict}."
+    )
+
+
 def markdown(results: Results) -> str:
     """The same table with settings, machine, versions, speed-ups by category, differing outputs and failures."""
     revision = results.git_revision or "not a git checkout"
@@ -90,6 +107,7 @@ def markdown(results: Results) -> str:
         f"```\n{results.command}\n```",
         _table(*_summary_lines(results), numbers=True),
         f"{_legend(results)} Numbers are cut off, not rounded. {_NARROW}",
+        *([planning(results)] if planning(results) else []),
         *_section("Speed-up by category", *_category_lines(results), numbers=True),
         *_section("Outputs that differ from plain decoding's", *_difference_lines(results)),
         *_section("Failures", ("controller", "prompt", "repeat", "error"), _failure_lines(results)),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from controllers.evaluation import provenance
 from controllers.evaluation.plots import cut
-from controllers.evaluation.report import csv_text, load_results, markdown, table, write_results
+from controllers.evaluation.report import csv_text, load_results, markdown, planning, table, write_results
 from controllers.evaluation.schema import PARTS, Failure, Results
 from env.errors import ParameterError
 from tests.controllers import make_results, make_row
@@ -146,6 +146,20 @@ def test_a_ladder_tells_how_much_of_the_clairvoyants_gain_each_rung_has(tmp_path
     assert "evaluation · tiny · temperature 0" in shown
     write_results(results, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"time_shares.png"}
+
+
+@pytest.mark.parametrize(
+    ("myopic", "sentence"),
+    [(5.123, "are 2.5 % faster than .* here round by round"), (6.017, "are 20.4 % faster .* a sequential problem")],
+)
+def test_a_ladder_says_what_looking_ahead_is_worth(myopic: float, sentence: str) -> None:
+    rows = [make_row(name, "a", seconds, tokens=10) for name, seconds in (LADDER | {"myopic": myopic}).items()]
+    assert re.search(sentence, markdown(replace(make_results(rows), kind="evaluation")))
+
+
+def test_without_both_bounds_nothing_is_said_of_looking_ahead() -> None:
+    rows = [make_row(name, "a", seconds, tokens=10) for name, seconds in LADDER.items()]
+    assert planning(replace(make_results(rows), kind="evaluation")) == ""
 
 
 def test_a_clairvoyant_that_gains_nothing_leaves_nothing_to_share() -> None:
