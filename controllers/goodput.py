@@ -96,7 +96,7 @@ class GoodputController:
         looked_up = self._lookup_profit(observation, prices) if self.source in ("auto", "lookup") else 0.0
         if self.source == "lookup" or not self._model_may_pay(prices):
             return self._tree("lookup", prices) if looked_up > 0 else PLAIN
-        if looked_up > self.model_rounds.profit(self.price):
+        if looked_up > max(self.model_rounds.profit(self.price), 0.0):
             return self._tree("lookup", prices)
         return self._tree("both" if self.source == "auto" else self.source, prices)
 

@@ -101,6 +101,7 @@ def facts(tree: TokenTree) -> list[tuple[object, ...]]:
 class TestExactness:
     @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
     @given(data=st.data())
+    @torch.inference_mode()
     def test_trees_from_a_recording_are_those_of_the_live_draft(
         self, kind: str, sampling: SamplingSettings, calibrator: Calibrator | None, data: st.DataObject
     ) -> None:
