@@ -217,8 +217,8 @@ class TestGuard:
         assert guard.act(FIRST).max_branch == 3
         with pytest.raises(UnknownNameError, match=r"Unknown option of guarded 'windows'. Did you mean window\?"):
             make_controller("history+guarded:windows=5")
-        with pytest.raises(UnknownNameError, match="Unknown controller 'histry'"):
-            make_controller("histry+guarded")
+        with pytest.raises(UnknownNameError, match="Unknown controller 'hist'"):
+            make_controller("hist+guarded")
         with pytest.raises(UnknownNameError, match="Unknown controller 'guarded'"):
             make_controller("guarded")
 

@@ -231,7 +231,7 @@ class TestRegistry:
         [
             ("hist", r"Unknown controller 'hist'. Did you mean history"),
             ("fixedtree:depth=2", r"Did you mean fixed_tree"),
-            ("zzz", r"Known: autoregressive, .*fixed_tree, .*history"),
+            ("zzz", r"Known: adaedl, autoregressive, .*fixed_tree, .*history"),
             ("", r"Unknown controller ''"),
             ("fixed_tree:dept=2", r"Unknown option of fixed_tree 'dept'. Did you mean depth\?"),
             ("history:patients=2", r"Unknown option of history 'patients'. Did you mean patience\?"),

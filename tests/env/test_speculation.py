@@ -61,15 +61,18 @@ def play(env: SpeculationEnv, controller: Controller, **reset: Any) -> list[Step
 class TestRounds:
     @pytest.mark.parametrize("observes_draft", [False, True])
     @pytest.mark.parametrize("source", SOURCES)
-    @pytest.mark.parametrize("name", ["autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history"])
+    @pytest.mark.parametrize(
+        "name", ["autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history", "banditspec"]
+    )
     def test_they_are_those_of_the_same_rule_steering_the_decoder(
         self, target: TargetModel, name: str, source: str, observes_draft: bool
     ) -> None:
-        env, controller = make_env(target, observes_draft=observes_draft), make_controller(f"{name}:source={source}")
+        env = make_env(target, observes_draft=observes_draft)
+        controller, twin = make_controller(f"{name}:source={source}"), make_controller(f"{name}:source={source}")
         decoder, drafted = LiveDecoder(target, causal_draft(target)), 0
         for index in (0, 1):
             seen = [step[-1]["outcome"] for step in play(env, controller, options={"request": index})]
-            told = [step.outcome for step in steer(decoder, controller, REQUESTS[index])][1:]
+            told = [step.outcome for step in steer(decoder, twin, REQUESTS[index])][1:]
             for field in ("tokens", "drafted", "depth", "accepted", "drafted_lookup", "accepted_lookup", "finished"):
                 assert [getattr(one, field) for one in seen] == [getattr(one, field) for one in told]
             if not observes_draft:
