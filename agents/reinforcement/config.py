@@ -94,8 +94,9 @@ class LearningPlan:
     """proximal policy optimisation, or the same with a memory (needs the extra "recurrent")"""
     form: Literal["absolute", "increments"] = "absolute"
     """what the policy chooses: values of the grid, or Phase 3's steps from the last ones"""
-    observes_draft: bool = True
-    """whether the draft is asked about the root before every choice, which costs its first forward"""
+    observes_draft: bool = False
+    """whether the draft is asked about the root before every choice, which costs its first forward even where the
+    policy would rather not draft"""
     steps: int = 2_000_000
     """rounds that are played in all, rounded up to whole batches [rounds]"""
     looks: int = 25
