@@ -15,7 +15,7 @@ __all__ = ["KNOBS", "Tuned", "specifications", "tune"]
 
 KNOBS: dict[str, dict[str, Sequence[object]]] = {
     "history": {"target": (0.3, 0.5, 0.7), "band": (0.05, 0.1)},
-    "heuristic": {"start": (3, 5), "longest": (4, 6, 10)},
+    "heuristic": {"start": (3, 5), "longest": (5, 7, 10)},
     "confidence_stop": {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)},
     "svip": {"threshold": (0.5, 0.8, 1.0, 1.3, 1.6)},
     "adaedl": {"threshold": (0.1, 0.4), "target": (0.3, 0.5, 0.7, 0.9)},
