@@ -34,7 +34,7 @@ class GenerationConfig:
         ParameterError: a share outside 0 and 1, or a negative temperature.
     """
 
-    conversations: int = 3_500
+    conversations: int = 1_500
     """conversations to write in all; one has about 300 tokens"""
     slots: int = 96
     """conversations decoded together [rows]"""

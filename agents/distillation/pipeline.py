@@ -56,7 +56,7 @@ _LOOK = 40  # held-out conversations that are looked at during training
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Everything that decides what comes out; as it stands, it made the shipped drafts.
+    """Everything that decides what comes out; as it stands, it made the shipped draft, from an earlier one.
 
     Raises:
         LimitError: a count that is not positive.
@@ -69,7 +69,7 @@ class DistillationConfig:
     """the text"""
     feature: FeatureShape = field(default_factory=FeatureShape)
     """shape of a feature draft"""
-    feature_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=9, learning_rate=2e-3))
+    feature_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=12, learning_rate=1.5e-3))
     """training of a feature draft"""
     causal: CausalShape = field(default_factory=CausalShape)
     """shape of a causal draft"""

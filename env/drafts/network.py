@@ -28,7 +28,6 @@ from env.models.cache import KeyValueBuffer
 __all__ = ["DecoderLayer", "FeatureDraftConfig", "FeatureDraftNetwork", "load_network", "save_network"]
 
 _FORMAT = "specgym feature draft 2"
-_FIRST_FORMAT = "specgym feature draft 1"
 
 
 @dataclass(frozen=True)
@@ -226,23 +225,14 @@ def load_network(path: Path) -> FeatureDraftNetwork:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") not in (_FORMAT, _FIRST_FORMAT):
+            if metadata.get("format") != _FORMAT:
                 raise ModelFileError(
                     f"{path} is no feature draft: expected {_FORMAT!r}, got {metadata.get('format')!r}."
                 )
             shape = json.loads(metadata["config"])
             shape["feature_layers"] = tuple(shape.get("feature_layers", ()))  # JSON knows lists only
             network = FeatureDraftNetwork(FeatureDraftConfig(**shape)).to(torch.bfloat16)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata["format"] == _FIRST_FORMAT:
-                tensors = {_second_name(name): tensor for name, tensor in tensors.items()}
-            network.load_state_dict(tensors)
+            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
         raise ModelFileError(f"{path} is corrupt ({error}). Restore it, or train one with scripts.distill.") from error
     return network.eval()
-
-
-def _second_name(name: str) -> str:
-    """What a tensor of the first format, which knew one layer only, is called in the second."""
-    parts = ("attention_norm", "query_key_value", "attention_output", "feed_forward_norm", "gate_up", "down")
-    return f"layers.0.{name}" if name.split(".", maxsplit=1)[0] in parts else name
