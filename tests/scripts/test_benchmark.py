@@ -158,7 +158,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--controllers", "histroy"], "Unknown controller 'histroy'. Did you mean history?"),
+            (["--controllers", "histroy"], "Unknown controller 'histroy'. Did you mean history or heuristic?"),
             (["--limit", "0"], "Expected a limit of at least 1 prompt, got 0"),
             (["--categories", "kind 2"], "Unknown category of"),
             (["--repeats", "0"], "repeats must be 1 or more; got 0."),
@@ -302,7 +302,9 @@ def test_sampling_options_reach_the_record(
 ) -> None:
     pair = PairOptions(str(folders.target), "lookup", "float32")
     sampling = SamplingOptions(temperature=0.8, top_k=20, top_p=0.9, seed=11)
-    options = BenchmarkOptions("phase1", pair, sampling, str(prompts), 1, 8, output=tmp_path / "out")
+    options = BenchmarkOptions(
+        "phase1", pair, sampling, str(prompts), limit=1, max_new_tokens=8, output=tmp_path / "out"
+    )
     assert benchmark(options) == 0
     recorded = load_results(tmp_path / "out" / "results.json").settings
     assert {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 11}.items() <= recorded.items()

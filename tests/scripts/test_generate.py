@@ -88,7 +88,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--controller", "histroy"], "Unknown controller 'histroy'. Did you mean history?"),
+            (["--controller", "histroy"], "Unknown controller 'histroy'. Did you mean history or heuristic?"),
             (["--controller", "fixed_tree:brunch=2"], "Unknown option of fixed_tree 'brunch'. Did you mean branch?"),
             (["--controller", "fixed_tree:branch=two"], "needs a value of type int, such as 2; got 'two'"),
             (["--controller", "[/]"], "Unknown controller '[/]'."),

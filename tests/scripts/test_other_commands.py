@@ -175,7 +175,10 @@ class TestDistill:
             (["--config.generation.slots", "0"], "generation.slots must be 1 or more; got 0."),
             (["--config.generation.greedy-share", "2"], "generation.greedy_share must be within 0 and 1; got 2.0."),
             (["--config.feature-training.epochs", "0"], "training.epochs must be 1 or more; got 0."),
-            (["--config.feature.begin", "home"], "feature.begin must be random or target; got 'home'."),
+            (
+                ["--config.feature.begin", "home"],
+                "feature.begin must be random, target or a .safetensors file that is there; got 'home'.",
+            ),
             (["--config.feature.feature-layers", "2"], "hidden states of layers [2]; the target has 2."),
             (
                 ["--config.causal.heads", "3"],
