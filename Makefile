@@ -5,7 +5,7 @@ VENV ?= .venv
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-# The benchmark: a subset, meant for under eight minutes on two idle cores.
+# The benchmark: a subset, meant for about ten minutes on two idle cores.
 SUITE ?= full
 LIMIT ?= 16
 MAX_NEW_TOKENS ?= 64

@@ -335,7 +335,15 @@ class TestNames:
         assert SUITES == {
             "phase1": ("autoregressive", "fixed_tree", "confidence"),
             "phase2": ("autoregressive", "confidence", "dynamic_depth"),
-            "full": ("transformers", "autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history"),
+            "full": (
+                "transformers",
+                "autoregressive",
+                "fixed_tree",
+                "confidence",
+                "dynamic_depth",
+                "history",
+                "goodput",
+            ),
         }
         for name in {name for names in SUITES.values() for name in names}:
             check_runner(name)
