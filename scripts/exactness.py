@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from controllers.evaluation.benchmark import BASELINE
 from controllers.evaluation.exactness import (
     ExactnessCase,
     check_drafts,
@@ -21,7 +22,7 @@ from controllers.evaluation.exactness import (
 )
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
 from controllers.evaluation.replay_check import check_replay
-from controllers.registry import controller_names
+from controllers.registry import controller_names, make_controller
 from env.drafts import Draft, LookupDraft
 from env.files import check_writable, write_text
 from env.models.loading import load_config
@@ -57,6 +58,8 @@ class ExactnessOptions:
     """prompts on which replay is compared with live decoding, round by round, with the first seed; 0 for none"""
     replay_tokens: int = 24
     """most tokens of these texts"""
+    controllers: str | None = None
+    """comma-separated names, with options as in fixed_tree:branch=3; all registered ones by default"""
     device: str = "cpu"
     """where the models run: cpu or cuda"""
     output: Path = Path("results/exactness")
@@ -69,6 +72,7 @@ def exactness(options: ExactnessOptions) -> int:
     check_writable(options.output)
     check_limit("limit", options.limit)
     check_limit("replay_tokens", options.replay_tokens)
+    controllers = _speculating(options.controllers)
     prompts = load_prompts(options.prompts)
     check_layers(options.layers, load_config(locate_model(options.target)))
     started = datetime.datetime.now(datetime.timezone.utc)
@@ -80,7 +84,6 @@ def exactness(options: ExactnessOptions) -> int:
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
     encoded = [prompt for prompt in encoded if len(prompt) <= options.longest_prompt][: options.limit]
     settings = [SamplingSettings(), *(SamplingSettings(1.0, seed=seed) for seed in range(options.seeds))]
-    controllers = [name for name in controller_names() if name != "autoregressive"]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         live = 1 + len(settings) * (1 + len(drafts) * len(controllers))
@@ -140,6 +143,14 @@ def _table(cases: list[ExactnessCase]) -> Table:
             case.runner, case.draft, f"{case.temperature:g}", str(case.seed), same, accepted, drafted, verdict
         )
     return table
+
+
+def _speculating(names: str | None) -> list[str]:
+    """The controllers to compare: plain decoding is what they are compared with. Raises as `make_controller`."""
+    chosen = list(controller_names()) if names is None else names.split(",")
+    for name in chosen:
+        make_controller(name)
+    return [name for name in chosen if name != BASELINE]
 
 
 if __name__ == "__main__":

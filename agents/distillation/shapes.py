@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ class FeatureShape:
     vocabulary: int = 8192
     """tokens that the head knows, the most frequent ones [tokens]"""
     begin: str = "random"
-    """weights at first: ``random`` ones, the ``target``'s last layers, or the file of a feature draft to train further,
-    which keeps its vocabulary"""
+    """weights at first: ``random`` ones, the ``target``'s last layers, or a feature draft's file to train further"""
 
     def __post_init__(self) -> None:
         check_limit("feature.layers", self.layers)
@@ -93,8 +93,8 @@ def new_network(
 
     Args:
         target: whose states it is to read.
-        token_ids: tokens for its head, which begins as the target's own, cut to these, `int64[vocabulary]`; a draft
-            that is trained further keeps its own.
+        token_ids: tokens for its head, which begins as the target's own, cut to these, `int64[vocabulary]`; where a
+            draft that is trained further knows a token, as that draft's.
         shape: its shape.
         seed: of random weights.
 
@@ -103,8 +103,7 @@ def new_network(
         PairError: the target's layers, or the draft to train further, do not fit.
     """
     if shape.earlier is not None:
-        check_earlier(target, shape)
-        return load_network(shape.earlier).float()
+        return _further(shape.earlier, target, token_ids, shape)
     torch.manual_seed(seed)
     config = target.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -185,14 +184,26 @@ def check_earlier(target: PreTrainedModel, shape: FeatureShape) -> None:
     """
     if shape.earlier is None:
         return
-    config, tokens = load_network(shape.earlier).config, target.get_input_embeddings().num_embeddings
-    found = (config.hidden_size, config.layers, config.feature_layers, config.vocabulary)
-    wanted = (target.config.hidden_size, shape.layers, shape.feature_layers, min(shape.vocabulary, tokens))
+    config = load_network(shape.earlier).config
+    found = (config.hidden_size, config.layers, config.feature_layers)
+    wanted = (target.config.hidden_size, shape.layers, shape.feature_layers)
     if found != wanted:
         raise PairError(
-            f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers, "
-            f"feature layers and vocabulary {wanted}; got {found}."
+            f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers and "
+            f"feature layers {wanted}; got {found}."
         )
+
+
+def _further(path: Path, target: PreTrainedModel, token_ids: torch.Tensor, shape: FeatureShape) -> FeatureDraftNetwork:
+    """An earlier draft with a head over other tokens."""
+    check_earlier(target, shape)
+    earlier = load_network(path).float()
+    network = FeatureDraftNetwork(dataclasses.replace(earlier.config, vocabulary=len(token_ids)))
+    head = target.get_output_embeddings().weight.detach().float().clone()
+    head[earlier.token_ids] = earlier.head.weight.detach().to(head.device)
+    state = earlier.state_dict() | {"head.weight": head[token_ids].cpu(), "token_ids": token_ids.cpu()}
+    network.load_state_dict(state)
+    return network
 
 
 def _target_details(target: PreTrainedModel) -> dict[str, float]:

@@ -172,20 +172,28 @@ class TestNewNetwork:
         with pytest.raises(PairError, match="cannot begin as the target's layers"):
             new_network(tiny_llama(), KNOWN, FeatureShape(layers=3, begin="target"), 0)
 
-    def test_an_earlier_draft_is_trained_further_and_keeps_its_vocabulary(self, tmp_path: Path) -> None:
-        earlier, path = new_network(tiny_llama(), KNOWN, FeatureShape(), 0), tmp_path / "earlier.safetensors"
+    def test_an_earlier_draft_is_trained_further_on_the_tokens_that_are_frequent_now(self, tmp_path: Path) -> None:
+        target, path = tiny_llama(), tmp_path / "earlier.safetensors"
+        earlier = new_network(target, KNOWN, FeatureShape(), 0)
+        with torch.no_grad():
+            earlier.head.weight.add_(1.0)
         save_network(earlier, path, {})
-        shape, others = FeatureShape(begin=str(path), vocabulary=len(KNOWN)), torch.arange(len(KNOWN))
-        network = new_network(tiny_llama(), others, shape, 1)
-        assert network.token_ids.equal(KNOWN)
+        strange = next(token for token in range(VOCABULARY) if token not in KNOWN.tolist())
+        frequent = torch.tensor(sorted([strange, *KNOWN.tolist()[1:]]))
+        network = new_network(target, frequent, FeatureShape(begin=str(path)), 1)
+        assert network.token_ids.equal(frequent)
         assert network.fuse.weight.equal(earlier.fuse.weight.bfloat16().float())
         assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+        rows = dict(zip(frequent.tolist(), network.head.weight, strict=True))
+        for token, row in zip(KNOWN.tolist()[1:], earlier.head.weight[1:], strict=True):
+            assert rows[token].equal(row.bfloat16().float())
+        assert rows[strange].equal(target.lm_head.weight[strange].float())
 
     def test_an_earlier_draft_of_another_shape_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "earlier.safetensors"
         save_network(new_network(tiny_llama(), KNOWN, FeatureShape(), 0), path, {})
-        shape = FeatureShape(begin=str(path), layers=2, vocabulary=len(KNOWN))
-        with pytest.raises(PairError, match=r"expected hidden size, layers, .* \(32, 2, .*; got \(32, 1, "):
+        shape = FeatureShape(begin=str(path), layers=2)
+        with pytest.raises(PairError, match=r"layers and feature layers \(32, 2, .*; got \(32, 1, "):
             new_network(tiny_llama(), KNOWN, shape, 0)
 
     def test_its_shape_is_the_one_asked_for(self) -> None:

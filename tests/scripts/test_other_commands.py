@@ -289,6 +289,19 @@ class TestExactness:
         assert all(case["identical"] == case["prompts"] == 4 for case in record["cases"])
         assert all(case["exact"] for case in record["cases"])
 
+    def test_controllers_may_be_chosen(self, folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
+        more = ["--seeds", 0, "--replay-prompts", 0, "--max-new-tokens", 32]
+        more += ["--controllers", "autoregressive,history:source=both"]
+        assert call("exactness", *self.arguments(folders, tmp_path / "out", *more)).status == 0
+        record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+        assert {case["runner"] for case in record["cases"]} == {"transformers", "history:source=both"}
+
+    def test_a_misspelt_controller_is_answered_by_name(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path
+    ) -> None:
+        ended = call("exactness", *self.arguments(folders, tmp_path / "out", "--controllers", "godput"))
+        assert_refused(ended, "Unknown controller 'godput'. Did you mean goodput")
+
     def test_a_comparison_of_nothing_is_not_called_exact(
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
