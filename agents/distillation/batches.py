@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.distillation.corpus import Lesson
 
-__all__ = ["Batch", "collate", "covered_share", "frequent_tokens", "plan_batches", "trimmed_index"]
+__all__ = ["Batch", "collate", "frequent_tokens", "plan_batches", "trimmed_index"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,11 @@ class Batch:
 
 def frequent_tokens(lessons: Sequence[Lesson], vocabulary: int, size: int) -> tuple[torch.Tensor, float]:
     """The `size` most frequent tokens in id order, `int64[size]`, and the share of the text that they cover."""
-    chosen = _counts(lessons, vocabulary).argsort(descending=True, stable=True)[:size].sort().values
-    return chosen, covered_share(lessons, vocabulary, chosen)
-
-
-def covered_share(lessons: Sequence[Lesson], vocabulary: int, token_ids: torch.Tensor) -> float:
-    """The share of the text that is made of these tokens."""
-    counts = _counts(lessons, vocabulary)
-    return float(counts[token_ids.cpu()].sum() / counts.sum())
+    counts = torch.zeros(vocabulary, dtype=torch.int64)
+    for lesson in lessons:
+        counts += torch.bincount(lesson.tokens, minlength=vocabulary)
+    chosen = counts.argsort(descending=True, stable=True)[:size].sort().values
+    return chosen, float(counts[chosen].sum() / counts.sum())
 
 
 def trimmed_index(token_ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
@@ -77,11 +74,3 @@ def collate(lessons: Sequence[Lesson], trimmed: torch.Tensor) -> Batch:
         ids.clamp(min=0),
         probs * (ids >= 0),
     )
-
-
-def _counts(lessons: Sequence[Lesson], vocabulary: int) -> torch.Tensor:
-    """How often each token occurs, `int64[vocabulary]`."""
-    counts = torch.zeros(vocabulary, dtype=torch.int64)
-    for lesson in lessons:
-        counts += torch.bincount(lesson.tokens, minlength=vocabulary)
-    return counts

@@ -17,7 +17,7 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agents.distillation.agreement import agreement_at_work
-from agents.distillation.batches import covered_share, frequent_tokens
+from agents.distillation.batches import frequent_tokens
 from agents.distillation.checkpoint import History
 from agents.distillation.corpus import (
     Lesson,
@@ -34,7 +34,7 @@ from agents.distillation.curves import Curves
 from agents.distillation.examination import Examination, examine
 from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
 from agents.distillation.openings import KINDS, Turn
-from agents.distillation.shapes import CausalShape, FeatureShape, check_earlier, check_width, new_causal, new_network
+from agents.distillation.shapes import CausalShape, FeatureShape, check_width, load_earlier, new_causal, new_network
 from agents.distillation.states import teacher_states
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
@@ -148,7 +148,7 @@ class Distillation:
         SelfDialogue(model, tokenizer, config.generation)
         if config.kind == "feature":
             HiddenStates(model, config.feature.feature_layers).close()
-            check_earlier(model, config.feature)
+            load_earlier(model, config.feature)
         else:
             tokens = model.get_input_embeddings().num_embeddings
             check_width(model, min(config.causal.vocabulary, tokens), config.causal)
@@ -310,7 +310,6 @@ class Distillation:
         frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, min(size, embedding.num_embeddings))
         if config.kind == "feature":
             network = new_network(self.model, frequent, config.feature, training.seed)
-            coverage = covered_share(seen, embedding.num_embeddings, network.token_ids)
             return FeatureStudent(network, embedding, training.steps), coverage
         model = new_causal(self.model, frequent, config.causal, training.seed)
         return CausalStudent(model, frequent, config.causal.strangers, training.seed), coverage

@@ -16,7 +16,7 @@ from env.errors import PairError, ParameterError
 from env.models.states import decoder_layers
 from env.rounds import check_limit
 
-__all__ = ["CausalShape", "FeatureShape", "check_earlier", "check_width", "new_causal", "new_network"]
+__all__ = ["CausalShape", "FeatureShape", "check_width", "load_earlier", "new_causal", "new_network"]
 
 _EMBEDDING_SCALE = 0.05  # spread of a causal draft's embedding at first
 
@@ -102,8 +102,9 @@ def new_network(
         ModelFileError: the draft to train further cannot be read.
         PairError: the target's layers, or the draft to train further, do not fit.
     """
-    if shape.earlier is not None:
-        return _further(shape.earlier, target, token_ids, shape)
+    earlier = load_earlier(target, shape)
+    if earlier is not None:
+        return _further(earlier, target, token_ids)
     torch.manual_seed(seed)
     config = target.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -175,16 +176,17 @@ def new_causal(target: PreTrainedModel, token_ids: torch.Tensor, shape: CausalSh
     return model.to(target.device)
 
 
-def check_earlier(target: PreTrainedModel, shape: FeatureShape) -> None:
-    """Refuses to train a draft further that does not fit the target and the shape; no draft is none to refuse.
+def load_earlier(target: PreTrainedModel, shape: FeatureShape) -> FeatureDraftNetwork | None:
+    """The draft that is trained further, in float32; None if none is.
 
     Raises:
         ModelFileError: it cannot be read.
-        PairError: it does not fit.
+        PairError: it does not fit the target or the shape.
     """
     if shape.earlier is None:
-        return
-    config = load_network(shape.earlier).config
+        return None
+    network = load_network(shape.earlier).float()
+    config = network.config
     found = (config.hidden_size, config.layers, config.feature_layers)
     wanted = (target.config.hidden_size, shape.layers, shape.feature_layers)
     if found != wanted:
@@ -192,12 +194,11 @@ def check_earlier(target: PreTrainedModel, shape: FeatureShape) -> None:
             f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers and "
             f"feature layers {wanted}; got {found}."
         )
+    return network
 
 
-def _further(path: Path, target: PreTrainedModel, token_ids: torch.Tensor, shape: FeatureShape) -> FeatureDraftNetwork:
+def _further(earlier: FeatureDraftNetwork, target: PreTrainedModel, token_ids: torch.Tensor) -> FeatureDraftNetwork:
     """An earlier draft with a head over other tokens."""
-    check_earlier(target, shape)
-    earlier = load_network(path).float()
     network = FeatureDraftNetwork(dataclasses.replace(earlier.config, vocabulary=len(token_ids)))
     head = target.get_output_embeddings().weight.detach().float().clone()
     head[earlier.token_ids] = earlier.head.weight.detach().to(head.device)

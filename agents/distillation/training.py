@@ -14,8 +14,8 @@ from torch import nn
 from agents.distillation.batches import plan_batches
 from agents.distillation.checkpoint import History, load_checkpoint, save_checkpoint
 from agents.distillation.corpus import Lesson
-from agents.distillation.interrupts import interrupts_held
 from agents.distillation.students import Student
+from agents.interrupts import interrupts_held
 from env.errors import ParameterError
 from env.rounds import check_limit
 

@@ -17,7 +17,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.checkpoint import load_checkpoint, save_checkpoint
-from agents.distillation.interrupts import interrupts_held
+from agents.interrupts import interrupts_held
 from agents.policy_file import Architecture, Policy, save_policy
 from agents.reinforcement.algorithms import make_logger, make_model, model_act, model_weights
 from agents.reinforcement.config import LearningPlan

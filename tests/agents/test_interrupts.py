@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from agents.distillation.interrupts import interrupts_held
+from agents.interrupts import interrupts_held
 
 
 def press_ctrl_c() -> None:
