@@ -33,9 +33,8 @@ class PolicyController:
         self._form, self._network = policy.acting, policy.network()
         self._adds = bool(self._form.entries)
         self._current: IntArray = self._form.first
-        nvec = policy.grid.nvec
-        self._strides = np.append(np.cumprod(nvec[:0:-1])[::-1], 1)
-        self._parameters = [policy.grid.parameters(action) for action in np.ndindex(*nvec)]
+        self._strides = policy.grid.strides
+        self._parameters = [policy.grid.parameters(action) for action in np.ndindex(*policy.grid.nvec)]
 
     def reset(self) -> None:
         """Forgets the request before."""

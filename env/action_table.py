@@ -16,14 +16,9 @@ from env.parameters import TreeParameters
 from env.tabulation import Corpus, Outcomes, tabulate
 from env.tree import BoolArray, IntArray
 
-__all__ = ["ActionTable", "OutcomeBook", "outcome_levels"]
+__all__ = ["ActionTable", "OutcomeBook"]
 
 _FACTS = ("accepted", "drafted", "depth", "asked", "lookup_nodes", "kept")
-
-
-def outcome_levels(grid: ParameterGrid) -> int:
-    """Most draft levels below the root in a round of any action."""
-    return max(*grid.base_depth, grid.base.max_depth if True in grid.deep else 0, 1) - 1
 
 
 class OutcomeBook:
@@ -56,7 +51,8 @@ class OutcomeBook:
         distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
         known = self._numbers
         numbers = np.array([known.setdefault(row.tobytes(), len(known)) for row in distinct], np.int64)
-        self.rows = np.concatenate([self.rows, distinct[numbers >= len(self.rows)]])
+        if len(known) > len(self.rows):
+            self.rows = np.concatenate([self.rows, distinct[numbers >= len(self.rows)]])
         found: IntArray = numbers[inverse.reshape(-1)]
         return found
 
@@ -91,9 +87,9 @@ class ActionTable:
     """
 
     def __init__(self, corpora: Sequence[Corpus], grid: ParameterGrid) -> None:
-        self.corpora, self.grid, self.book = corpora, grid, OutcomeBook(outcome_levels(grid))
+        self.corpora, self.grid, self.book = corpora, grid, OutcomeBook(max(grid.deepest - 1, 0))
         self.choices, self._choice = _distinct(grid)
-        self._strides = np.append(np.cumprod(grid.nvec[:0:-1])[::-1], 1)
+        self._strides = grid.strides
         counts = [int((corpus.end - corpus.begin).sum()) for corpus in corpora]
         self.places = sum(counts)
         self._first = np.cumsum([0, *counts])

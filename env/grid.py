@@ -71,6 +71,16 @@ class ParameterGrid:
         return np.array([len(getattr(self, name)) for name in DIMENSIONS], np.int64)
 
     @property
+    def strides(self) -> IntArray:
+        """How far apart actions are, by number, that are one value apart, `int64[6]`: `action @ strides` is `flat`."""
+        return np.append(np.cumprod(self.nvec[:0:-1])[::-1], 1)
+
+    @property
+    def deepest(self) -> int:
+        """Depth that trees of any action may have [tokens]."""
+        return max(*self.base_depth, self.base.max_depth if True in self.deep else 0)
+
+    @property
     def size(self) -> int:
         """Actions, those that mean the same included."""
         return int(self.nvec.prod())

@@ -24,13 +24,14 @@ __all__ = [
     "find_profile",
     "find_trace",
     "playable",
+    "profile_label",
     "profile_names",
     "shipped_profiles",
     "text_request",
 ]
 
-_FLOOR = Path(__file__).parent
-DEFAULT_TRACE = _FLOOR / "traces" / "shipped" / "smollm2-135m-instruct.sgt.xz"
+_HERE = Path(__file__).parent
+DEFAULT_TRACE = _HERE / "traces" / "shipped" / "smollm2-135m-instruct.sgt.xz"
 """the trace that is replayed if none is named, one of the default pair"""
 DEFAULT_PROFILE = "overhead_bound"
 """the machine that is replayed on if none is named"""
@@ -90,7 +91,7 @@ def find_profile(profile: ProfileSource | None = None) -> LatencyProfile:
 
 def shipped_profiles() -> dict[str, Path]:
     """The profiles of measured machines that come along, by name."""
-    return {path.stem: path for path in sorted((_FLOOR / "latency" / "shipped").glob("*.json"))}
+    return {path.stem: path for path in sorted((_HERE / "latency" / "shipped").glob("*.json"))}
 
 
 def profile_names() -> list[str]:
@@ -132,6 +133,11 @@ def choose_texts(
 
 def _read(path: Path) -> Trace:
     return read_trace(unpack_trace(path) if path.suffix == PACKED else path)
+
+
+def profile_label(name: str) -> str:
+    """What results call the profile of that name or file: the name, or the file's without its folder."""
+    return name if name in profile_names() else Path(name).stem
 
 
 def playable(texts: Sequence[TraceText]) -> list[TraceText]:

@@ -114,6 +114,21 @@ def covered_grid(header: TraceHeader) -> ParameterGrid:
     )
 
 
+def check_covered(grid: ParameterGrid, header: TraceHeader) -> None:
+    """Refuses a grid that asks for less reach or more depth than a trace by such a rule holds.
+
+    Raises:
+        ParameterError: it does.
+    """
+    floor, deepest = header.rule["floor"], header.rule["max_depth"]
+    if min(grid.early_stop) < floor or grid.deepest > deepest:
+        raise ParameterError(
+            f"The trace holds trees of reach {floor:g} and more, down to depth {deepest}; the grid has an early_stop "
+            f"of {min(grid.early_stop):g} and a depth of {grid.deepest}. Leave such values out (grid.early_stop, "
+            "grid.base_depth, grid.base.max_depth), or record more with scripts.record."
+        )
+
+
 class _Model:
     """The recorded draft as `MergedDraft` asks it, after nodes of many trees."""
 

@@ -28,7 +28,7 @@ from env.errors import UnknownNameError
 from env.files import check_writable
 from env.latency.profile import LatencyProfile
 from env.parameters import TreeParameters
-from env.recordings import DEFAULT_TRACE, choose_texts, find_profile, find_trace, profile_names
+from env.recordings import DEFAULT_TRACE, choose_texts, find_profile, find_trace, profile_label, profile_names
 from env.rounds import check_limit
 from env.tabulation import covered_grid
 from env.traces.file import Trace
@@ -84,7 +84,7 @@ def evaluate(options: EvaluateOptions) -> int:
     check_limit("static_texts", options.static_texts)
     if options.split not in SPLITS:
         raise UnknownNameError("split", options.split, SPLITS)
-    profiles = {_called(name): find_profile(name) for name in options.profiles}
+    profiles = {profile_label(name): find_profile(name) for name in options.profiles}
     trace = find_trace(options.traces or None)
     check_writable(options.output)
     ladder = _Ladder(trace, names, profiles, list(covered_grid(trace.header)))
@@ -156,11 +156,6 @@ def _spread(texts: list[TraceText], most: int | None) -> list[TraceText]:
         kinds.setdefault(text.category, []).append(text)
     rounds = itertools.zip_longest(*kinds.values())
     return [text for texts in rounds for text in texts if text is not None][:most]
-
-
-def _called(name: str) -> str:
-    """What results call a profile: its name, or its file's."""
-    return name if name in profile_names() else Path(name).stem
 
 
 def _settings(options: EvaluateOptions, trace: Trace, task: _Task) -> dict[str, object]:

@@ -11,10 +11,8 @@ from agents.reinforcement.training import Learner
 from agents.reinforcement.validation import Validation
 from agents.vec_env import ReplayVecEnv
 from env.errors import ParameterError
-from env.grid import ParameterGrid
-from env.latency.families import FAMILIES
-from env.recordings import find_profile, find_trace
-from env.traces.records import TraceHeader
+from env.recordings import find_profile, find_trace, profile_label
+from env.tabulation import check_covered
 from env.vector import ReplayVectorEnv
 
 __all__ = ["Classroom"]
@@ -40,12 +38,12 @@ class Classroom:
 
     def __init__(self, traces: Sequence[Path], profiles: Sequence[str], plan: LearningPlan) -> None:
         trace, machines = find_trace(list(traces) or None), [find_profile(name) for name in profiles]
-        self.plan, self.names = plan, [name if name in FAMILIES else Path(name).stem for name in profiles]
+        self.plan, self.names = plan, [profile_label(name) for name in profiles]
         if len(set(self.names)) < len(self.names) or not self.names:
             raise ParameterError(
                 f"Expected one profile or more, of different names; got {', '.join(profiles) or 'none'}."
             )
-        _check_covered(plan.grid, trace.header)
+        check_covered(plan.grid, trace.header)
         self.form = make_form(plan.form, plan.grid)
         envs = ReplayVectorEnv(
             plan.config.episodes,
@@ -73,15 +71,3 @@ class Classroom:
     def learner(self, seed: int, folder: Path) -> Learner:
         """One of the learners. Raises as `Learner` does."""
         return Learner(self.envs, self.validation, self.names, self.plan, seed=seed, folder=folder, source=self.source)
-
-
-def _check_covered(grid: ParameterGrid, header: TraceHeader) -> None:
-    """Refuses a grid with trees that were not recorded. Raises `ParameterError`."""
-    floor, deepest = header.rule["floor"], header.rule["max_depth"]
-    deep = max(*grid.base_depth, grid.base.max_depth if True in grid.deep else 0)
-    if min(grid.early_stop) < floor or deep > deepest:
-        raise ParameterError(
-            f"The trace holds trees of reach {floor:g} and more, down to depth {deepest}; the grid has an early_stop "
-            f"of {min(grid.early_stop):g} and a depth of {deep}. Leave such values out (grid.early_stop, "
-            "grid.base_depth, grid.base.max_depth), or record more with scripts.record."
-        )
