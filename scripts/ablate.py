@@ -19,7 +19,7 @@ from agents.distillation.pipeline import Distillation, DistillationConfig
 from agents.distillation.report import ablation_page
 from agents.distillation.shapes import FeatureShape
 from controllers.evaluation.benchmark import BASELINE, Benchmark, Measurements
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.provenance import run_facts
 from controllers.evaluation.runners import ControllerRunner
 from controllers.evaluation.statistics import summarise
 from env.errors import ParameterError
@@ -74,11 +74,7 @@ def ablate(options: AblateOptions) -> int:
     findings = _train(options, plan)
     rows = _speeds(options, plan)
     record = {
-        "started_at": started.isoformat(timespec="seconds"),
-        "command": command_line(),
-        "git_revision": git_revision(),
-        "versions": library_versions(),
-        "machine": dataclasses.asdict(machine("cpu")),
+        **run_facts(started, "cpu"),
         "minutes": options.minutes,
         "feature_layers": options.feature_layers,
         "controller": options.controller,

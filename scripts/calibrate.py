@@ -19,7 +19,7 @@ from rich.table import Table
 
 from controllers.evaluation.latency_check import check_profile
 from controllers.evaluation.latency_plot import plot_profile
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
+from controllers.evaluation.provenance import run_facts, shareable
 from env.drafts import LookupDraft
 from env.errors import ParameterError
 from env.files import check_writable
@@ -169,11 +169,7 @@ def _origin(options: CalibrateOptions, pair: ModelPair, started: datetime.dateti
         "draft": shareable(pair.draft_name),
         "draft_kind": pair.draft.kind,
         "dtype": options.pair.dtype,
-        "machine": dataclasses.asdict(machine(place)),
-        "versions": library_versions(),
-        "git_revision": git_revision(),
-        "started_at": started.isoformat(timespec="seconds"),
-        "command": command_line(),
+        **run_facts(started, place),
         "repeats": options.repeats,
         "temperature": TEMPERATURE,
         "seed": options.seed,

@@ -20,7 +20,7 @@ from env.pair import DEFAULT_TARGET, ModelPair, load_pair
 from env.rounds import check_limit
 from env.sampling import SamplingSettings
 
-__all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main"]
+__all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main", "set_threads"]
 
 INTERRUPTED = 130
 """exit status after Ctrl-C, by the shells' convention"""
@@ -50,9 +50,7 @@ class PairOptions:
 
     def load(self) -> ModelPair:
         """Loads the pair. Raises as `load_pair` does."""
-        if self.threads is not None:
-            check_limit("threads", self.threads)
-            torch.set_num_threads(self.threads)
+        set_threads(self.threads)
         return load_pair(self.target, self.draft, self.dtype, self.device)
 
 
@@ -72,6 +70,13 @@ class SamplingOptions:
     def settings(self) -> SamplingSettings:
         """The settings. Raises `ParameterError` for a value outside its range."""
         return SamplingSettings(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets the threads of one operation; torch's own choice if None. Raises `LimitError`."""
+    if threads is not None:
+        check_limit("threads", threads)
+        torch.set_num_threads(threads)
 
 
 def main(options: type[Options], body: Callable[[Options], int]) -> None:

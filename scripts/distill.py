@@ -18,8 +18,7 @@ from env.models.compatibility import check_target
 from env.models.loading import load_causal_model, load_config, load_tokenizer
 from env.models.store import describe_weights, locate_model
 from env.pair import DEFAULT_TARGET, find_device
-from env.rounds import check_limit
-from scripts.common import console, main
+from scripts.common import console, main, set_threads
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class DistillOptions:
 
 def distill(options: DistillOptions) -> int:
     """Runs all stages; returns the exit status."""
-    if options.threads is not None:
-        check_limit("threads", options.threads)
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     output = options.output or options.run / options.config.kind
     device = find_device(options.device)
     for folder in (options.run, output):

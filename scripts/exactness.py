@@ -20,7 +20,7 @@ from controllers.evaluation.exactness import (
     check_transformers,
     shallow_draft,
 )
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.provenance import run_facts
 from controllers.evaluation.replay_check import check_replay
 from controllers.registry import controller_names, make_controller
 from env.drafts import Draft, LookupDraft
@@ -115,11 +115,7 @@ def exactness(options: ExactnessOptions) -> int:
     exact = all(case.exact for case in cases)
     record = {
         "exact": exact,
-        "started_at": started.isoformat(timespec="seconds"),
-        "command": command_line(),
-        "git_revision": git_revision(),
-        "versions": library_versions(),
-        "machine": dataclasses.asdict(machine(options.device)),
+        **run_facts(started, options.device),
         "longest_prompt": options.longest_prompt,
         "max_new_tokens": options.max_new_tokens,
         "replay_prompts": options.replay_prompts,

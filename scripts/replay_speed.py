@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
+from controllers.evaluation.provenance import run_facts, shareable
 from controllers.evaluation.replay_speed import Speed, single_speeds, vector_speeds
 from env.files import check_writable, write_text
 from env.recordings import DEFAULT_PROFILE, DEFAULT_TRACE, choose_texts, find_profile, find_trace
@@ -56,11 +56,7 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
         speeds += vector_speeds(envs, options.steps, options.repeats)
     Console().print(_table(speeds))
     record = {
-        "started_at": started.isoformat(timespec="seconds"),
-        "command": command_line(),
-        "git_revision": git_revision(),
-        "versions": library_versions(),
-        "machine": asdict(machine("replay")),
+        **run_facts(started, "replay"),
         "traces": [shareable(str(path)) for path in options.traces or [DEFAULT_TRACE.name]],
         "texts": len(texts),
         "actions": len(envs.replays.table.choices),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,7 +23,7 @@ from controllers.evaluation.provenance import shareable
 from env.files import check_writable
 from env.latency.families import FAMILIES
 from env.rounds import check_limit
-from scripts.common import console, main
+from scripts.common import console, main, set_threads
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,9 @@ class TrainOptions:
 
 def train(options: TrainOptions) -> int:
     """Trains, judges and writes; returns the exit status."""
+    started = datetime.datetime.now(datetime.timezone.utc)
     check_limit("seeds", options.seeds)
-    if options.threads is not None:
-        check_limit("threads", options.threads)
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     check_installed(options.plan)
     if options.push is not None:
         check_pushable(options.push)
@@ -67,7 +66,7 @@ def train(options: TrainOptions) -> int:
             courses[seed] = learner.run(_Shown(bar, shown, seed))
     keep_best(options.output, options.output / f"seed-{best_seed(courses)}")
     about = {"traces": [shareable(str(path)) for path in options.traces], "profiles": classroom.names}
-    write_report(options.output, courses, options.plan, about)
+    write_report(options.output, courses, options.plan, about, started)
     Console().print(_table(courses, classroom.names))
     console.print(f"Written to {options.output}/: {SETTINGS}, {RESULTS}", markup=False, soft_wrap=True)
     if options.push is not None:

@@ -1,4 +1,4 @@
-"""Brings the figures in README.md up to date with the committed results."""
+"""Brings the figures in README.md and the docs up to date with the committed results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.common import console, main
 class PagesOptions:
     """Writes the results blocks of pages anew from the results files that they name."""
 
-    pages: list[Path] = field(default_factory=lambda: [Path("README.md")])
+    pages: list[Path] = field(default_factory=lambda: [Path("README.md"), Path("docs/drafts.md")])
     """the pages"""
 
 

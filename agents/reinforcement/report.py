@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +14,7 @@ import numpy as np
 from agents.policy_file import SETTINGS, WEIGHTS
 from agents.reinforcement.config import LearningPlan
 from agents.reinforcement.course import Course
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine
+from controllers.evaluation.provenance import run_facts
 from env.files import atomic_path, write_text
 
 __all__ = ["RESULTS", "best_seed", "keep_best", "write_report"]
@@ -33,7 +34,13 @@ def keep_best(folder: Path, best: Path) -> None:
             temporary.write_bytes((best / name).read_bytes())
 
 
-def write_report(folder: Path, courses: Mapping[int, Course], plan: LearningPlan, about: Mapping[str, Any]) -> Path:
+def write_report(
+    folder: Path,
+    courses: Mapping[int, Course],
+    plan: LearningPlan,
+    about: Mapping[str, Any],
+    started: datetime.datetime,
+) -> Path:
     """Writes ``training.json`` and returns its path.
 
     Args:
@@ -41,16 +48,14 @@ def write_report(folder: Path, courses: Mapping[int, Course], plan: LearningPlan
         courses: by seed.
         plan: what was learned.
         about: what it was learned from.
+        started: when the command began, in UTC.
 
     Raises:
         FileWriteError: it could not be written.
     """
     record = {
         "schema": "specgym training 1",
-        "command": command_line(),
-        "git_revision": git_revision(),
-        "versions": library_versions(),
-        "machine": asdict(machine("cpu")),
+        **run_facts(started, "cpu"),
         "about": dict(about),
         "plan": asdict(plan) | {"grid": plan.grid.to_dict()},
         "best_seed": best_seed(courses),

@@ -6,6 +6,8 @@ What this module returns is published with the results, so nothing in it names a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import os
 import platform
 import shlex
@@ -14,12 +16,13 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from controllers.evaluation.schema import Machine
 
-__all__ = ["command_line", "git_revision", "library_versions", "machine", "shareable"]
+__all__ = ["command_line", "git_revision", "library_versions", "machine", "run_facts", "shareable"]
 
 _SOURCE_TREE = Path(__file__).resolve().parents[2]
 _LIBRARIES = (
@@ -50,6 +53,22 @@ def machine(device: str) -> Machine:
         device=device,
         platform=f"{platform.system()} {platform.machine()}",
     )
+
+
+def run_facts(started: datetime.datetime, device: str) -> dict[str, Any]:
+    """Everything about a run that results keep besides what it measured, as JSON can hold it.
+
+    Args:
+        started: when it began, in UTC.
+        device: see `machine`.
+    """
+    return {
+        "started_at": started.isoformat(timespec="seconds"),
+        "command": command_line(),
+        "git_revision": git_revision(),
+        "versions": library_versions(),
+        "machine": dataclasses.asdict(machine(device)),
+    }
 
 
 def git_revision(source_tree: Path = _SOURCE_TREE) -> str | None:

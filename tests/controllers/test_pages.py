@@ -1,4 +1,4 @@
-"""What a page shows of results is what the results file says, and the README shows what is committed."""
+"""What a page shows of results is what the results file says, and the pages show what is committed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from controllers.evaluation.schema import Results
 from env.errors import ParameterError
 from tests.controllers import make_results
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "drafts.md"]
 BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
 
 
@@ -115,9 +116,9 @@ def test_a_page_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         update(page)
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    named = re.findall(r"<!-- results: (\S+) -->", README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_show_the_committed_results(page: Path) -> None:
+    named = re.findall(r"<!-- results: (\S+) -->", page.read_text(encoding="utf-8"))
     assert named
-    if missing := [path for path in named if not (README.parent / path).is_file()]:
-        pytest.skip(f"no results yet: {', '.join(missing)}")
-    assert render(README) == README.read_text(encoding="utf-8"), "run python -m scripts.update_pages"
+    assert all((page.parent / path).is_file() for path in named)
+    assert render(page) == page.read_text(encoding="utf-8"), "run python -m scripts.update_pages"
