@@ -28,7 +28,8 @@ def attend(
         query: `[batch, heads, rows, dim]`.
         key: `[batch, kv_heads, columns, dim]`.
         value: `[batch, kv_heads, columns, dim]`.
-        mask: additive, `[batch or 1, 1, rows, columns]`; without one a single row sees every column, and several rows
+        mask: additive, `[batch or 1, 1, rows, columns]`, or already once for each head of a group below each other,
+            `[batch or 1, 1, group * rows, columns]`; without one a single row sees every column, and several rows
             see each other causally, which needs as many columns as rows.
         scale: factor of the products; `dim ** -0.5` if None.
 
@@ -43,7 +44,7 @@ def attend(
             raise ValueError(f"Without a mask, {rows} rows need as many columns; got {key.shape[2]}.")
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=group > 1)
     packed = query.reshape(batch, kv_heads, group * rows, dim)
-    if mask is not None and group > 1:
+    if mask is not None and mask.shape[-2] < group * rows:
         mask = mask.repeat(1, 1, group, 1)
     attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale)
     return attended.reshape(batch, heads, rows, -1)  # values may be narrower than keys (multi-head latent attention)

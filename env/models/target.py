@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from env.models.attention import ATTENTION, additive_mask
 from env.models.cache import TreeCache
 from env.models.compatibility import check_target, context_limit
+from env.models.lean import lean_model
 from env.models.states import HiddenStates
 from env.tree import BoolArray, IntArray
 
@@ -38,6 +39,9 @@ class CachedModel:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.context_limit = context_limit(model.config)
         self.cache = TreeCache(int(model.config.num_hidden_layers), self.device)
+        self.shown: tuple[int, ...] | None = None  # layers whose states are recorded, if any
+        self._lean_features: torch.Tensor | None = None
+        self._lean = lean_model(model)
         self._previous_attention = model.config._attn_implementation
         model.set_attn_implementation(ATTENTION)
 
@@ -78,6 +82,9 @@ class CachedModel:
         if visible is not None:
             prefix = self.cache.length + len(tokens) - visible.shape[1]
             mask = additive_mask(prefix, visible, self.dtype, self.device)
+        if self._lean is not None:
+            logits, self._lean_features = self._lean(tokens, positions, mask, self.cache, keep=keep, shown=self.shown)
+            return logits
         output = self.model(
             torch.from_numpy(tokens[None]).to(self.device),
             attention_mask=mask,
@@ -86,8 +93,7 @@ class CachedModel:
             use_cache=True,
             logits_to_keep=keep,  # 0 keeps all
         )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return output.logits[0]  # type: ignore[no-any-return]
 
 
 class TargetModel(CachedModel):
@@ -101,12 +107,13 @@ class TargetModel(CachedModel):
     def __init__(self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None) -> None:
         super().__init__(model)
         self.end_tokens = end_of_sequence(model) if end_tokens is None else end_tokens
-        self.shown: tuple[int, ...] | None = None  # layers whose states are recorded
         self._states: HiddenStates | None = None
 
     @property
     def features(self) -> torch.Tensor | None:
         """Hidden states of the last forward's rows, `[rows, width]`; None unless `show_features` turned them on."""
+        if self._lean is not None:
+            return self._lean_features
         return None if self._states is None or self._states.last is None else self._states.last[0]
 
     def restore(self) -> None:
@@ -124,7 +131,7 @@ class TargetModel(CachedModel):
             return
         if self._states is not None:
             self._states.close()
-        self._states, self.shown = None, None
+        self._states, self.shown, self._lean_features = None, None, None
         if layers is not None:
             self._states, self.shown = HiddenStates(self.model, layers), layers
 

@@ -116,7 +116,8 @@ def test_a_model_given_back_has_its_former_attention_and_says_what_it_said() -> 
     logits = model(text).logits
     cached = CachedModel(model)
     assert model.config._attn_implementation != before
-    torch.testing.assert_close(cached.extend([5, 6, 7, 8]), logits[0, -1:])
+    # transformers' norms are computed in float32, whatever the precision.
+    torch.testing.assert_close(cached.extend([5, 6, 7, 8]), logits[0, -1:], rtol=1e-4, atol=1e-4)
     cached.restore()
     assert model.config._attn_implementation == before
     torch.testing.assert_close(model(text).logits, logits)

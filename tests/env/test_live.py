@@ -396,8 +396,8 @@ class TestObservation:
 
     def test_the_node_budget_bounds_what_is_verified(self, target: TargetModel, echo: Draft) -> None:
         decoder, rows = LiveDecoder(target, echo), []
-        hook = target.model.get_decoder().register_forward_hook(
-            lambda module, inputs, output: rows.append(output.last_hidden_state.shape[1])
+        hook = target.model.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: rows.append(output.shape[-2])
         )
         decoder.start(Request(PROMPT, 50))
         drafted = [
@@ -585,10 +585,8 @@ class TestLevelRows:
     def test_they_are_the_rows_of_the_draft_models_forwards(self, kind: str, observed: bool) -> None:
         target = tiny_target()
         draft, rows = make_draft(kind, target), []
-        module = draft.model.model.get_decoder() if isinstance(draft, CausalDraft) else draft.network.head
-        hook = module.register_forward_hook(
-            lambda module, inputs, output: rows.append(getattr(output, "last_hidden_state", output).shape[-2])
-        )
+        module = draft.model.model.get_input_embeddings() if isinstance(draft, CausalDraft) else draft.network.head
+        hook = module.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[-2]))
         decoder, told = LiveDecoder(target, draft), set()
         shapes = itertools.cycle([dataclasses.replace(shape, source=source) for shape in SHAPES for source in SOURCES])
         for seed in range(3):

@@ -94,8 +94,8 @@ class TestMerge:
 def counted_rows(draft: CausalDraft) -> Iterator[list[int]]:
     """The rows of every forward of a draft's model."""
     rows: list[int] = []
-    hook = draft.model.model.get_decoder().register_forward_hook(
-        lambda module, inputs, output: rows.append(output.last_hidden_state.shape[1])
+    hook = draft.model.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: rows.append(output.shape[-2])
     )
     yield rows
     hook.remove()

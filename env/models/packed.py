@@ -1,0 +1,134 @@
+"""Linear layers in the layout that the CPU's bfloat16 kernels read fastest, one matrix for several layers of one input.
+
+A linear layer of a single text reads its weights once a forward, and little else takes time. oneDNN multiplies bfloat16
+weights in blocks of its own; torch's plain linear rearranges them on every call, which takes about half of the time.
+The operators that keep them rearranged are those that Inductor's freezing puts in place of linear layers. They are not
+part of torch's public interface, so they are tried first, and where they are missing or wrong the plain ones serve.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+__all__ = ["PackedLinear", "Projection", "can_pack", "pack_linears", "row_invariant"]
+
+_RESULTS = 2**18  # numbers that a kernel is tried on
+_MOST = 64  # rows at a time that a kernel is tried on
+
+
+class Projection:
+    """Linear layers that read the same input, as one.
+
+    Args:
+        layers: their results stand side by side.
+        pack: whether to keep a rearranged copy of the weights (see `can_pack`); otherwise the layers' own are read.
+
+    Attributes:
+        least: rows of a call at least: 2 where a kernel adds up in another order for a single row (seen of long rows on
+            AVX-512), since a tree is to be verified with the very numbers of plain decoding. A single row goes twice.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
+        self.least = 1
+        self._call = _packed(layers) if pack else _plain(layers)
+        if pack:
+            outs = sum(layer.out_features for layer in layers)
+            self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[rows, in]` to `[rows, all outs]`."""
+        if len(x) >= self.least:
+            return self._call(x)
+        return self._call(x.expand(self.least, -1))[:1]
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer for inference, whose weights are rearranged as they are now.
+
+    Args:
+        layer: its parameters are shared.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self._projection = Projection([layer], pack=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See `nn.Linear`."""
+        return self._projection(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+
+@functools.cache
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this machine multiplies `dtype` on `device` by rearranged weights, and does so correctly."""
+    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    layer = nn.Linear(64, 48, dtype=dtype)
+    x = torch.linspace(-1, 1, 3 * 64).view(3, 64).to(dtype)
+    try:
+        with torch.inference_mode():
+            return bool(torch.allclose(_packed([layer])(x).float(), layer(x).float(), rtol=0.02, atol=0.02))
+    except (AttributeError, RuntimeError, TypeError):  # no such operator, or with another signature
+        return False
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Puts `PackedLinear` in place of a module's linear layers, where the machine can (see `can_pack`)."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and can_pack(child.weight.dtype, child.weight.device):
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_linears(child)
+
+
+def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, outs: int, least: int = 1) -> bool:
+    """Whether `call` gives every row the same bits in any company of `least` rows or more, tried on random rows.
+
+    Where it does not, it is another order of additions, which shows in few results: many are tried.
+
+    Args:
+        call: `bfloat16[rows, features]` to `[rows, outs]`.
+        features: width of its input.
+        outs: width of its output.
+        least: rows at a time, at least.
+    """
+    rows = max(_RESULTS // outs // _MOST, 1) * _MOST
+    x = torch.randn(rows, features, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    reference, *others = (
+        torch.cat([call(x[first : first + count]) for first in range(0, rows, count)])
+        for count in (2**power for power in range(_MOST.bit_length()))
+        if count >= least
+    )
+    return all(torch.equal(reference, other) for other in others)
+
+
+def _plain(layers: Sequence[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    if len(layers) == 1:
+        return layers[0]
+    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def _packed(layers: Sequence[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    with torch.inference_mode():
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        bias = torch.cat(biases) if biases else None
+        if bias is not None and len(bias) != len(weight):
+            raise ValueError("Expected a bias in all layers or in none.")
+        operators = torch.ops.mkldnn
+        # The kernel for one row is the one that counts; its layout serves more rows as well.
+        packed = operators._reorder_linear_weight(weight, 1)
+    return lambda x: operators._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+@functools.cache
+@torch.inference_mode()
+def _least(features: int, outs: int, threads: int) -> int:
+    """`Projection.least` of a shape; which kernel runs depends on the number of threads too."""
+    call = _packed([nn.Linear(features, outs, bias=False, dtype=torch.bfloat16)])
+    return next((least for least in (1, 2) if row_invariant(call, features, outs, least)), 1)
