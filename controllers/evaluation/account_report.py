@@ -1,0 +1,155 @@
+"""The account of a round's time as people read it: terminal tables, Markdown and a figure, beside the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from controllers.evaluation.account import Account, Cell, other_share, seconds_by_operator, unknown_operators
+from controllers.evaluation.account_plot import plot_account
+from env.files import write_text
+from env.latency.account import PARTS
+from env.latency.operators import GROUPS
+
+__all__ = ["account_markdown", "account_notes", "account_tables", "write_account"]
+
+_NOTHING = "-"
+_INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
+_FIGURE = "account.png"
+_Section = tuple[str, Sequence[str], list[Sequence[str]]]
+
+
+def account_tables(account: Account) -> list[Table]:
+    """Tables for the terminal: rounds by part, rounds by group of operators, and what is set against its floor."""
+    tables = []
+    for title, headers, lines in _sections(account):
+        table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for index, header in enumerate(headers):
+            table.add_column(Text(header), justify="left" if index == 0 else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*(Text(cell) for cell in line))
+        tables.append(table)
+    return tables
+
+
+def account_notes(account: Account) -> list[str]:
+    """What no table says, a sentence each: the machine's rates, unknown operators, memory and growth."""
+    rates, memory, growth = account.rates, account.memory, account.growth
+    share, unknown = other_share(account.cells), unknown_operators(account.cells)
+    notes = [] if account.complete else [_INCOMPLETE]
+    notes += [
+        f"The machine reads {1e-9 * rates.read_bytes_per_second:.1f} GB/s (a buffer of {_mib(rates.buffer_bytes)}; "
+        f"its last cache holds {_mib(rates.cache_bytes)}) and does {1e-9 * rates.operations_per_second:,.0f} "
+        f"billion operations a second in {account.settings.get('dtype', 'this precision')}."
+    ]
+    if share is not None:
+        notes.append(
+            f"Operators of no group took {100 * share:.2f} % of the time"
+            + (f": {', '.join(unknown)}." if unknown else ".")
+        )
+    held = memory.weights + memory.states
+    notes.append(
+        f"Memory: weights {_mib(memory.weights)}, keys and values {_mib(memory.states)}; at most {_mib(memory.peak)} "
+        f"were held at once, {_mib(memory.before)} of them before the models were loaded"
+        + (
+            f" ({(memory.peak - memory.before) / held:.2f} times weights, keys and values on top)."
+            if memory.peak and memory.before is not None
+            else "."
+        )
+    )
+    if growth is not None:
+        each = growth.bytes_per_request
+        notes.append(
+            f"Growth: {_mib(growth.after_warm_up)} after the warm-up, {_mib(growth.after_last)} after "
+            f"{growth.requests:,} more requests" + ("." if each is None else f", {each / 1024:+.2f} KiB a request.")
+        )
+    return notes
+
+
+def account_markdown(account: Account) -> str:
+    """The tables and notes with settings, machine and versions."""
+    blocks = ["# Profile: where a round's time goes"]
+    blocks += [f"Started {account.started_at}, revision {account.git_revision or 'not a git checkout'}."]
+    blocks += [f"```\n{account.command}\n```", "\n".join(f"- {_escape(note)}" for note in account_notes(account))]
+    for title, headers, lines in _sections(account):
+        blocks += [f"## {title}", _grid(headers, lines)]
+    facts = {"Settings": account.settings, "Machine": vars(account.machine), "Versions": account.versions}
+    for title, values in facts.items():
+        lines = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()]
+        blocks += [f"## {title}", _grid(("what", "value"), lines)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_account(account: Account, folder: Path) -> None:
+    """Writes `results.json`, then `results.md` and `account.png` made from it, each atomically.
+
+    Raises:
+        FileWriteError: a file could not be written; the version of it that stood there is untouched.
+    """
+    write_text(folder / "results.json", account.to_json())
+    write_text(folder / "results.md", account_markdown(account))
+    if account.cells:
+        plot_account(account, folder / _FIGURE)
+    else:
+        (folder / _FIGURE).unlink(missing_ok=True)  # one of an earlier run would contradict the new numbers
+
+
+def _sections(account: Account) -> list[_Section]:
+    parts = ("context", "rows", "round", *PARTS, "floor", "x floor")
+    groups = ("context", "rows", *GROUPS, "slowed")
+    ratios = ("what", "context", "rows", "measured ms", "floor ms", "x floor", "bound by")
+    sections: list[_Section] = [
+        ("A round by part [ms]", parts, [_part_line(cell) for cell in account.cells]),
+        ("A round by group of operators [%]", groups, [_group_line(cell) for cell in account.cells if cell.profiled]),
+        (
+            "Against the floor",
+            ratios,
+            [
+                (
+                    ratio.what,
+                    f"{ratio.context:,}",
+                    str(ratio.rows),
+                    _ms(ratio.seconds),
+                    _ms(ratio.floor.seconds),
+                    f"{ratio.ratio:.2f}",
+                    ratio.floor.bound,
+                )
+                for ratio in account.ratios
+            ],
+        ),
+    ]
+    return [section for section in sections if section[2]]
+
+
+def _part_line(cell: Cell) -> Sequence[str]:
+    times = (_ms(value) for value in (cell.seconds, *(cell.parts[part] for part in PARTS), cell.floor_seconds))
+    return (f"{cell.context:,}", str(cell.rows), *times, f"{cell.seconds / cell.floor_seconds:.2f}")
+
+
+def _group_line(cell: Cell) -> Sequence[str]:
+    seconds = seconds_by_operator(cell)
+    shares = (f"{100 * seconds[group] / cell.seconds:.1f}" for group in GROUPS)
+    return (f"{cell.context:,}", str(cell.rows), *shares, f"{100 * (cell.slowdown or 1) - 100:+.0f}%")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f}" if seconds >= 1e-4 else f"{1e3 * seconds:.4f}"
+
+
+def _mib(count: int | None) -> str:
+    return _NOTHING if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def _grid(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = [":--", *["--:"] * (len(headers) - 1)]
+    rows = [list(headers), rule, *([_escape(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _escape(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")

@@ -1,0 +1,52 @@
+"""How much memory this process holds."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+if sys.platform != "win32":
+    import resource
+
+__all__ = ["forget_peak", "memory_held", "memory_peak"]
+
+_RESET, _STATE = Path("/proc/self/clear_refs"), Path("/proc/self/statm")
+
+
+def memory_held(device: torch.device) -> int | None:
+    """What is held now, after a collection of garbage: by the process, or on a GPU by its tensors [bytes].
+
+    None where the system does not tell.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    try:
+        return int(_STATE.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def memory_peak(device: torch.device) -> int | None:
+    """The most that was held at once since `forget_peak` [bytes]; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: torch.device) -> None:
+    """Counts the peak from now on; where the system cannot do that, it stays the whole process's."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        _RESET.write_text("5", encoding="ascii")  # 5: the high-water mark of resident memory

@@ -1,0 +1,119 @@
+"""`profile` leaves an account that adds up, with where it comes from, or says why not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from env.latency.account import PARTS
+from env.latency.operators import GROUPS
+from tests.scripts import Caller, assert_refused, finish, start
+from tests.tiny_pair import TinyFolders
+
+SMALL = ("--rows", 1, 8, 16, "--contexts", 64, "--repeats", 1, "--requests", 2)
+FILES = {"results.json", "results.md", "account.png"}
+
+
+def arguments(folders: TinyFolders, output: Path, *more: object) -> list[object]:
+    return ["--target", folders.target, "--draft", folders.draft, "--dtype", "float32", "--output", output, *more]
+
+
+def load(output: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    return record
+
+
+def test_the_account_adds_up_and_says_what_it_was_measured_on(
+    folders: TinyFolders, call: Caller, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    ended = call("profile", *arguments(folders, output, *SMALL))
+    assert ended.status == 0, ended.err
+    assert {path.name for path in output.iterdir()} == FILES
+    account = load(output)
+    assert account["complete"]
+    assert account["kind"] == "profile"
+    assert {"torch", "transformers", "python"} <= set(account["versions"])
+    assert {"cpu", "threads", "device"} <= set(account["machine"])
+    assert account["settings"]["target"] == "target"
+    assert account["command"].startswith("python")
+    assert [(cell["context"], cell["rows"]) for cell in account["cells"]] == [(64, 1), (64, 8), (64, 16)]
+    for cell in account["cells"]:
+        assert cell["seconds"] == pytest.approx(sum(cell["parts"][part] for part in PARTS))
+        for shares in cell["operators"].values():
+            assert sum(shares[group] for group in GROUPS) == pytest.approx(1)
+        assert cell["unknown"] == {}
+        assert (cell["draft_floor"] is None) == (cell["rows"] == 1)
+        assert cell["verify_floor"]["seconds"] > 0
+    assert [(each["what"], each["rows"]) for each in account["ratios"]] == [
+        *(("plain step", 1), ("verification", 16), ("draft level", 4))
+    ]
+    for each in account["ratios"]:
+        assert each["ratio"] == pytest.approx(each["seconds"] / each["floor"]["seconds"])
+    assert account["growth"]["requests"] == 2
+    assert account["memory"]["weights"] > 0
+    shown = (output / "results.md").read_text(encoding="utf-8")
+    for text in (ended.out, shown):
+        assert "Against the floor" in text
+        assert "Operators of no group took 0.00 %" in text
+    assert str(tmp_path) not in (output / "results.json").read_text(encoding="utf-8") + shown
+    assert f"Written to {output}/" in ended.err
+
+
+def test_a_pair_without_a_draft_model_has_an_account_too(folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
+    more = ["--draft", "lookup", "--rows", 1, 4, "--repeats", 1, "--requests", 1]
+    assert call("profile", *arguments(folders, tmp_path / "out", *more)).status == 0
+    account = load(tmp_path / "out")
+    assert {cell["context"] for cell in account["cells"]} == {128}  # what fits of the usual ones
+    assert [each["what"] for each in account["ratios"]] == ["plain step"]
+    assert all(cell["draft_floor"] is None for cell in account["cells"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--repeats", "0"], "repeats must be 1 or more; got 0."),
+        (["--requests", "0"], "requests must be 1 or more; got 0."),
+        (["--threads", "0"], "threads must be 1 or more; got 0."),
+        (["--rows", "0", "4"], "rows must be positive and ascend; got (0, 4)."),
+        (["--rows", "8", "4"], "rows must be positive and ascend; got (8, 4)."),
+        (["--contexts", "-5"], "contexts must be positive and ascend; got (-5,)."),
+        (["--rows", "1", "--contexts", "64", "383"], "contexts must leave 6 tokens of the 384 that this pair reads"),
+        (["--dtype", "float8"], "dtype must be one of"),
+        (["--device", "nowhere"], "Device 'nowhere' is not available here"),
+        (["--target", "./nowhere"], "There is no folder nowhere"),
+        (["--output", "pyproject.toml"], "Could not write pyproject.toml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_setting_is_answered_by_name_and_nothing_is_written(
+    folders: TinyFolders, call: Caller, tmp_path: Path, more: list[str], message: str
+) -> None:
+    assert_refused(call("profile", *arguments(folders, tmp_path / "out", *more)), message)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_ctrl_c_keeps_what_there_is(folders: TinyFolders, tmp_path: Path) -> None:
+    """Timing would go on for ever; the interrupt leaves whole files that say that they are of a part."""
+    output = tmp_path / "out"
+    more = arguments(folders, output, "--rows", 1, 4, "--contexts", 64, "--repeats", 10**6, "--requests", 1)
+    process = start("profile", *more, home=tmp_path / "home")
+    while process.poll() is None and not (output / "account.png").exists():
+        time.sleep(0.05)
+    ended = finish(process, interrupt=True)
+    assert ended.status == 130, ended.err
+    assert "Traceback" not in ended.err
+    assert "INCOMPLETE" in ended.out
+    assert {path.name for path in output.iterdir()} == FILES
+    account = load(output)
+    assert not account["complete"]
+    assert account["growth"] is None
+    assert [(cell["rows"], cell["profiled"], cell["operators"]) for cell in account["cells"]] == [
+        (1, 0, {}),
+        (4, 0, {}),
+    ]
+    assert all(cell["rounds"] >= 3 for cell in account["cells"])
