@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 import torch
 
+from controllers.evaluation.peers.client import PeerError
 from controllers.evaluation.runners import TRANSFORMERS, Runner
 from controllers.evaluation.schema import Failure, PromptRow
 from controllers.run import Generation
@@ -31,6 +32,7 @@ SUITES = {
 the last one the strongest rule"""
 
 _WARM_UP_TOKENS = 12
+_FAILURES = (LimitError, NumericalError, PeerError)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Benchmark:
         max_new_tokens: most tokens of an answer [tokens].
         sampling: how tokens are chosen; every prompt gets a seed of its own, the same for all runners.
         repeats: times that everything is measured.
+        references: whose greedy output a runner's is compared with, where that is not the baseline's.
     """
 
     def __init__(
@@ -78,9 +81,11 @@ class Benchmark:
         max_new_tokens: int,
         sampling: SamplingSettings,
         repeats: int = 1,
+        references: Mapping[str, str] | None = None,
     ) -> None:
         self.pair, self.runners, self.prompts = pair, runners, prompts
         self.max_new_tokens, self.sampling, self.repeats = max_new_tokens, sampling, repeats
+        self.references = references or {}
 
     @property
     def steps(self) -> int:
@@ -91,7 +96,7 @@ class Benchmark:
         """Runs everything once, briefly, so that no first call is measured."""
         prompt = encode_chat(self.pair.tokenizer, self.prompts[0].turns[:1])[-256:]
         for runner in self.runners:
-            with contextlib.suppress(LimitError, NumericalError):  # it will fail again, where failures are counted
+            with contextlib.suppress(*_FAILURES):  # it will fail again, where failures are counted
                 runner(Request(prompt, _WARM_UP_TOKENS, self.sampling))
 
     def measure(self, measured: Measurements, progress: Callable[[str], None] = lambda name: None) -> None:
@@ -111,11 +116,13 @@ class Benchmark:
                 for runner in [*self.runners[first:], *self.runners[:first]]:
                     try:
                         talks[runner.name] = self._talk(runner, prompt, index)
-                    except (LimitError, NumericalError) as error:
+                    except _FAILURES as error:
                         measured.failures.append(Failure(runner.name, prompt.identifier, repeat, str(error)))
                     progress(runner.name)
                 for name, talk in talks.items():
-                    measured.rows.append(self._row(name, prompt, repeat, talk, talks.get(BASELINE)))
+                    measured.rows.append(
+                        self._row(name, prompt, repeat, talk, talks.get(self.references.get(name, BASELINE)))
+                    )
 
     def _talk(self, runner: Runner, prompt: Prompt, index: int) -> _Talk:
         talk = _Talk([], [])
@@ -132,7 +139,7 @@ class Benchmark:
     def _row(self, name: str, prompt: Prompt, repeat: int, talk: _Talk, plain: _Talk | None) -> PromptRow:
         """The row of a talk, compared with plain decoding's where the two can be alike."""
         answers = talk.answers
-        if name == TRANSFORMERS and not self.sampling.greedy:
+        if (name == TRANSFORMERS or name in self.references) and not self.sampling.greedy:
             plain = None  # its noise is another
         difference = None if plain is None else _first_difference(talk, plain)
         parts = {part for answer in answers for part in answer.seconds_by_part}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from controllers.evaluation.benchmark import BASELINE
 from controllers.evaluation.plots import cut
 from controllers.evaluation.report import load_results, planning, summary
 from env.errors import ParameterError
@@ -60,7 +61,7 @@ def _show(path: Path) -> str:
         summary(results),
     ]
     plain = results.controllers.get("transformers")
-    if plain is not None and plain.speedup:
+    if plain is not None and plain.speedup and results.baseline == BASELINE:
         lines.append(f"transformers' `generate` runs at {cut(plain.speedup, 2)} times our plain decoding's speed.")
     if sentence := planning(results):
         lines.append(sentence)

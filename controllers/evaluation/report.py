@@ -19,6 +19,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from controllers.evaluation.comparison_report import (
+    COMPARISON_LEGEND,
+    comparison_lines,
+    peer_lines,
+    plot_comparison,
+    turned_over,
+)
 from controllers.evaluation.plots import cut, plot_speedups, plot_time_shares
 from controllers.evaluation.schema import STAGE_KEYS, ControllerSummary, PromptRow, Results
 from env.errors import ParameterError
@@ -43,7 +50,7 @@ _LADDER_LEGEND = (
 _BOUND, _SHORT_SIGHTED = "clairvoyant", "myopic"
 _SEQUENTIAL = 0.05  # from a gain of this share on, planning ahead is called worth while
 _DIFFERENCES_SHOWN = 20
-_FIGURES = {"speedup.png": plot_speedups, "time_shares.png": plot_time_shares}
+_FIGURES = {"speedup.png": plot_speedups, "time_shares.png": plot_time_shares, "comparison.png": plot_comparison}
 _NARROW = "An interval from fewer than about 20 prompts is too narrow: it misses the truth more than 1 time in 10."
 
 
@@ -67,7 +74,7 @@ def table(results: Results) -> Table:
     headers, lines = _summary_lines(results)
     for index, header in enumerate(headers):
         # In a log of 80 columns the interval moves below its speed-up and long names fold; no number is ever cropped.
-        shrinks = {"controller": 14, "speed-up": 12}
+        shrinks = {"controller": 14, "speed-up": 12, "peer": 12, "ours/peer": 12, "did not run because": 19}
         least = shrinks.get(header, max(len(header), *(len(line[index]) for line in lines), 0))
         justify: Literal["left", "right"] = "left" if index == 0 else "right"
         shown.add_column(Text(header), justify=justify, overflow="fold", min_width=least)
@@ -108,10 +115,11 @@ def markdown(results: Results) -> str:
         _table(*_summary_lines(results), numbers=True),
         f"{_legend(results)} Numbers are cut off, not rounded. {_NARROW}",
         *([planning(results)] if planning(results) else []),
-        *_section("Speed-up by category", *_category_lines(results), numbers=True),
+        *_category_section(results),
+        *_section("Peers", *(peer_lines(results) if _is_comparison(results) else ((), []))),
         *_section("Outputs that differ from plain decoding's", *_difference_lines(results)),
         *_section("Failures", ("controller", "prompt", "repeat", "error"), _failure_lines(results)),
-        *_section("Settings", ("setting", "value"), [(key, _value(value)) for key, value in results.settings.items()]),
+        *_section("Settings", ("setting", "value"), _setting_lines(results)),
         *_section("Machine", ("what", "value"), [(key, _value(value)) for key, value in vars(results.machine).items()]),
         *_section("Versions", ("library", "version"), list(results.versions.items())),
     ]
@@ -131,7 +139,7 @@ def csv_text(results: Results) -> str:
 
 
 def write_results(results: Results, folder: Path, plots: bool = True) -> None:
-    """Writes `results.json`, then `.csv`, `.md` and two figures made from it, each atomically.
+    """Writes `results.json`, then `.csv`, `.md` and its figures made from it, each atomically.
 
     Without `plots`, figures of an earlier run in `folder` are removed: they would contradict the new numbers. Where
     times are predicted there are no shares of the time to draw.
@@ -143,7 +151,7 @@ def write_results(results: Results, folder: Path, plots: bool = True) -> None:
     write_text(folder / "results.csv", csv_text(results))
     write_text(folder / "results.md", markdown(results))
     for name, plot in _FIGURES.items():
-        if plots and not (plot is plot_time_shares and _is_ladder(results)):
+        if plots and name in _figures(results):
             plot(results, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
@@ -174,7 +182,20 @@ def _title(results: Results) -> str:
 
 
 def _legend(results: Results) -> str:
-    return (_LADDER_LEGEND if _is_ladder(results) else _LEGEND).format(baseline=results.baseline)
+    legend = _LADDER_LEGEND if _is_ladder(results) else COMPARISON_LEGEND if _is_comparison(results) else _LEGEND
+    return legend.format(baseline=results.baseline)
+
+
+def _figures(results: Results) -> set[str]:
+    """The figures that such a record has."""
+    if _is_comparison(results):
+        return {"comparison.png"}
+    return {"speedup.png"} if _is_ladder(results) else {"speedup.png", "time_shares.png"}
+
+
+def _is_comparison(results: Results) -> bool:
+    """Whether other libraries were measured too: then ratios are ours over theirs."""
+    return results.kind == "compare"
 
 
 def _is_ladder(results: Results) -> bool:
@@ -188,6 +209,8 @@ def _gain(speedup: float | None, best: float | None) -> str:
 
 def _summary_lines(results: Results) -> tuple[Sequence[str], list[Sequence[str]]]:
     """Header and cells of the main table; a column for failures stands only where there are some."""
+    if _is_comparison(results):
+        return comparison_lines(results)
     lines = [_cells(name, summary) for name, summary in results.controllers.items()]
     if _is_ladder(results):
         best = results.controllers[_BOUND].speedup
@@ -230,6 +253,17 @@ def _category_lines(results: Results) -> tuple[Sequence[str], list[Sequence[str]
         cells = [_speedup(part.speedup, part.speedup_ci95) if part else _NOTHING for part in parts]
         lines.append((category, str(size), *cells))
     return ("category", "prompts", *names), lines
+
+
+def _category_section(results: Results) -> list[str]:
+    if _is_comparison(results):
+        return _section("Ours/peer by category", *_category_lines(turned_over(results)), numbers=True)
+    return _section("Speed-up by category", *_category_lines(results), numbers=True)
+
+
+def _setting_lines(results: Results) -> list[Sequence[str]]:
+    """Settings that have a section of their own are left out."""
+    return [(key, _value(value)) for key, value in results.settings.items() if key != "peers"]
 
 
 def _difference_lines(results: Results) -> tuple[Sequence[str], list[Sequence[str]]]:

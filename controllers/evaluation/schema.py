@@ -25,6 +25,7 @@ __all__ = [
     "ControllerSummary",
     "Failure",
     "Machine",
+    "PeerFacts",
     "PromptRow",
     "Results",
 ]
@@ -32,7 +33,7 @@ __all__ = [
 JSON: TypeAlias = Any
 
 SCHEMA_VERSION = 1
-KINDS = ("benchmark", "evaluation")
+KINDS = ("benchmark", "evaluation", "compare")
 PARTS = ("draft", "verify", "commit", "controller", "engine")
 """Parts of a run's wall time; `engine` is everything outside model forwards and the controller."""
 SHARES = ("draft", "verify", "commit", "controller", "other")
@@ -126,6 +127,17 @@ class Machine:
     memory_gib: float  # [GiB]
     device: str  # where the models ran: "cpu" or the accelerator's name
     platform: str  # operating system and architecture
+
+
+@dataclass(frozen=True)
+class PeerFacts:
+    """Another library's way of decoding, as ``settings["peers"]`` of a comparison has it, by its name."""
+
+    package: str  # what pip calls the library
+    version: str | None  # None: the library is not there
+    given: str  # what it is given, and how it is set
+    reference: str  # the peer that is its plain decoding, which its outputs are compared with
+    reason: str | None  # why it did not run; None: it did
 
 
 @dataclass(frozen=True, kw_only=True)

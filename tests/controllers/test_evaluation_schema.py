@@ -63,7 +63,7 @@ def _set(data: Any, *path: Any, to: Any) -> None:
         (lambda d: _set(d, "rows", 0, "seconds", to="1"), r"rows\[0\]\.seconds: expected a value of type float"),
         (lambda d: _set(d, "controllers", "tree", "speedup_ci95", to=[1.0]), r"speedup_ci95: expected a list of 2"),
         (lambda d: _set(d, "failures", to={}), r"results\.failures: expected a list, came \{\}"),
-        (lambda d: _set(d, "kind", to="guess"), r"kind: expected one of benchmark, evaluation, came 'guess'"),
+        (lambda d: _set(d, "kind", to="guess"), r"kind: expected one of benchmark, evaluation, compare, came 'guess'"),
     ],
 )
 def test_what_does_not_fit_the_schema_is_refused_by_name(change: Callable[[Any], None], message: str) -> None:
