@@ -69,7 +69,7 @@ class DistillationConfig:
     """the text"""
     feature: FeatureShape = field(default_factory=FeatureShape)
     """shape of a feature draft"""
-    feature_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=12, learning_rate=1.5e-3))
+    feature_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=6, learning_rate=1.5e-3))
     """training of a feature draft"""
     causal: CausalShape = field(default_factory=CausalShape)
     """shape of a causal draft"""

@@ -208,7 +208,8 @@ class TestRefusals:
             Distillation(easy_model, TOKENIZER, copy, config, weights="others").run()
         message = str(refused.value)
         assert str(copy / "run.json") in message
-        for setting in ('"seed": 0', '"seed": 41', '"weights": ""', '"weights": "others"'):
+        first = FEATURE.generation.seed
+        for setting in (f'"seed": {first}', '"seed": 41', '"weights": ""', '"weights": "others"'):
             assert setting in message
         assert written(copy, "*") == before
 
