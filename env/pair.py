@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from env.calibration import Calibrator, load_calibrator
 from env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
@@ -93,7 +92,6 @@ def load_pair(
     if dtype not in DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     place = find_device(device)
-    transformers_logging.disable_progress_bar()
     folder = locate_model(target)
     check_target(load_config(folder))
     chosen = _resolve(draft, target)

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from env.errors import ModelFileError
 
@@ -61,6 +62,7 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
     Raises:
         ModelFileError: the weights do not load, or some are missing or have another shape than config.json says.
     """
+    transformers_logging.disable_progress_bar()  # the commands show their own
     with _told("model", folder):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
