@@ -40,7 +40,7 @@ LOOKUP = "lookup"
 CALIBRATOR = "calibrator.json"
 
 _WEIGHTS = Path(__file__).parent / "drafts" / "weights" / DEFAULT_TARGET
-_SHIPPED = {"feature": _WEIGHTS / "draft.safetensors"}
+_SHIPPED = {"feature": _WEIGHTS / "draft.safetensors", "standalone": _WEIGHTS / "standalone"}
 PAIRS = {DEFAULT_TARGET: _SHIPPED, "HuggingFaceTB/SmolLM2-135M-Instruct": _SHIPPED}
 """the registered pairs: a target, by its name or hub id, and the drafts shipped for it, the best first"""
 
@@ -77,7 +77,7 @@ def load_pair(
 
     Args:
         target: a registered name, a local folder or a hub id.
-        draft: ``"lookup"``, a draft shipped for the target (``"feature"``), a feature draft's
+        draft: ``"lookup"``, a draft shipped for the target (``"feature"`` or ``"standalone"``), a feature draft's
             safetensors file, or a causal language model as for `target`; None takes the best one shipped for the
             target, and prompt lookup where there is none.
         dtype: a name in `DTYPES`.

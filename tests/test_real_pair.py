@@ -10,7 +10,7 @@ import pytest
 import env
 from controllers.evaluation.exactness import check_drafts, check_transformers
 from controllers.registry import controller_names
-from env.drafts import FeatureDraft
+from env.drafts import CausalDraft, FeatureDraft
 from env.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
 from env.sampling import SamplingSettings
 
@@ -41,6 +41,17 @@ def test_the_default_pair_is_the_target_and_the_draft_shipped_for_it(pair: Model
     assert isinstance(pair.draft, FeatureDraft)
     assert pair.draft_name == "feature"
     assert pair.tokenizer.eos_token_id in pair.target.end_tokens
+
+
+def test_the_standalone_draft_leaves_the_text_as_it_is(pair: ModelPair, prompts: list[tuple[int, ...]]) -> None:
+    other = pair.with_draft("standalone")
+    assert isinstance(other.draft, CausalDraft)
+    assert other.draft_name == "standalone"
+    (case,) = check_drafts(
+        pair.target, [other.draft], ["history"], prompts, sampling=SamplingSettings(), max_new_tokens=TOKENS
+    )
+    assert case.identical == len(TEXTS)
+    assert 0 < case.accepted < case.drafted, "the test would be vacuous"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -78,6 +78,14 @@ def _save_causal(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     with tempfile.TemporaryDirectory(prefix=".draft.", dir=folder) as temporary:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        _compact(Path(temporary) / "tokenizer.json")
         for path in sorted(Path(temporary).iterdir()):
             with atomic_path(folder / path.name) as place:
                 shutil.copyfile(path, place)
+
+
+def _compact(path: Path) -> None:
+    """Writes a JSON file without white space, which is half of a tokenizer's."""
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(record, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")

@@ -230,6 +230,7 @@ class TestFailures:
     def test_prompts_that_fail_are_told_and_the_others_measured(
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
+        call.monkeypatch.setenv("COLUMNS", "200")  # a narrow table may break any word
         target = self.target_that_cannot_read_tildes(folders, tmp_path)
         texts = ["~", "hello", "a" * CONTEXT, "abc abc"]
         prompts = write_prompts(tmp_path / "prompts.jsonl", texts)
