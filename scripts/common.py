@@ -39,8 +39,8 @@ class PairOptions:
     target: str = DEFAULT_TARGET
     """target model: a registered name, a local folder or a Hugging Face hub id"""
     draft: str | None = None
-    """draft: "lookup", a feature draft's .safetensors file, or a model as for --target; by default the one shipped for
-    the target, else lookup"""
+    """draft: "lookup", one shipped for the target ("feature" or "standalone"), a feature draft's .safetensors file, or
+    a model as for --target; by default the best one shipped, else lookup"""
     dtype: str = "bfloat16"
     """precision of both: bfloat16, float16 or float32"""
     device: str = "cpu"
