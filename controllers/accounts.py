@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from env.errors import ParameterError
-from env.observation import Observation, PastRound
+from env.observation import LEVEL_PRIOR, ROW_PRIOR, Observation, PastRound
 from env.parameters import Source
 
 __all__ = ["Gate", "MachinePrices", "Throughput", "last_round", "machine_prices"]
@@ -30,11 +30,11 @@ class MachinePrices:
         return 1 + self.level * levels + self.row * past.drafted
 
 
-_UNKNOWN = MachinePrices(level=0.1, row=0.01)  # those of a draft of a tenth of the target on a machine with room
+_UNKNOWN = MachinePrices(LEVEL_PRIOR, ROW_PRIOR)
 
 
 def machine_prices(observation: Observation) -> MachinePrices:
-    """The machine's prices; where it tells neither of them, a level is taken to cost 0.1 and a row 0.01 plain steps."""
+    """The machine's prices; where it tells neither of them, `LEVEL_PRIOR` and `ROW_PRIOR`."""
     if observation.level_cost == observation.row_cost == 0:
         return _UNKNOWN
     return MachinePrices(observation.level_cost, observation.row_cost)

@@ -28,6 +28,7 @@ from controllers.registry import make_controller
 from controllers.run import steer
 from env.drafts import CausalDraft, Draft
 from env.errors import LimitError, PairError, ParameterError
+from env.latency.learned import LearnedCosts
 from env.live import LiveDecoder
 from env.models.target import CachedModel, TargetModel
 from env.pair import make_draft
@@ -88,7 +89,7 @@ def speculative_generate(
     guesser = None
     try:
         guesser = _draft(draft, target)
-        decoder = LiveDecoder(target, guesser)
+        decoder = LiveDecoder(target, guesser, LearnedCosts())
         steerer = make_controller(controller) if isinstance(controller, str) else controller
         tokens = list(prompt)
         for step in steer(decoder, steerer, request):

@@ -9,6 +9,7 @@ from env.decoding import TextUnderWay
 from env.drafts.base import Draft
 from env.drafts.merged import MergedDraft
 from env.growth import Expand, grow_tree
+from env.latency.learned import LearnedCosts
 from env.models.target import TargetModel
 from env.observation import ROOT_CHILDREN, Costs, Observation
 from env.parameters import TreeParameters
@@ -29,7 +30,7 @@ class LiveDecoder(TextUnderWay):
     Args:
         target: the model whose output is wanted.
         draft: the one that guesses; prompt lookup joins it as the parameters of a round say.
-        costs: what observations say of the machine; nothing if None.
+        costs: what observations say of the machine; nothing if None. `LearnedCosts` learn from the rounds.
 
     Attributes:
         tree: the tree that the last round verified; only a root after `start`.
@@ -106,7 +107,10 @@ class LiveDecoder(TextUnderWay):
             features = features[path]
         self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
-        return self._outcome(committed, tree, accepted, seconds, work)
+        outcome = self._outcome(committed, tree, accepted, seconds, work)
+        if isinstance(self.costs, LearnedCosts):
+            self.costs.note(outcome)
+        return outcome
 
     @torch.inference_mode()
     def _look_ahead(self) -> tuple[float, ...]:

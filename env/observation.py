@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-__all__ = ["ROOT_CHILDREN", "WINDOW", "Costs", "Observation", "PastRound"]
+__all__ = ["LEVEL_PRIOR", "ROOT_CHILDREN", "ROW_PRIOR", "WINDOW", "Costs", "Observation", "PastRound"]
 
 WINDOW = 10
 """rounds that are remembered [rounds]"""
 ROOT_CHILDREN = 4
 """children of the root that are shown [nodes]"""
+LEVEL_PRIOR = 0.1
+"""cost of a draft level where nothing is known: that of a draft of a tenth of the target [plain steps]"""
+ROW_PRIOR = 0.01
+"""cost of a verified row where nothing is known: that of a machine with room [plain steps]"""
 
 
 class PastRound(NamedTuple):

@@ -14,6 +14,7 @@ from env.calibration import Calibrator, load_calibrator
 from env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from env.drafts.network import load_network
 from env.errors import LimitError, PairError, ParameterError
+from env.latency.learned import LearnedCosts
 from env.live import LiveDecoder
 from env.models.compatibility import check_draft, check_target, check_vocabulary
 from env.models.loading import load_causal_model, load_config, load_tokenizer
@@ -60,8 +61,10 @@ class ModelPair:
     """where the target's weights came from"""
 
     def decoder(self) -> LiveDecoder:
-        """A decoder of this pair. The two share their caches with every other decoder of the pair."""
-        return LiveDecoder(self.target, self.draft)
+        """A decoder of this pair, which learns what rounds cost. The two share their caches with every other decoder of
+        the pair.
+        """
+        return LiveDecoder(self.target, self.draft, LearnedCosts())
 
     def with_draft(self, draft: str) -> ModelPair:
         """The same target with another draft, named as in `load_pair`; raises as that does."""
