@@ -1,25 +1,30 @@
-"""What a policy chooses, and which action of the grid that is: absolute values, or steps from the last round's.
+"""What a policy chooses, and which action of the grid that is: absolute values, steps from the last round's, or
+corrections of what goodput would do.
 
 A form knows no network and no environment. It works on one episode and on many alike: arrays have any leading axes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
+from agents.corrections import CORRECTIONS, Corrections, PriceGrid
 from controllers.static import PHASE_2
 from env.errors import UnknownNameError
 from env.features import FeatureVector
 from env.grid import DIMENSIONS, ParameterGrid
 from env.tree import IntArray
 
-__all__ = ["FORMS", "Absolute", "ActionForm", "Increments", "make_form"]
+__all__ = ["FORMS", "Absolute", "ActionForm", "Increments", "grid_of", "make_form"]
 
 
 class ActionForm(Protocol):
-    """From a policy's choices to actions of a grid, with the last action as all that is remembered."""
+    """From a policy's choices and what is observed to actions of a grid, with the last action as all that is
+    remembered.
+    """
 
     nvec: IntArray
     """how many choices each of the policy's heads has, `int64[heads]`"""
@@ -28,19 +33,20 @@ class ActionForm(Protocol):
     first: IntArray
     """the action that an episode begins from, `int64[6]`"""
 
-    def seen(self, current: IntArray) -> FeatureVector:
+    def shown(self, current: IntArray) -> FeatureVector:
         """What is added to an observation, `float32[..., entries]`, each within 0 and 1.
 
         Args:
             current: the last actions, `int64[..., 6]`.
         """
 
-    def move(self, current: IntArray, choices: IntArray) -> IntArray:
+    def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """The actions of the rounds that begin now, `int64[..., 6]`.
 
         Args:
             current: the last actions, `int64[..., 6]`.
             choices: one for each head, `int64[..., heads]`.
+            seen: the observations, in full whatever the policy is shown, `float32[..., entries]`.
         """
 
 
@@ -57,11 +63,11 @@ class Absolute:
         self.nvec = grid.nvec
         self.first: IntArray = np.zeros(len(DIMENSIONS), np.int64)
 
-    def seen(self, current: IntArray) -> FeatureVector:
+    def shown(self, current: IntArray) -> FeatureVector:
         """Nothing: what was chosen before binds no one."""
         return np.empty((*current.shape[:-1], 0), np.float32)
 
-    def move(self, current: IntArray, choices: IntArray) -> IntArray:
+    def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """The choices themselves."""
         return choices
 
@@ -83,24 +89,33 @@ class Increments:
         self.first = grid.nearest(PHASE_2)
         self._last = (grid.nvec - 1)[list(self._steered)]
 
-    def seen(self, current: IntArray) -> FeatureVector:
+    def shown(self, current: IntArray) -> FeatureVector:
         """Where depth and threshold stand between the grid's first value and its last."""
         steered = current[..., list(self._steered)]
         return np.asarray(steered / np.maximum(self._last, 1), np.float32)
 
-    def move(self, current: IntArray, choices: IntArray) -> IntArray:
+    def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """One step from `current`, and none past the grid's ends."""
         moved, steered = current.copy(), list(self._steered)
         moved[..., steered] = np.clip(moved[..., steered] + choices - 1, 0, self._last)
         return moved
 
 
-FORMS: dict[str, type[Absolute] | type[Increments]] = {"absolute": Absolute, "increments": Increments}
+FORMS: dict[str, type[Absolute] | type[Increments] | type[Corrections]] = {
+    "absolute": Absolute,
+    "increments": Increments,
+    CORRECTIONS: Corrections,
+}
 """the forms by name"""
 
 
 def make_form(name: str, grid: ParameterGrid) -> ActionForm:
-    """The form of that name on a grid. Raises `UnknownNameError`."""
+    """The form of that name on a grid. Raises `UnknownNameError`, or `ParameterError` for a grid of another kind."""
     if name not in FORMS:
         raise UnknownNameError("form of action", name, FORMS)
     return FORMS[name](grid)
+
+
+def grid_of(name: str, record: Mapping[str, Any]) -> ParameterGrid:
+    """The grid that `to_dict` described, of the kind that the form needs. Raises as `ParameterGrid.from_dict`."""
+    return (PriceGrid if name == CORRECTIONS else ParameterGrid).from_dict(record)

@@ -44,9 +44,8 @@ class PolicyController:
     def act(self, observation: Observation) -> TreeParameters:
         """What the policy chooses."""
         seen = feature_vector(observation)
-        if self._adds:
-            seen = np.concatenate([seen, self._form.seen(self._current)])
-        self._current = self._form.move(self._current, self._network.choose(seen))
+        shown = np.concatenate([seen, self._form.shown(self._current)]) if self._adds else seen
+        self._current = self._form.move(self._current, self._network.choose(shown), seen)
         return self._parameters[int(self._current @ self._strides)]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from agents.action_forms import ActionForm, make_form
+from agents.action_forms import ActionForm, grid_of, make_form
 from agents.policy_network import PolicyNetwork, Weights, expected_shapes
 from env.errors import ModelFileError, SpecGymError
 from env.features import FEATURES, VERSION
@@ -175,7 +175,7 @@ def _read_weights(path: Path, expected: str) -> Weights:
 
 def _checked(record: Mapping[str, Any], weights: Weights, grid: ParameterGrid | None) -> Policy:
     """The policy of a record, if it reads and chooses as this version does."""
-    own, seen = ParameterGrid.from_dict(record["action"]["grid"]), record["observation"]
+    own, seen = grid_of(record["action"]["form"], record["action"]["grid"]), record["observation"]
     shape = Architecture(tuple(record["architecture"]["hidden"]), record["architecture"]["memory"])
     units = [*shape.hidden, shape.memory]
     if len(units) > _MOST_LAYERS or not all(type(each) is int and 0 <= each <= _MOST_UNITS for each in units):

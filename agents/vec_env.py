@@ -34,6 +34,7 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
 
     Attributes:
         current: the last action of every episode on the grid, `int64[num_envs, 6]`.
+        seen: what the next actions are chosen by, without what `form` adds, `float32[num_envs, features]`.
         told: the info of the last step, see `ReplayVectorEnv`.
     """
 
@@ -41,6 +42,7 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
         self.envs, self.form = envs, form or Absolute(envs.grid)
         self.actions: npt.NDArray[Any] = np.empty(0, np.int64)
         self.current: IntArray = np.tile(self.form.first, (envs.num_envs, 1))
+        self.seen: FeatureVector = np.zeros((envs.num_envs, len(FEATURES)), np.float32)
         self.told: dict[str, Any] = {}
         entries = len(FEATURES) + len(self.form.entries)
         super().__init__(
@@ -54,12 +56,12 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
     def reset(self) -> FeatureVector:
         """Begins an episode each; after `seed`, in the order that the first of its seeds decides."""
         options = next((each for each in self._options if each), None)
-        seen, info = self.envs.reset(seed=self._seeds[0], options=options)
+        self.seen, info = self.envs.reset(seed=self._seeds[0], options=options)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{name: values[index] for name, values in info.items()} for index in range(self.num_envs)]
         self.current[:] = self.form.first
-        return self._with_form(seen)
+        return self._with_form(self.seen)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Takes note of the actions of the step, `int[num_envs, heads]`."""
@@ -67,8 +69,9 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
 
     def step_wait(self) -> VecEnvStepReturn:
         """Plays the step. Raises as `ReplayVectorEnv.step` does."""
-        self.current = self.form.move(self.current, self.actions).copy()  # the caller's actions stay as they are
-        seen, rewards, terminated, truncated, info = self.envs.step(self.current)
+        moved = self.form.move(self.current, self.actions, self.seen)
+        self.current = moved.copy()  # the caller's actions stay as they are
+        self.seen, rewards, terminated, truncated, info = self.envs.step(self.current)
         self.told = info
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         done = terminated | truncated
@@ -86,10 +89,10 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
                         "plain_steps": float(episode["plain_steps"][index]),
                     },
                 }
-        return self._with_form(seen), rewards.astype(np.float32), done, infos
+        return self._with_form(self.seen), rewards.astype(np.float32), done, infos
 
     def _with_form(self, seen: FeatureVector) -> FeatureVector:
-        return np.concatenate([seen, self.form.seen(self.current)], axis=1) if self.form.entries else seen
+        return np.concatenate([seen, self.form.shown(self.current)], axis=1) if self.form.entries else seen
 
     def close(self) -> None:
         """Closes the vector environment."""

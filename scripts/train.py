@@ -18,7 +18,7 @@ from agents.reinforcement.algorithms import check_installed
 from agents.reinforcement.classroom import Classroom
 from agents.reinforcement.config import LearningPlan
 from agents.reinforcement.course import Course
-from agents.reinforcement.report import RESULTS, best_seed, keep_best, write_report
+from agents.reinforcement.report import RESULTS, best_seed, keep_best, speed, write_report
 from controllers.evaluation.provenance import shareable
 from env.files import check_writable
 from env.latency.families import FAMILIES
@@ -34,6 +34,11 @@ class TrainOptions:
     """traces of one pair, recorded with the same settings; by default the shipped one"""
     profiles: tuple[str, ...] = tuple(FAMILIES)
     """machines to learn for, drawn for every episode: files of scripts.calibrate, or names of parametric families"""
+    held_out: tuple[str, ...] = ()
+    """names of those machines among them that nothing is learned on: policies are judged on them, and not chosen by
+    it"""
+    temperatures: tuple[float, ...] | None = None
+    """temperatures of the texts to learn from; all by default"""
     seeds: int = 5
     """policies that are trained, each from a seed of its own, beginning with 0"""
     output: Path = Path("runs/train")
@@ -54,7 +59,13 @@ def train(options: TrainOptions) -> int:
     if options.push is not None:
         check_pushable(options.push)
     check_writable(options.output)
-    classroom = Classroom(options.traces, options.profiles, options.plan)
+    classroom = Classroom(
+        options.traces,
+        options.profiles,
+        options.plan,
+        held_out=options.held_out,
+        temperatures=options.temperatures,
+    )
     learners = [classroom.learner(seed, options.output / f"seed-{seed}") for seed in range(options.seeds)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     courses: dict[int, Course] = {}
@@ -65,9 +76,21 @@ def train(options: TrainOptions) -> int:
             shown = bar.add_task(f"seed {seed}", total=options.plan.part * options.plan.looks)
             courses[seed] = learner.run(_Shown(bar, shown, seed))
     keep_best(options.output, options.output / f"seed-{best_seed(courses)}")
-    about = {"traces": [shareable(str(path)) for path in options.traces], "profiles": classroom.names}
+    about: dict[str, object] = {
+        "traces": [shareable(str(path)) for path in options.traces],
+        "profiles": classroom.names,
+    }
+    about |= {"held_out": list(options.held_out)} if options.held_out else {}
+    about |= {"temperatures": list(options.temperatures)} if options.temperatures else {}
     write_report(options.output, courses, options.plan, about, started)
     Console().print(_table(courses, classroom.names))
+    found = speed(list(courses.values()))
+    console.print(
+        f"{found['steps_per_second']:,.0f} rounds a second, updates included; within 2 % of the last throughput after "
+        f"{found['minutes_to_within_2_percent']:.1f} minutes (medians over the seeds).",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(f"Written to {options.output}/: {SETTINGS}, {RESULTS}", markup=False, soft_wrap=True)
     if options.push is not None:
         console.print(f"Pushed to {push_policy(options.output, options.push)}", markup=False, soft_wrap=True)

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger, configure
 
+from agents.corrections import Corrections
 from agents.policy_network import Weights
 from agents.reinforcement.config import LearningPlan
+from agents.reinforcement.envs import LearningEnv
+from agents.reinforcement.hindsight import Hindsight
 from agents.reinforcement.validation import Act
-from agents.vec_env import ReplayVecEnv
 from env.errors import ParameterError
 from env.features import FeatureVector
 from env.tree import BoolArray, IntArray
@@ -23,7 +26,10 @@ Model: TypeAlias = Any
 """an algorithm of Stable-Baselines3, whose types are not checked here"""
 
 
-def make_model(envs: ReplayVecEnv, plan: LearningPlan, rate: Callable[[], float], seed: int) -> Model:
+_LEAN = 2.0  # logits that the choices which correct nothing begin with, before all others
+
+
+def make_model(envs: LearningEnv, plan: LearningPlan, rate: Callable[[], float], seed: int) -> Model:
     """The algorithm in its first state, on the CPU.
 
     Args:
@@ -49,10 +55,22 @@ def make_model(envs: ReplayVecEnv, plan: LearningPlan, rate: Callable[[], float]
         "seed": seed,
         "device": "cpu",
     }
-    if plan.algorithm == "ppo":
-        return PPO("MlpPolicy", envs, policy_kwargs={"net_arch": layers}, **options)
-    memory = {"net_arch": layers, "lstm_hidden_size": plan.memory}
-    return _recurrent()("MlpLstmPolicy", envs, policy_kwargs=memory, **options)
+    if plan.algorithm == "recurrent_ppo":
+        memory = {"net_arch": layers, "lstm_hidden_size": plan.memory}
+        model = _recurrent()("MlpLstmPolicy", envs, policy_kwargs=memory, **options)
+    else:
+        kind = Hindsight if plan.algorithm == "hindsight" else PPO
+        model = kind("MlpPolicy", envs, policy_kwargs={"net_arch": layers}, **options)
+    if isinstance(envs.form, Corrections):
+        _begin_unmoved(model, envs.form)
+    return model
+
+
+def _begin_unmoved(model: Model, acting: Corrections) -> None:
+    """Makes the first policy lean to the choices that correct nothing: it begins as goodput at a fixed price."""
+    first = np.cumsum(acting.nvec) - acting.nvec
+    with torch.no_grad():
+        model.policy.action_net.bias[torch.as_tensor(first + acting.unmoved)] += _LEAN
 
 
 def check_installed(plan: LearningPlan) -> None:

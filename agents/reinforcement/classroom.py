@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agents.action_forms import make_form
+import numpy as np
+
+from agents.corrections import CORRECTIONS
 from agents.reinforcement.config import LearningPlan
+from agents.reinforcement.envs import DrawnMachines, LearningEnv
 from agents.reinforcement.training import Learner
 from agents.reinforcement.validation import Validation
-from agents.vec_env import ReplayVecEnv
-from env.errors import ParameterError
+from env.errors import ParameterError, UnknownNameError
 from env.recordings import find_profile, find_trace, profile_label
 from env.tabulation import check_covered
-from env.vector import ReplayVectorEnv
+from env.traces.file import Trace
+from env.tree import IntArray
 
 __all__ = ["Classroom"]
 
@@ -22,9 +25,14 @@ class Classroom:
     """Texts to learn from and to be judged on, played on some machines.
 
     Args:
-        traces: files of traces of one pair by one rule; the shipped one if there are none.
+        traces: files of traces of one pair by one rule, or such a trace; the shipped one if there are none.
         profiles: of the machines: names or files, one or more.
         plan: what is learned.
+        held_out: what results call the machines that nothing is learned on; the policies are judged on them all the
+            same, but not chosen by it.
+        temperatures: of the texts; all if None.
+        like: another classroom with the same traces and temperatures, whose tables are used on if they are of the same
+            grid.
 
     Attributes:
         names: what the machines are called.
@@ -32,30 +40,53 @@ class Classroom:
 
     Raises:
         TraceError: a file cannot be read, or has no texts to learn from or to be judged on.
-        ProfileError, UnknownNameError: a profile cannot be found.
-        ParameterError: the trace does not cover the grid, or two profiles have the same name.
+        ProfileError, UnknownNameError: a profile cannot be found, or none that is held out is there.
+        ParameterError: the trace does not cover the grid, two profiles have the same name, or all are held out.
     """
 
-    def __init__(self, traces: Sequence[Path], profiles: Sequence[str], plan: LearningPlan) -> None:
-        trace, machines = find_trace(list(traces) or None), [find_profile(name) for name in profiles]
+    def __init__(
+        self,
+        traces: Sequence[Path] | Trace,
+        profiles: Sequence[str],
+        plan: LearningPlan,
+        *,
+        held_out: Sequence[str] = (),
+        temperatures: Sequence[float] | None = None,
+        like: Classroom | None = None,
+    ) -> None:
+        found = find_trace(traces if isinstance(traces, Trace) else list(traces) or None)
+        trace, machines = _at(found, temperatures), [find_profile(name) for name in profiles]
         self.plan, self.names = plan, [profile_label(name) for name in profiles]
         if len(set(self.names)) < len(self.names) or not self.names:
             raise ParameterError(
                 f"Expected one profile or more, of different names; got {', '.join(profiles) or 'none'}."
             )
-        check_covered(plan.grid, trace.header)
-        self.form = make_form(plan.form, plan.grid)
-        envs = ReplayVectorEnv(
+        drawn = _numbers(self.names, held_out)
+        self.grid = plan.grid_for(trace.header)
+        if plan.form != CORRECTIONS:
+            check_covered(plan.grid, trace.header)
+        lens = plan.lens(self.grid)
+        envs = DrawnMachines(
             plan.config.episodes,
             traces=trace,
             profile=machines,
-            grid=plan.grid,
+            grid=self.grid,
             observes_draft=plan.observes_draft,
         )
-        self.envs = ReplayVecEnv(envs, self.form)
-        self.validation = Validation(trace, machines, plan.grid, self.form, observes_draft=plan.observes_draft)
+        envs.drawn = drawn
+        self.envs: LearningEnv = LearningEnv(envs, lens)
+        self.validation = Validation(
+            trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=drawn
+        )
+        if like is not None and like.grid == self.grid:
+            for mine, theirs in ((self.envs, like.envs), (self.validation.envs, like.validation.envs)):
+                mine.envs.replays.table = theirs.envs.replays.table
         texts = envs.replays.texts
         self.source = f"{trace.header} {len(texts)} texts of {sum(len(text.tokens) for text in texts)} tokens"
+        if temperatures is not None:
+            self.source += f" at {', '.join(f'{each:g}' for each in sorted(temperatures))}"
+        if held_out:
+            self.source += f", without {', '.join(sorted(held_out))}"
 
     def tabulate(self, progress: Callable[[int, int], None] = lambda done, all_of_them: None) -> None:
         """Works out what every action brings, so that learning is all that takes time from then on.
@@ -71,3 +102,22 @@ class Classroom:
     def learner(self, seed: int, folder: Path) -> Learner:
         """One of the learners. Raises as `Learner` does."""
         return Learner(self.envs, self.validation, self.names, self.plan, seed=seed, folder=folder, source=self.source)
+
+
+def _at(trace: Trace, temperatures: Sequence[float] | None) -> Trace:
+    """The texts of some temperatures."""
+    if temperatures is None:
+        return trace
+    texts = [text for text in trace.texts if text.settings.temperature in temperatures]
+    return Trace(trace.path, trace.header, texts)
+
+
+def _numbers(names: Sequence[str], held_out: Sequence[str]) -> IntArray | None:
+    """Numbers of the machines that are learned on; None for all. Raises `UnknownNameError`, `ParameterError`."""
+    for name in held_out:
+        if name not in names:
+            raise UnknownNameError("profile to hold out", name, names)
+    left = [number for number, name in enumerate(names) if name not in held_out]
+    if not left:
+        raise ParameterError("Expected a profile to learn on; all of them are held out.")
+    return np.array(left) if held_out else None

@@ -6,14 +6,18 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agents.action_forms import FORMS
+from agents.action_forms import FORMS, make_form
+from agents.corrections import CORRECTIONS, covered_prices
+from agents.observation_groups import columns_of
+from agents.reinforcement.envs import Lens
 from env.errors import ParameterError, UnknownNameError
 from env.grid import ParameterGrid
 from env.rounds import check_limit
+from env.traces.records import TraceHeader
 
 __all__ = ["ALGORITHMS", "LearningConfig", "LearningPlan"]
 
-ALGORITHMS = ("ppo", "recurrent_ppo")
+ALGORITHMS = ("ppo", "recurrent_ppo", "hindsight")
 
 _GRID = ParameterGrid(
     base_depth=(0, 1, 2, 3, 4, 6, 8, 10),
@@ -87,16 +91,20 @@ class LearningPlan:
 
     Raises:
         LimitError: a count that is not positive.
-        UnknownNameError: an algorithm or a form that there is none of.
+        UnknownNameError: an algorithm, a form or a group of the observation that there is none of.
     """
 
-    algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
-    """proximal policy optimisation, or the same with a memory (needs the extra "recurrent")"""
-    form: Literal["absolute", "increments"] = "absolute"
-    """what the policy chooses: values of the grid, or Phase 3's steps from the last ones"""
+    algorithm: Literal["ppo", "recurrent_ppo", "hindsight"] = "ppo"
+    """proximal policy optimisation, the same with a memory (needs the extra "recurrent"), or policy gradients over all
+    choices at once"""
+    form: Literal["absolute", "increments", "corrections"] = "absolute"
+    """what the policy chooses: values of the grid, Phase 3's steps from the last ones, or corrections of goodput, which
+    have a grid of their own"""
     observes_draft: bool = False
     """whether the draft is asked about the root before every choice, which costs its first forward even where the
     policy would rather not draft"""
+    blind: tuple[str, ...] = ()
+    """groups of the observation that are taken away: position, sampling, lookup, draft, last_round, history, machine"""
     steps: int = 2_000_000
     """rounds that are played in all, rounded up to whole batches [rounds]"""
     looks: int = 25
@@ -109,6 +117,7 @@ class LearningPlan:
     def __post_init__(self) -> None:
         check_limit("steps", self.steps)
         check_limit("looks", self.looks)
+        columns_of(self.blind)
         for name, known in (("algorithm", ALGORITHMS), ("form", FORMS)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
@@ -122,3 +131,11 @@ class LearningPlan:
     def memory(self) -> int:
         """Units of the policy's memory; 0 for none."""
         return self.config.memory if self.algorithm == "recurrent_ppo" else 0
+
+    def grid_for(self, header: TraceHeader) -> ParameterGrid:
+        """The actions on a trace: `grid`, or where choices are corrections the prices that the trace covers."""
+        return covered_prices(header) if self.form == CORRECTIONS else self.grid
+
+    def lens(self, grid: ParameterGrid) -> Lens:
+        """What a policy sees and chooses, on the grid of `grid_for`."""
+        return Lens(make_form(self.form, grid), self.blind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from agents.reinforcement.course import Course
 from controllers.evaluation.provenance import run_facts
 from env.files import atomic_path, write_text
 
-__all__ = ["RESULTS", "best_seed", "keep_best", "write_report"]
+__all__ = ["RESULTS", "best_seed", "keep_best", "speed", "write_report"]
 
 RESULTS = "training.json"
 
@@ -32,6 +32,17 @@ def keep_best(folder: Path, best: Path) -> None:
     for name in (WEIGHTS, SETTINGS):
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes((best / name).read_bytes())
+
+
+def speed(courses: Sequence[Course]) -> dict[str, float]:
+    """How fast learning was, as medians over the seeds: rounds a second, updates included, and how long it took until
+    the validation throughput was within 2 % of the last one.
+    """
+    return {
+        "steps_per_second": float(np.median([course.looks[-1].steps / course.looks[-1].seconds for course in courses])),
+        "steps_to_within_2_percent": float(np.median([course.near.steps for course in courses])),
+        "minutes_to_within_2_percent": float(np.median([course.near.seconds for course in courses])) / 60,
+    }
 
 
 def write_report(
@@ -60,6 +71,7 @@ def write_report(
         "plan": asdict(plan) | {"grid": plan.grid.to_dict()},
         "best_seed": best_seed(courses),
         "seeds": {str(seed): _told(course) for seed, course in courses.items()},
+        "speed": speed(list(courses.values())),
         "summary": _summary(list(courses.values())),
     }
     write_text(folder / RESULTS, json.dumps(record, indent=1, allow_nan=False) + "\n")

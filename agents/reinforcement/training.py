@@ -22,9 +22,9 @@ from agents.policy_file import Architecture, Policy, save_policy
 from agents.reinforcement.algorithms import make_logger, make_model, model_act, model_weights
 from agents.reinforcement.config import LearningPlan
 from agents.reinforcement.course import Course, Look
+from agents.reinforcement.envs import LearningEnv, hide
 from agents.reinforcement.prices import Prices
 from agents.reinforcement.validation import Throughput, Validation
-from agents.vec_env import ReplayVecEnv
 from env.errors import ModelFileError
 
 __all__ = ["CHECKPOINT", "Learner"]
@@ -39,7 +39,7 @@ class Learner:
     """Trains one policy.
 
     Args:
-        envs: what it learns on; `envs.envs.grid` and `envs.form` are those of `plan`.
+        envs: what it learns on; its grid and lens are those of `plan`.
         validation: judges it.
         names: of the latency profiles, in their order.
         plan: how.
@@ -54,7 +54,7 @@ class Learner:
 
     def __init__(
         self,
-        envs: ReplayVecEnv,
+        envs: LearningEnv,
         validation: Validation,
         names: list[str],
         plan: LearningPlan,
@@ -98,11 +98,11 @@ class Learner:
         plan = self.plan
         settings = {name: value for name, value in asdict(plan).items() if name != "grid"}
         return Policy(
-            grid=plan.grid,
+            grid=self.envs.envs.grid,
             form=plan.form,
             observes_draft=plan.observes_draft,
             architecture=Architecture(plan.config.hidden, plan.memory),
-            weights=model_weights(self.model),
+            weights=hide(model_weights(self.model), plan.blind),
             training={"settings": settings, "seed": self.seed, "profiles": self.names},
         )
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from agents.action_forms import ActionForm
-from agents.vec_env import ReplayVecEnv
+from agents.reinforcement.envs import LearningEnv, Lens
 from env.features import FeatureVector
 from env.grid import ParameterGrid
 from env.recordings import ProfileSource, choose_texts
@@ -17,7 +16,9 @@ from env.traces.file import Trace
 from env.tree import BoolArray, FloatArray, IntArray
 from env.vector import ReplayVectorEnv
 
-__all__ = ["Act", "Throughput", "Validation"]
+__all__ = ["Act", "Played", "Throughput", "Validation"]
+
+_TOLD = ("tokens", "accepted", "drafted", "rounds", "seconds", "plain_steps")  # rounds are counted here
 
 Act = Callable[[FeatureVector, BoolArray], npt.NDArray[np.int64]]
 """`act(observations, first)` chooses for many episodes; `first` tells which of them begin"""
@@ -31,6 +32,8 @@ class Throughput:
     """by profile and way of decoding, greedy before sampled, `int64[profiles, 2]`"""
     time: FloatArray
     """likewise [plain steps]"""
+    counted: IntArray | None = None
+    """numbers of the profiles that the score counts; all if None"""
 
     def by_profile(self) -> FloatArray:
         """Tokens per plain step of all texts, `float64[profiles]`."""
@@ -45,8 +48,31 @@ class Throughput:
 
     @property
     def score(self) -> float:
-        """One number to choose by: the geometric mean over the profiles."""
-        return float(np.exp(np.log(self.by_profile()).mean()))
+        """One number to choose by: the geometric mean over the profiles that count."""
+        speeds = self.by_profile()
+        return float(np.exp(np.log(speeds if self.counted is None else speeds[self.counted]).mean()))
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of n episodes, each a whole text on a machine."""
+
+    text: IntArray
+    """number of the text among `replays.texts`, `int64[n]`"""
+    profile: IntArray
+    """number of the machine, `int64[n]`"""
+    tokens: IntArray
+    """`int64[n]`"""
+    accepted: IntArray
+    """draft tokens among them, `int64[n]`"""
+    drafted: IntArray
+    """nodes verified, `int64[n]`"""
+    rounds: IntArray
+    """`int64[n]`"""
+    seconds: FloatArray
+    """predicted times, `float64[n]` [s]"""
+    plain_steps: FloatArray
+    """the same in plain rounds, `float64[n]`"""
 
 
 class Validation:
@@ -56,9 +82,10 @@ class Validation:
         trace: the texts.
         profiles: the machines.
         grid: the actions.
-        form: what a policy chooses.
+        lens: what a policy sees and chooses.
         observes_draft: see `SpeculationEnv`.
         split: of the texts.
+        counted: numbers of the profiles that the score counts; all if None.
 
     Raises:
         TraceError, UnrecordedError, ParameterError: see `ReplayVectorEnv`.
@@ -69,10 +96,11 @@ class Validation:
         trace: Trace,
         profiles: Sequence[ProfileSource],
         grid: ParameterGrid,
-        form: ActionForm,
+        lens: Lens,
         *,
         observes_draft: bool,
         split: str = "validation",
+        counted: IntArray | None = None,
     ) -> None:
         texts = len(choose_texts(trace.texts, split))
         self._start = {
@@ -87,19 +115,27 @@ class Validation:
             grid=grid,
             observes_draft=observes_draft,
         )
-        self.envs, self._shape = ReplayVecEnv(envs, form), (len(profiles), 2)
+        self.envs, self._shape, self._counted = LearningEnv(envs, lens), (len(profiles), 2), counted
 
     def __call__(self, act: Act) -> Throughput:
         """Judges a policy by its choices. Raises as `ReplayVectorEnv.step` does."""
-        envs, sampled = self.envs, ~self.envs.envs.replays.greedy[self._start["texts"]]
-        where = self._start["profiles"], sampled.astype(np.int64)
+        played = self.play(act)
+        sampled = ~self.envs.envs.replays.greedy[played.text]
         tokens, time = np.zeros(self._shape, np.int64), np.zeros(self._shape)
+        np.add.at(tokens, (played.profile, sampled.astype(np.int64)), played.tokens)
+        np.add.at(time, (played.profile, sampled.astype(np.int64)), played.plain_steps)
+        return Throughput(tokens, time, self._counted)
+
+    def play(self, act: Act) -> Played:
+        """What came of every text on every machine. Raises as `ReplayVectorEnv.step` does."""
+        envs, counts = self.envs, np.zeros((len(_TOLD), self.envs.num_envs))
         envs.set_options(self._start)
         seen, under_way = envs.reset(), np.ones(envs.num_envs, np.bool_)
         first = under_way.copy()
         while under_way.any():
             seen, _, first, _ = envs.step(act(seen, first))
-            np.add.at(tokens, where, np.where(under_way, envs.told["tokens"], 0))
-            np.add.at(time, where, np.where(under_way, envs.told["plain_steps"], 0.0))
+            told = [envs.told[name] if name in envs.told else np.ones(envs.num_envs) for name in _TOLD]
+            counts += np.where(under_way, np.array(told), 0.0)
             under_way &= ~first
-        return Throughput(tokens, time)
+        tokens, accepted, drafted, rounds = counts[:4].astype(np.int64)
+        return Played(self._start["texts"], self._start["profiles"], tokens, accepted, drafted, rounds, *counts[4:])

@@ -117,9 +117,9 @@ class TestExport:
             if index % 50 == 0:
                 controller.reset()
                 current, first = learner.envs.form.first, True
-            seen = np.concatenate([feature_vector(observation), learner.envs.form.seen(current)])
+            seen = np.concatenate([feature_vector(observation), learner.envs.form.shown(current)])
             choice = act(seen[None], np.array([first]))[0]
-            current, first = learner.envs.form.move(current, choice), False
+            current, first = learner.envs.form.move(current, choice, seen), False
             parameters = grid.parameters(current)
             assert controller.act(observation) == parameters
             chosen.add(parameters)

@@ -1,0 +1,244 @@
+"""What learners see and choose: hidden groups, held-out machines, corrections of goodput, and hindsight."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.action_forms import make_form
+from agents.corrections import PRICE, Corrections, PriceGrid
+from agents.observation_groups import GROUPS, columns_of
+from agents.policy_controller import PolicyController, find_policy
+from agents.policy_file import WEIGHTS, Architecture, Policy, PolicyError, load_policy, save_policy
+from agents.policy_network import expected_shapes
+from agents.reinforcement.algorithms import model_act
+from agents.reinforcement.classroom import Classroom
+from agents.reinforcement.config import LearningConfig, LearningPlan
+from agents.study.playing import play_policies
+from controllers.evaluation.replays import Evaluation
+from controllers.goodput import GoodputController
+from env.errors import ParameterError, UnknownNameError
+from env.features import FEATURES, feature_vector
+from env.grid import ParameterGrid
+from env.latency.families import CommonCosts, compute_bound, overhead_bound
+from env.observation import Observation
+from env.parameters import PLAIN, TreeParameters
+from env.recordings import choose_texts, find_profile, find_trace
+from env.traces.file import Trace
+from env.tree import IntArray
+from tests.agents.test_learning import Interrupt
+from tests.agents.test_policies import observations
+from tests.tiny_trace import save_tiny_trace
+
+CONFIG = LearningConfig(episodes=32, rounds=4, minibatch=64, learning_rate=5e-3, hidden=(16,))
+PLAN = LearningPlan(algorithm="hindsight", form="corrections", steps=32 * 4 * 24, looks=3, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace, a machine on which every row costs a plain step, and one on which nothing but the target costs."""
+    made = tmp_path_factory.mktemp("texts")
+    save_tiny_trace(made / "tiny.sgt")
+    compute_bound(fixed=0.0).save(made / "dear.json")
+    overhead_bound(CommonCosts(draft_ratio=0.0, round_overhead=0.0, sampled_row=0.0), row=0.0).save(made / "cheap.json")
+    return made
+
+
+@pytest.fixture(scope="module")
+def room(folder: Path) -> Classroom:
+    return classroom(folder, PLAN)
+
+
+def classroom(folder: Path, plan: LearningPlan, held_out: tuple[str, ...] = ()) -> Classroom:
+    profiles = [str(folder / "dear.json"), str(folder / "cheap.json")]
+    return Classroom([folder / "tiny.sgt"], profiles, plan, held_out=held_out)
+
+
+def correcting(seed: int = 3) -> Policy:
+    rng = np.random.default_rng(seed)
+    shapes = expected_shapes(len(FEATURES), 0, (8,), int(Corrections.nvec.sum()))
+    weights = {name: rng.normal(scale=0.7, size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return Policy(PriceGrid(base_depth=(0, 6)), "corrections", False, Architecture((8,)), weights)
+
+
+def act(grid: PriceGrid, choices: IntArray, seen: Observation) -> TreeParameters:
+    corrections = Corrections(grid)
+    return grid.parameters(corrections.move(corrections.first, choices, feature_vector(seen)))
+
+
+class TestGroups:
+    def test_every_feature_is_in_one_group(self) -> None:
+        names = [name for group in GROUPS.values() for name in group]
+        assert sorted(names) == sorted(feature.name for feature in FEATURES)
+        assert columns_of(list(GROUPS)).tolist() == list(range(len(FEATURES)))
+
+    def test_an_unknown_one_is_refused(self) -> None:
+        with pytest.raises(UnknownNameError, match="Did you mean history"):
+            LearningPlan(blind=("histroy",))
+
+    def test_a_blind_policy_goes_by_nothing_that_is_hidden(self, folder: Path, tmp_path: Path) -> None:
+        grid = dataclasses.replace(
+            LearningPlan().grid, base_depth=(0, 1, 2, 4), base=LearningPlan().grid.base.capped(6)
+        )
+        plan = LearningPlan(steps=128, looks=1, grid=grid, blind=("history", "lookup"), config=CONFIG)
+        room = classroom(folder, plan)
+        hidden = columns_of(plan.blind)
+        assert not room.envs.reset()[:, hidden].any()
+        room.learner(0, tmp_path).run()
+        policy = load_policy(tmp_path)
+        assert not policy.weights["hidden.0.weight"][:, hidden].any()
+        controller, seen = PolicyController(policy), observations(1)[0]
+        other = dataclasses.replace(seen, recent=(), lookup_match=0, lookup_rate=0.0)
+        assert (feature_vector(seen) != feature_vector(other)).any(), "the test would be vacuous"
+        assert controller.act(seen) == controller.act(other)
+
+
+class TestMachines:
+    def test_one_that_is_held_out_is_judged_on_and_never_learned_on(self, folder: Path, tmp_path: Path) -> None:
+        room = classroom(folder, PLAN, held_out=("dear",))
+        room.envs.reset()
+        for _ in range(30):
+            room.envs.step(np.zeros((room.envs.num_envs, 3), np.int64))
+            assert (room.envs.told["profile"] == 1).all()
+        learner = room.learner(0, tmp_path)
+        look = learner.run().looks[-1]
+        assert set(look.throughput) == {"dear", "cheap"}
+        assert look.score == pytest.approx(look.throughput["cheap"])
+        assert look.lam["dear"] == [1.0, 1.0]
+
+    @pytest.mark.parametrize(
+        ("held_out", "error", "message"),
+        [
+            (("daer",), UnknownNameError, "Did you mean dear"),
+            (("dear", "cheap"), ParameterError, "all of them are held out"),
+        ],
+    )
+    def test_what_cannot_be_held_out_is_refused(
+        self, folder: Path, held_out: tuple[str, ...], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            classroom(folder, PLAN, held_out)
+
+
+class TestCorrections:
+    @pytest.mark.parametrize(("level", "row"), [(0.1, 0.001), (0.15, 0.04), (0.3, 0.12), (0.02, 0.3), (0.0, 0.0)])
+    def test_none_is_goodput_at_a_fixed_price(self, level: float, row: float) -> None:
+        seen = Observation(10, 2, 20, level_cost=level, row_cost=row)
+        grid = PriceGrid()
+        found = act(grid, Corrections.unmoved, seen)
+        wanted = GoodputController(price=PRICE, source="both").act(seen)
+        if not wanted.speculates:  # it leaves such machines alone; a policy learns to
+            return
+        assert (found.source, found.max_depth, found.node_budget) == (wanted.source, wanted.max_depth, 31)
+        for name, values in (("min_reach", grid.early_stop), ("level_price", grid.high_confidence)):
+            nearest = min(values, key=lambda value, name=name: abs(np.log((value or 0.04) / getattr(wanted, name))))
+            around = values.index(nearest)
+            assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
+
+    def test_a_step_moves_one_value_and_stays_on_the_scale(self) -> None:
+        grid, seen = PriceGrid(), Observation(10, 2, 20, level_cost=0.15, row_cost=0.1)
+        rows = [act(grid, np.array([3, step, 2]), seen).min_reach for step in range(5)]
+        assert rows == sorted(rows)
+        assert len(set(rows)) >= 4
+        assert act(grid, np.array([0, 4, 4]), seen) == PLAIN
+        assert act(grid, np.array([1, 2, 2]), seen).source == "lookup"
+
+
+class TestHindsight:
+    @pytest.mark.parametrize("form", ["corrections", "absolute"])
+    def test_it_knows_what_every_choice_brings(self, folder: Path, form: str) -> None:
+        """What it says of a choice is the reward if that choice is made, at every step on the way."""
+        grid = dataclasses.replace(
+            LearningPlan().grid, base_depth=(0, 2, 4), early_stop=(0.1,), base=LearningPlan().grid.base.capped(6)
+        )
+        plan = dataclasses.replace(PLAN, form=form, grid=grid)
+        room, rng = classroom(folder, plan), np.random.default_rng(0)
+        envs = room.envs
+        envs.set_lam(np.array([[0.5, 0.7], [1.5, 1.9]]))
+        envs.reset()
+        told = set()
+        for _ in range(20):
+            gains = envs.gains()
+            chosen = rng.integers(len(envs.every), size=envs.num_envs)
+            _, rewards, _, _ = envs.step(envs.every[chosen])
+            np.testing.assert_allclose(gains[np.arange(envs.num_envs), chosen], rewards, atol=1e-5)
+            told |= set(np.round(rewards, 3).tolist())
+        assert len(told) > 20, "the test would be vacuous"
+
+    def test_it_learns_where_trees_pay(self, folder: Path, tmp_path: Path) -> None:
+        long = dataclasses.replace(
+            PLAN, steps=3 * PLAN.steps, config=dataclasses.replace(CONFIG, learning_rate=2 * CONFIG.learning_rate)
+        )
+        room = classroom(folder, long)
+        learner = room.learner(0, tmp_path)
+        before = room.validation(model_act(learner.model)).by_profile()
+        learner.run()
+        after = room.validation(model_act(learner.model)).by_profile()
+        assert before[0] < 0.9, "the test would be vacuous"
+        assert after[0] > 0.97, "plain decoding, where every row costs a step"
+        assert after[1] > before[1] * 0.97
+        assert after[1] > 1.1
+
+    def test_a_run_that_goes_on_ends_with_the_same_policy(self, room: Classroom, tmp_path: Path) -> None:
+        whole = room.learner(1, tmp_path / "whole").run()
+        with pytest.raises(KeyboardInterrupt):
+            room.learner(1, tmp_path / "parts").run(Interrupt(40))
+        assert 0 < room.learner(1, tmp_path / "parts").done < PLAN.looks, "the test would be vacuous"
+        again = room.learner(1, tmp_path / "parts").run()
+        assert [look.throughput for look in again.looks] == [look.throughput for look in whole.looks]
+        files = [(tmp_path / each / WEIGHTS).read_bytes() for each in ("whole", "parts")]
+        assert files[0] == files[1]
+
+
+class TestFile:
+    def test_what_was_saved_is_found_and_acts_the_same(self, tmp_path: Path) -> None:
+        policy = correcting()
+        save_policy(policy, tmp_path)
+        found = find_policy(str(tmp_path))
+        assert found is not None
+        assert found.policy.grid == policy.grid
+        expected = [PolicyController(policy).act(seen) for seen in observations()]
+        assert len(set(expected)) > 3, "the test would be vacuous"
+        assert [found.act(seen) for seen in observations()] == expected
+
+    def test_prices_that_no_grid_has_are_refused(self, tmp_path: Path) -> None:
+        path = save_policy(correcting(), tmp_path)
+        record = json.loads(path.read_text())
+        del record["action"]["grid"]["floor"]
+        path.write_text(json.dumps(record))
+        with pytest.raises(PolicyError, match="none of floor"):
+            load_policy(tmp_path)
+
+    def test_corrections_need_a_grid_of_prices(self) -> None:
+        with pytest.raises(ParameterError, match="choose from a PriceGrid; got a ParameterGrid"):
+            make_form("corrections", ParameterGrid())
+
+
+class TestPlaying:
+    def test_rows_are_those_of_one_text_at_a_time(self, folder: Path, tmp_path: Path) -> None:
+        """Judged together, a policy takes for every text what it takes as a controller that steers a replay."""
+        trace = find_trace([folder / "tiny.sgt"])
+        profiles = {name: find_profile(str(folder / f"{name}.json")) for name in ("dear", "cheap")}
+        policy = correcting(seed=5)
+        save_policy(policy, tmp_path)
+        compared = drafted = 0
+        for temperature in (0.0, 1.0):
+            texts = choose_texts(trace.texts, "train", temperature)
+            part = Trace(trace.path, trace.header, texts)
+            rows = play_policies([policy], [str(tmp_path)], part, profiles, "train")
+            for name, profile in profiles.items():
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("controllers.registry._FINDERS", [find_policy])
+                    alone = Evaluation(texts, trace.header).controller(str(tmp_path), profile)
+                together = {row.prompt_id: row for row in rows[name]}
+                for row in alone:
+                    other = together[row.prompt_id]
+                    assert dataclasses.replace(other, seconds=row.seconds) == row
+                    assert other.seconds == pytest.approx(row.seconds)
+                    compared, drafted = compared + 1, drafted + row.drafted
+        assert compared >= 8
+        assert drafted > 0, "the test would be vacuous"
