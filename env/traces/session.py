@@ -27,10 +27,13 @@ Progress = Callable[[str, int], None]
 """`progress(stage, positions)`: so many more are done"""
 
 
+_SALT = "869"  # with it, three to five of the built-in prompts of every kind are in each of the two smaller splits
+
+
 def split_of(identifier: str) -> str:
-    """The split that a prompt belongs to, by its identifier: 70 % train, 10 % validation, 20 % test."""
-    share = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:4]) / 2**32
-    return "train" if share < 0.7 else "validation" if share < 0.8 else "test"
+    """The split that a prompt belongs to, by its identifier: 60 % train, 20 % validation, 20 % test."""
+    share = int.from_bytes(hashlib.sha256(f"{_SALT}:{identifier}".encode()).digest()[:4]) / 2**32
+    return "train" if share < 0.6 else "validation" if share < 0.8 else "test"
 
 
 @dataclass(frozen=True)
