@@ -75,7 +75,7 @@ class TestRecord:
             assert low <= summary["speedup"] <= high
             if name in ("transformers", "autoregressive"):
                 assert (summary["mean_accepted_tokens"], summary["acceptance_rate"]) == (1, None)
-            else:
+            elif name != "goodput":  # which does not speculate where it finds that it does not pay
                 assert summary["mean_accepted_tokens"] > 1
                 assert 0 < summary["acceptance_rate"] < 1
                 assert 0 < summary["controller_share"] < 1
