@@ -14,23 +14,28 @@ from env.files import write_text
 __all__ = ["render", "update"]
 
 _SETTINGS = ("prompt_count", "prompts", "max_new_tokens", "temperature", "dtype", "target", "draft_kind")
-_BLOCK = re.compile(r"(<!-- results: (?P<path>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- results: (?P<path>[^\n#]+?)(#(?P<title>[^\n]+?))? -->\n).*?(<!-- end of results -->)", re.DOTALL
+)
 
 
 def render(page: Path) -> str:
     """The page's text with every results block made anew from the file that its mark names.
 
-    A block is ``<!-- results: PATH -->`` … ``<!-- end of results -->``, the path counted from the page's folder.
+    A block is ``<!-- results: PATH -->`` … ``<!-- end of results -->``, the path counted from the page's folder. It
+    is that of a ``results.json`` of a benchmark or an evaluation; or it is ``PATH#Title``, a section of the page that a
+    command wrote beside its results, which is shown without its pictures.
 
     Raises:
-        ParameterError: the page has no block, or a results file is missing or does not fit the schema.
+        ParameterError: the page has no block, or a results file is missing, does not fit the schema or has no such
+            section.
     """
     text = _read(page)
     if not _BLOCK.search(text):
         raise ParameterError(
             f"{page} has no block <!-- results: PATH --> … <!-- end of results -->; nothing to update."
         )
-    return _BLOCK.sub(lambda block: block[1] + _show(page.parent / block["path"]) + block[3], text)
+    return _BLOCK.sub(lambda block: block[1] + _block(page.parent / block["path"], block["title"]) + block[5], text)
 
 
 def update(page: Path) -> None:
@@ -43,6 +48,19 @@ def _read(page: Path) -> str:
         return page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"Could not read {page} ({error}). Expected a page in UTF-8.") from error
+
+
+def _block(path: Path, title: str | None) -> str:
+    return f"\n{_show(path) if title is None else _section(path, title)}\n\n"
+
+
+def _section(path: Path, title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    parts = re.split(r"^#+ (.+)$", _read(path), flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    if title not in sections:
+        raise ParameterError(f"{path} has no section {title!r}; it has {', '.join(sections) or 'none'}.")
+    return re.sub(r"^!\[.*\n?", "", sections[title], flags=re.MULTILINE).strip()
 
 
 def _show(path: Path) -> str:
@@ -65,4 +83,4 @@ def _show(path: Path) -> str:
         lines.append(f"transformers' `generate` runs at {cut(plain.speedup, 2)} times our plain decoding's speed.")
     if sentence := planning(results):
         lines.append(sentence)
-    return "\n" + "\n\n".join(lines) + "\n\n"
+    return "\n\n".join(lines)

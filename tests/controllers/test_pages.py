@@ -74,6 +74,18 @@ def test_every_block_shows_its_own_file(page: Path) -> None:
     assert "stale" not in render(page)
 
 
+def test_a_block_may_show_a_section_of_a_page_of_results(page: Path) -> None:
+    written = (
+        "# Of all\n\nfirst\n\n## By machine\n\n| a |\n| :-- |\n| 1 |\n\n![By kind](kinds.png)\n\n## Settings\n\nlast\n"
+    )
+    (page.parent / "study.md").write_text(written, encoding="utf-8")
+    page.write_text(BLOCK.format(path="study.md#By machine", text="stale\n"), encoding="utf-8")
+    assert render(page) == BLOCK.format(path="study.md#By machine", text="\n| a |\n| :-- |\n| 1 |\n\n")
+    page.write_text(BLOCK.format(path="study.md#By kind", text=""), encoding="utf-8")
+    with pytest.raises(ParameterError, match="no section 'By kind'; it has Of all, By machine, Settings"):
+        render(page)
+
+
 def test_results_of_a_stopped_run_say_so(page: Path) -> None:
     write_results(dataclasses.replace(full_results(), complete=False), page.parent / "runs" / "a", plots=False)
     assert re.search("incomplete|stopped", render(page), re.IGNORECASE)
