@@ -11,10 +11,12 @@ LIMIT ?= 8
 MAX_NEW_TOKENS ?= 64
 RESULTS ?= results/benchmark
 BENCHMARK_ARGS ?=
+STUDY ?= results/study
+STUDY_ARGS ?=
 SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark test check format clean FORCE
+.PHONY: help benchmark study test check format clean FORCE
 
 BIN := $(VENV)/bin/python
 # Written when an install begins and when it is through. What was begun and not finished is made anew.
@@ -28,13 +30,14 @@ endif
 
 help:
 	@echo "make benchmark  compare all controllers on the default pair, greedy and sampled, into $(RESULTS)/"
+	@echo "make study      train learned controllers and judge them against all rules, into $(STUDY)/; takes hours"
 	@echo "make test       run the tests; the first run fetches the default model"
 	@echo "make check      ruff, its formatter, mypy and codespell; changes nothing"
 	@echo "make format     format the code and repair what ruff can"
 	@echo "make clean      remove caches and build products; the environment and results stay"
 	@echo
 	@echo "Each makes the environment in $(VENV) first. Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS)"
-	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), BENCHMARK_ARGS, PYTEST_ARGS"
+	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), BENCHMARK_ARGS, STUDY_ARGS, PYTEST_ARGS"
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -58,6 +61,9 @@ $(READY): pyproject.toml constraints.txt
 benchmark: $(READY)
 	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 0 --output "$(RESULTS)/greedy" $(BENCHMARK_ARGS)
 	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 1 --output "$(RESULTS)/sampled" $(BENCHMARK_ARGS)
+
+study: $(READY)
+	"$(BIN)" -m scripts.study --output "$(STUDY)" $(STUDY_ARGS)
 
 # One thread a worker: more would make the workers wait for each other.
 test: $(READY)

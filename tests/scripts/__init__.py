@@ -30,6 +30,7 @@ COMMANDS = {
     "profile": "ProfileOptions",
     "record": "RecordOptions",
     "replay_speed": "ReplaySpeedOptions",
+    "study": "StudyOptions",
     "train": "TrainOptions",
     "update_pages": "PagesOptions",
 }

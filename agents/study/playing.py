@@ -1,0 +1,96 @@
+"""Policies judged on many texts and machines at once, in the rows that any other controller's judgement has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.policy_file import Policy
+from agents.policy_network import Weights
+from agents.reinforcement.envs import Lens
+from agents.reinforcement.validation import Act, Validation
+from controllers.evaluation.schema import PromptRow
+from env.errors import ParameterError
+from env.features import FeatureVector
+from env.latency.profile import LatencyProfile
+from env.traces.file import Trace
+from env.traces.records import TraceText
+from env.tree import BoolArray, IntArray
+
+__all__ = ["batch_act", "play_policies"]
+
+
+def play_policies(
+    policies: Sequence[Policy], names: Sequence[str], trace: Trace, profiles: dict[str, LatencyProfile], split: str
+) -> dict[str, list[PromptRow]]:
+    """Rows of some policies that are alike but for their weights, by profile.
+
+    Args:
+        policies: the policies.
+        names: what results call each.
+        trace: with the texts.
+        profiles: of the machines, by name.
+        split: of the texts that are judged on.
+
+    Raises:
+        ParameterError: a policy has a memory.
+        TraceError, UnrecordedError, UnmeasuredError: see `ReplayVectorEnv`.
+    """
+    first = policies[0]
+    games = Validation(
+        trace,
+        list(profiles.values()),
+        first.grid,
+        Lens(first.acting),
+        observes_draft=first.observes_draft,
+        split=split,
+    )
+    texts = games.envs.envs.replays.texts
+    rows: dict[str, list[PromptRow]] = {name: [] for name in profiles}
+    for policy, called in zip(policies, names, strict=True):
+        played = games.play(batch_act(policy.weights, first.acting.nvec))
+        counts = (played.tokens, played.rounds, played.drafted, played.accepted)
+        for text, machine, seconds, *told in zip(played.text, played.profile, played.seconds, *counts, strict=True):
+            rows[list(profiles)[machine]].append(
+                _row(called, texts[text], float(seconds), [int(each) for each in told])
+            )
+    return rows
+
+
+def batch_act(weights: Weights, nvec: IntArray) -> Act:
+    """What `PolicyNetwork.choose` does, for many observations together. Raises `ParameterError` for a memory."""
+    if "memory.input" in weights:
+        raise ParameterError("Policies with a memory are judged one text at a time: use scripts.evaluate.")
+    layers = sum(name.startswith("hidden.") and name.endswith(".weight") for name in weights)
+    ends = np.cumsum(nvec)[:-1].tolist()
+
+    def act(seen: FeatureVector, first: BoolArray) -> IntArray:
+        x = seen
+        for layer in range(layers):
+            x = np.tanh(x @ weights[f"hidden.{layer}.weight"].T + weights[f"hidden.{layer}.bias"])
+        logits = x @ weights["heads.weight"].T + weights["heads.bias"]
+        return np.stack([head.argmax(axis=1) for head in np.split(logits, ends, axis=1)], axis=1)
+
+    return act
+
+
+def _row(name: str, text: TraceText, seconds: float, told: Sequence[int]) -> PromptRow:
+    tokens, rounds, drafted, accepted = told
+    seed = "" if text.settings.greedy else f"#{text.settings.seed}"
+    return PromptRow(
+        controller=name,
+        prompt_id=f"{text.identifier}{seed}",
+        category=text.category,
+        repeat=0,
+        prompt_tokens=text.prompt,
+        tokens=tokens,
+        seconds=seconds,
+        rounds=rounds,
+        drafted=drafted,
+        accepted=accepted,
+        seconds_by_part={},
+        identical=None,
+        first_difference=None,
+        top2_gap=None,
+    )

@@ -1,0 +1,89 @@
+"""The study from the command line: in a minute, in parts, and refused where it cannot be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from agents.study.plan import LEARNED
+from scripts.study import _Shown
+from tests.scripts import Caller, assert_refused
+from tests.tiny_trace import save_tiny_trace
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_trace(tmp_path_factory.mktemp("trace") / "tiny.sgt", prompts=12)
+
+
+def arguments(trace: Path, folder: Path, *more: object) -> list[object]:
+    small = ["--plan.seeds", 2, "--plan.few-seeds", 1, "--plan.steps", 64, "--plan.hindsight-steps", 64]
+    small += ["--plan.looks", 1, "--plan.groups", "history", "--plan.static-texts", 2, "--plan.static-values", 1]
+    small += ["--plan.rules", "history", "goodput", "--plan.temperatures", 0]
+    for each in ("ppo", "hindsight"):
+        small += [f"--plan.{each}.episodes", 8, f"--plan.{each}.rounds", 8, f"--plan.{each}.minibatch", 32]
+    profiles = ["--profiles", "overhead_bound", "compute_bound"]
+    return ["--traces", trace, *profiles, "--run", folder / "run", "--output", folder / "out", *small, *more]
+
+
+class TestStudy:
+    def test_it_goes_on_after_an_interruption_and_tells_everything(
+        self, call: Caller, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                _Shown,
+                "__call__",
+                lambda self, what, done, count: what.startswith("corrections") and signal.raise_signal(signal.SIGINT),
+            )
+            ended = call("study", *arguments(trace, tmp_path))
+        assert ended.status == 130
+        assert not (tmp_path / "out" / "results.json").exists()
+        finished = tmp_path / "run" / "lessons" / "ppo.json"
+        before = finished.stat().st_mtime_ns
+        ended = call("study", *arguments(trace, tmp_path))
+        assert ended.status == 0, ended.err
+        assert finished.stat().st_mtime_ns == before, "what is done is not done again"
+        record = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert record["schema"] == "specgym study 1"
+        cells = [(cell["profile"], cell["temperature"]) for cell in record["cells"]]
+        assert cells == [("overhead_bound", 0.0), ("compute_bound", 0.0)]
+        for cell in record["cells"]:
+            assert set(cell["learned"]) == set(LEARNED)
+            assert cell["rungs"]["autoregressive"]["ratio"] == 1
+            assert max(each["ratio"] for each in cell["rungs"].values()) == cell["rungs"]["clairvoyant"]["ratio"] > 1
+        assert {each["profile"] for each in record["transfer"]} == {"overhead_bound", "compute_bound"}
+        assert set(record["groups"]) == {"corrections_draft", "without_draft", "without_history"}
+        for figure in ("ladder", "kinds", "transfer", "ablations", "curve"):
+            assert (tmp_path / "out" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        with (tmp_path / "out" / "ladder.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        told = {(row["profile"], row["controller"]): float(row["ratio"]) for row in rows}
+        assert told["compute_bound", "history"] == record["cells"][1]["rungs"]["history"]["ratio"]
+        ladder = json.loads((tmp_path / "out" / "compute_bound-t0" / "results.json").read_text())
+        assert {"history", "goodput", "best_static", "clairvoyant", *LEARNED} <= set(ladder["controllers"])
+        assert "# Study of learned controllers" in (tmp_path / "out" / "results.md").read_text()
+
+        refused = call("study", *arguments(trace, tmp_path, "--plan.seeds", 3))
+        assert_refused(refused, "holds a study with other settings, texts or machines")
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--plan.seeds", 0], "seeds must be 1 or more; got 0"),
+            (["--plan.rules", "histroy"], "Did you mean history"),
+            (["--plan.groups", "lookap"], "Did you mean lookup"),
+            (["--profiles", "compute_bond"], "Did you mean compute_bound"),
+            (["--profiles", "compute_bound", "compute_bound"], "Expected profiles of different names"),
+            (["--traces", "none.sgt"], "none.sgt"),
+        ],
+    )
+    def test_bad_input_is_refused_before_any_work(
+        self, call: Caller, trace: Path, tmp_path: Path, more: list[object], message: str
+    ) -> None:
+        assert_refused(call("study", *arguments(trace, tmp_path, *more)), message)
+        assert not (tmp_path / "run" / "lessons").exists()
