@@ -58,6 +58,7 @@ class SamplingSettings:
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive positions get well-spread keys
 _RANKED = 8  # candidates ranked at least
+_ENTROPY_STEP = 1 / 64  # [nats]
 _KEPT_POSITIONS = 64  # rows of noise held at a time; a round looks ahead by far fewer
 
 
@@ -177,7 +178,7 @@ class TokenChooser:
         With noise, a candidate's probability is the softmax of the perturbed scores: it says how clearly the
         candidate leads under this very noise, which is what decides whether the target will choose it too.
         Log-probabilities are rounded to float16 (half a thousandth of their value): a recording of them is small and
-        nevertheless says exactly what was decided.
+        nevertheless says exactly what was decided. Entropies are rounded to 1/64 nat, for the same reason.
 
         Args:
             logits: `float[rows, draft vocabulary]`.
@@ -200,7 +201,8 @@ class TokenChooser:
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
         if not entropy:
             return Candidates(ids, values, np.exp(values[:, 0]))
-        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=values[:, -1])
+        nats = np.round(values[:, -1] / _ENTROPY_STEP) * _ENTROPY_STEP
+        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=nats)
 
     def scores(
         self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None

@@ -1,7 +1,7 @@
 """Traces: texts of a target and what a draft would have guessed along them, in one append-only file.
 
 The file is a magic line and frames, each of a kind, the lengths of its two parts, the CRC-32 of both, a part in JSON
-(UTF-8) and a part of raw little-endian arrays, in the order of `_columns`:
+(UTF-8) and a part of raw little-endian arrays, in the order of `columns_of`:
 
 ======== =========================================================================================================
 HEAD     the first frame: what every text of the file has in common (`TraceHeader`); no arrays
@@ -24,7 +24,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ from env.errors import TraceError
 from env.files import atomic_path
 from env.traces.records import TraceHeader, TraceText, pack, unpack
 
-__all__ = ["Trace", "TraceWriter", "read_trace"]
+__all__ = ["Trace", "TraceWriter", "read_frames", "read_trace", "trace_content"]
 
 _MAGIC = b"specgym trace 1\n"
 _FRAME = struct.Struct("<4sIQI")
@@ -70,6 +70,18 @@ def read_trace(path: Path) -> Trace:
     return Trace(path, header, texts)
 
 
+def read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], memoryview]]]:
+    """A trace's header, and facts and arrays of its texts, as they are stored. Raises as `read_trace` does."""
+    header = read_trace(path).header
+    (_, *texts) = _Frames(path, path.read_bytes())
+    return asdict(header), [(facts, arrays) for _, facts, arrays in texts]
+
+
+def trace_content(header: dict[str, Any], texts: Iterable[tuple[dict[str, Any], bytes]]) -> bytes:
+    """The content of a file with what `read_frames` tells."""
+    return _MAGIC + _frame(b"HEAD", header) + b"".join(_frame(b"TEXT", facts, arrays) for facts, arrays in texts)
+
+
 class TraceWriter:
     """Writes texts to a trace, behind those that are there.
 
@@ -93,7 +105,7 @@ class TraceWriter:
         self.keys: set[tuple[Any, ...]] = set()
         if not path.exists():
             with atomic_path(path) as temporary:
-                temporary.write_bytes(_MAGIC + _frame(b"HEAD", asdict(header)))
+                temporary.write_bytes(trace_content(asdict(header), []))
         else:
             self._go_on()
         self.file = path.open("ab")

@@ -14,11 +14,12 @@ from env.growth import Candidates
 from env.sampling import SamplingSettings
 from env.traces.guesses import GuessTable
 
-__all__ = ["SPLITS", "TraceHeader", "TraceText", "pack", "unpack"]
+__all__ = ["SPLITS", "Array", "TraceHeader", "TraceText", "columns_of", "pack", "split", "unpack"]
 
 SPLITS = ("train", "validation", "test")
 
 Array = npt.NDArray[Any]
+"""of any type"""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ class TraceText:
         return (self.identifier, *asdict(self.settings).values())
 
 
-def _columns(
-    header: TraceHeader, tokens: int, prompt: int, rows: int
-) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
-    """Type and shape of a text's arrays, in their order."""
+def columns_of(header: TraceHeader, facts: dict[str, Any]) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
+    """Type and shape of the arrays of a text with these facts, in their order. Raises `KeyError`, `TypeError`."""
+    tokens, prompt, rows = facts["tokens"], facts["prompt"], facts["rows"]
     candidate: npt.DTypeLike = "<u2" if header.vocabulary <= 2**16 else "<u4"
     return {
         "tokens": ("<u4", (tokens,)),
@@ -114,8 +114,6 @@ def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
         "log_probs": table.log_probs,
         "entropy": table.entropy,
     }
-    columns = _columns(header, len(text.tokens), text.prompt, rows)
-    arrays = b"".join(values[name].astype(kind).tobytes() for name, (kind, _) in columns.items())
     facts = {
         "identifier": text.identifier,
         "category": text.category,
@@ -126,7 +124,21 @@ def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
         "tokens": len(text.tokens),
         "rows": rows,
     }
-    return facts, arrays
+    columns = columns_of(header, facts)
+    return facts, b"".join(values[name].astype(kind).tobytes() for name, (kind, _) in columns.items())
+
+
+def split(header: TraceHeader, facts: dict[str, Any], arrays: bytes | memoryview) -> dict[str, Array]:
+    """The arrays that `pack` joined, as views. Raises as `unpack` does."""
+    columns: dict[str, Array] = {}
+    offset = 0
+    for name, (kind, shape) in columns_of(header, facts).items():
+        size = int(np.prod(shape))
+        columns[name] = np.frombuffer(arrays, kind, size, offset).reshape(shape)
+        offset += size * np.dtype(kind).itemsize
+    if offset != len(arrays):
+        raise ValueError("its arrays are longer than it says")
+    return columns
 
 
 def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> TraceText:
@@ -135,14 +147,7 @@ def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> Tr
     Raises:
         KeyError, TypeError, ValueError: facts and arrays do not fit each other.
     """
-    columns: dict[str, Array] = {}
-    offset = 0
-    for name, (kind, shape) in _columns(header, facts["tokens"], facts["prompt"], facts["rows"]).items():
-        size = int(np.prod(shape))
-        columns[name] = np.frombuffer(arrays, kind, size, offset).reshape(shape)
-        offset += size * np.dtype(kind).itemsize
-    if offset != len(arrays):
-        raise ValueError("its arrays are longer than it says")
+    columns = split(header, facts, arrays)
     return TraceText(
         facts["identifier"],
         facts["category"],

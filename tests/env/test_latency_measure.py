@@ -129,6 +129,17 @@ class TestMeasure:
         assert len(visits) == 4 * 50
         assert sum(each.stage == "plain" for each in samples) == 4 * 4
 
+    def test_the_decoder_is_free_between_visits(self, target: TargetModel) -> None:
+        decoder = LiveDecoder(target, causal_draft(target))
+        before, told = decoder.merged, list[int]()
+
+        def between(left: int) -> None:
+            assert decoder.merged is before
+            told.append(left)
+
+        measure(decoder, TEXT, GRID, repeats=2, between=between)
+        assert told == [7, 6, 5, 4, 3, 2, 1, 0]
+
     def test_a_text_that_ends_early_is_measured_as_far_as_it_goes(self) -> None:
         target = tiny_target(max_position_embeddings=152)
         decoder = LiveDecoder(target, causal_draft(target, 0.0))  # every path is accepted to its end
