@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from controllers.evaluation.latency_check import check_profile
+from controllers.evaluation.latency_check import ProfileCheck
 from controllers.evaluation.latency_plot import plot_profile
 from controllers.evaluation.provenance import run_facts, shareable
 from env.drafts import LookupDraft
@@ -57,7 +57,7 @@ class CalibrateOptions:
     """most rows of a verification [rows]"""
     repeats: int = 3
     """visits of every context"""
-    minutes: float = 1.75
+    minutes: float = 2.5
     """after this time no visit begins any more, once every context was visited [minutes]"""
     check_prompts: int = 3
     """prompts that every controller continues, greedily and sampled, to check the profile; 0 for no check"""
@@ -81,11 +81,12 @@ def calibrate(options: CalibrateOptions) -> int:
         grid = grid.fitting(longest_text(decoder))
     grid.check_fits(longest_text(decoder))
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
-    samples = _measure(options, decoder, encoded, grid)
+    check = _check(options, decoder, encoded)
+    samples = _measure(options, decoder, encoded, grid, check)
     knots = grid.knots(model=not isinstance(pair.draft, LookupDraft))
     profile = fit_profile(samples, knots, _origin(options, pair, started))
     profile.save(options.output / "profile.json")  # whatever becomes of the check does not cost the measurements
-    profile = dataclasses.replace(profile, checks=_check(options, profile, decoder, encoded))
+    profile = dataclasses.replace(profile, checks=check.checks(profile))
     profile.save(options.output / "profile.json")
     plot_profile(profile, options.output / "profile.png")
     for table in _tables(profile):
@@ -114,11 +115,18 @@ def _grid(options: CalibrateOptions) -> Grid:
 
 
 def _measure(
-    options: CalibrateOptions, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]], grid: Grid
+    options: CalibrateOptions,
+    decoder: LiveDecoder,
+    prompts: Sequence[tuple[int, ...]],
+    grid: Grid,
+    check: ProfileCheck,
 ) -> list[Sample]:
-    """Measures after beginnings, of all lengths, of the prompts in a row, repeated until they are long enough."""
+    """Measures after beginnings, of all lengths, of the prompts in a row, repeated until they are long enough; the
+    texts of the check are played in between.
+    """
     text = list(itertools.islice(itertools.cycle(itertools.chain(*prompts)), 2 * grid.contexts[-1]))
-    with _progress() as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("warming up", total=2 * len(grid.contexts) * options.repeats)
         return measure(
             decoder,
@@ -128,35 +136,22 @@ def _measure(
             seconds=60 * options.minutes,
             seed=options.seed,
             progress=lambda visited: progress.update(task, advance=1, description=visited),
+            between=lambda left: check.play(math.ceil(check.left / (left + 1))),
         )
 
 
-def _check(
-    options: CalibrateOptions, profile: LatencyProfile, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]
-) -> tuple[Check, ...]:
-    """Checks the profile on those of the prompts that leave room; nothing if there are none."""
+def _check(options: CalibrateOptions, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]) -> ProfileCheck:
+    """The check of the profile, on those of the prompts that leave room."""
     room = decoder.target.context_limit - options.check_tokens
     fitting = [prompt for prompt in prompts if len(prompt) <= room][: options.check_prompts]
-    if not fitting:
-        return ()
-    with _progress() as progress:
-        task = progress.add_task("checking", total=2 * len(_CONTROLLERS) * len(fitting))
-        checks = check_profile(
-            profile,
-            decoder,
-            _CONTROLLERS,
-            fitting,
-            max_new_tokens=options.check_tokens,
-            temperature=TEMPERATURE,
-            seed=options.seed,
-            progress=lambda name: progress.update(task, advance=1, description=f"checking, {name}"),
-        )
-    return tuple(checks)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return ProfileCheck(
+        decoder,
+        _CONTROLLERS,
+        fitting,
+        max_new_tokens=options.check_tokens,
+        temperature=TEMPERATURE,
+        seed=options.seed,
+    )
 
 
 def _origin(options: CalibrateOptions, pair: ModelPair, started: datetime.datetime) -> dict[str, object]:

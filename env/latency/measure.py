@@ -12,6 +12,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from env.drafts import LookupDraft
@@ -141,6 +142,7 @@ def measure(
     seconds: float = 120.0,
     seed: int = 0,
     progress: Callable[[str], None] = lambda visited: None,
+    between: Callable[[int], None] = lambda left: None,
 ) -> list[Sample]:
     """Measures all cells of `grid`, greedy and sampled, in random order.
 
@@ -156,6 +158,7 @@ def measure(
         seconds: after this time no further visit begins, once all contexts were visited [s].
         seed: of the order and of the sampling.
         progress: called after every visit.
+        between: called after every visit too, with the number of those that are left, and free to use the decoder.
 
     Raises:
         ParameterError: contexts that the pair cannot read, or a text that is too short for them.
@@ -165,20 +168,27 @@ def measure(
         raise ParameterError(f"Expected a text of more than {grid.contexts[-1]} tokens; got {len(text)}.")
     order, began = random.Random(seed), time.monotonic()
     draft = TimedDraft(FilledLookup() if isinstance(decoder.draft, LookupDraft) else decoder.draft)
-    before, decoder.merged = decoder.merged, draft
+    kinds = [(context, greedy) for context in grid.contexts for greedy in (True, False)]
+    visits = [(repeat, kind) for repeat in range(repeats) for kind in order.sample(kinds, len(kinds))]
     samples: list[Sample] = []
+    for number, (repeat, (context, greedy)) in enumerate(visits, start=1):
+        if repeat == 0 or time.monotonic() - began < seconds:
+            begin = order.randrange(len(text) - context)
+            with _in_place_of_its_draft(decoder, draft):
+                visit = _Visit(decoder, draft, grid, order, greedy)
+                samples += visit.run(tuple(text[begin : begin + context]))
+        progress(f"{'greedy' if greedy else 'sampled'}, {context} tokens")
+        between(len(visits) - number)
+    return samples
+
+
+@contextmanager
+def _in_place_of_its_draft(decoder: LiveDecoder, draft: TimedDraft) -> Iterator[None]:
+    before, decoder.merged = decoder.merged, draft
     try:
-        for repeat in range(repeats):
-            visits = [(context, greedy) for context in grid.contexts for greedy in (True, False)]
-            for context, greedy in order.sample(visits, len(visits)):
-                if repeat == 0 or time.monotonic() - began < seconds:
-                    begin = order.randrange(len(text) - context)
-                    visit = _Visit(decoder, draft, grid, order, greedy)
-                    samples += visit.run(tuple(text[begin : begin + context]))
-                progress(f"{'greedy' if greedy else 'sampled'}, {context} tokens")
+        yield
     finally:
         decoder.merged = before
-    return samples
 
 
 class _Visit:

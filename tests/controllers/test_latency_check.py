@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from controllers.evaluation.latency_check import check_profile
+from controllers.evaluation.latency_check import ProfileCheck
 from controllers.evaluation.latency_plot import plot_profile
 from controllers.registry import make_controller
 from controllers.run import run
-from env.drafts import MergedDraft
 from env.latency.costs import RoundCosts
 from env.latency.curve import Curve, UnmeasuredError
 from env.latency.families import bandwidth_bound
@@ -46,12 +45,14 @@ def decoder() -> LiveDecoder:
 class TestCheck:
     def test_every_round_of_every_text_is_predicted_from_its_own_rows(self, decoder: LiveDecoder) -> None:
         profile = LatencyProfile(COUNTING, dataclasses.replace(COUNTING, overhead=0.5))
-        names: list[str] = []
-        checks = check_profile(
-            profile, decoder, CONTROLLERS, PROMPTS, max_new_tokens=30, temperature=1.0, seed=4, progress=names.append
-        )
-        assert type(decoder.merged) is MergedDraft
-        assert sorted(names) == sorted(CONTROLLERS * 2 * len(PROMPTS))
+        check = ProfileCheck(decoder, CONTROLLERS, PROMPTS, max_new_tokens=30, temperature=1.0, seed=4)
+        assert check.left == 2 * len(CONTROLLERS) * len(PROMPTS)
+        assert check.checks(profile) == ()
+        check.play(4)
+        assert check.left == 2 * len(CONTROLLERS) * len(PROMPTS) - 4
+        check.play(100)
+        assert check.left == 0
+        checks = check.checks(profile)
         assert {(check.controller, check.greedy) for check in checks} == {
             (name, greedy) for name in CONTROLLERS for greedy in (True, False)
         }
@@ -74,18 +75,17 @@ class TestCheck:
         target = tiny_target()
         decoder = LiveDecoder(target, make_draft("lookup", target))
         free, dear = (LatencyProfile(*[dataclasses.replace(COUNTING, lookup=price)] * 2) for price in (0.0, 1.0))
-        found = [
-            check_profile(profile, decoder, ("fixed_tree",), PROMPTS, max_new_tokens=30, temperature=1.0)
-            for profile in (free, dear)
-        ]
-        for without, with_lookup in zip(*found, strict=True):
+        check = ProfileCheck(decoder, ("fixed_tree",), PROMPTS, max_new_tokens=30, temperature=1.0)
+        check.play(check.left)
+        for without, with_lookup in zip(check.checks(free), check.checks(dear), strict=True):
             assert with_lookup.predicted > without.predicted
 
     def test_a_round_that_the_profile_does_not_know_is_an_error(self, decoder: LiveDecoder) -> None:
         profile = LatencyProfile(COUNTING, COUNTING)
+        check = ProfileCheck(decoder, ("fixed_tree:branch=3:depth=5",), PROMPTS, max_new_tokens=30, temperature=1)
+        check.play(1)
         with pytest.raises(UnmeasuredError, match="1 to 64 verified rows"):
-            check_profile(profile, decoder, ("fixed_tree:branch=3:depth=5",), PROMPTS, max_new_tokens=30, temperature=1)
-        assert type(decoder.merged) is MergedDraft
+            check.checks(profile)
 
 
 class TestPlot:

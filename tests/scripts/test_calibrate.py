@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -111,16 +110,3 @@ def test_ctrl_c_leaves_no_half_written_profile(folders: TinyFolders, tmp_path: P
     assert (ended.status, ended.out) == (130, ""), ended.err
     assert "Traceback" not in ended.err
     assert not list(output.glob("*"))
-
-
-def test_an_interrupted_check_keeps_the_measurements(folders: TinyFolders, tmp_path: Path) -> None:
-    """The profile stands before the check begins, and is whole."""
-    output = tmp_path / "out"
-    process = start("calibrate", *arguments(folders, output, *SMALL, "--check-prompts", 28), home=tmp_path / "home")
-    while process.poll() is None and not (output / "profile.json").exists():
-        time.sleep(0.02)
-    ended = finish(process, interrupt=True)
-    assert ended.status == 130, ended.err
-    record = json.loads((output / "profile.json").read_text(encoding="utf-8"))
-    assert record["checks"] == []
-    assert load_profile(output / "profile.json").points
