@@ -50,8 +50,9 @@ def study(options: StudyOptions) -> int:
     check_writable(options.run)
     check_writable(options.output)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        work = StudyWork(plan, options.traces, options.profiles, options.run, _Shown(bar, {}))
+    bar = Progress(*columns, console=console)
+    work = StudyWork(plan, options.traces, options.profiles, options.run, _Shown(bar, {}))
+    with bar:
         judged = {temperature: work.judged(temperature) for temperature in plan.temperatures}
         taught = {lesson.name: work.taught(lesson) for lesson in plan.lessons(work.names, work.trace.header)}
     facts = run_facts(started, "replay")
