@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from env.observation import Observation
 from env.parameters import TreeParameters
 from env.tree import IntArray
 
-__all__ = ["SHIPPED", "PolicyController", "find_policy", "register_policies"]
+__all__ = ["SHIPPED", "PolicyController", "find_policy", "register_policies", "register_shipped"]
 
 SHIPPED = Path(__file__).parent / "policies"
 """folder of the policies that are shipped, each in a folder named after it"""
@@ -64,7 +65,13 @@ def find_policy(specification: str) -> PolicyController | None:
     return PolicyController(load_policy(path))
 
 
-def register_policies(folder: Path = SHIPPED) -> None:
+@functools.cache
+def register_shipped() -> None:
+    """`register_policies` for those that are shipped, once however often it is called."""
+    register_policies(SHIPPED)
+
+
+def register_policies(folder: Path) -> None:
     """Makes every policy in a folder known by the name of its own folder, and any other by its path.
 
     Raises:

@@ -1,11 +1,17 @@
-"""Finding a controller by its name."""
+"""Finding a controller by its name.
+
+Other packages may bring controllers: an entry point of the group ``specgym.controllers`` names a function that
+registers them. It is called when a name is asked for that is not known, or all names are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from controllers.bandits import banditspec, tapout
@@ -19,7 +25,11 @@ from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
 from env.errors import ParameterError, UnknownNameError
 from env.parameters import PLAIN, TreeParameters
 
-__all__ = ["controller_names", "make_controller", "register", "register_finder"]
+__all__ = ["BEST", "controller_names", "make_controller", "register", "register_finder"]
+
+BEST = "goodput"
+"""the controller where none is named: the one that was measured best"""
+_GROUP = "specgym.controllers"
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ _GUARD, _GUARD_ENTRY = "guarded", _entry(GuardedController)
 
 def controller_names() -> tuple[str, ...]:
     """The registered names, in the order of registration."""
+    _discover()
     return tuple(_ENTRIES)
 
 
@@ -106,11 +117,20 @@ def make_controller(specification: str) -> Controller:
         return _GUARD_ENTRY.factory(make_controller(inner), **_options(guard, _GUARD_ENTRY))
     name = specification.split(":", maxsplit=1)[0]
     if name not in _ENTRIES:
+        _discover()
+    if name not in _ENTRIES:
         for find in _FINDERS:
             if (controller := find(specification)) is not None:
                 return controller
         raise UnknownNameError("controller", name, _ENTRIES)
     return _ENTRIES[name].factory(**_options(specification, _ENTRIES[name]))
+
+
+@functools.cache
+def _discover() -> None:
+    """Lets the packages that bring controllers register them, once."""
+    for entry in entry_points(group=_GROUP):
+        entry.load()()
 
 
 def _options(specification: str, entry: _Entry) -> dict[str, Any]:

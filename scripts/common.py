@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from agents.policy_controller import register_policies
+from agents.policy_controller import register_shipped
 from env.errors import SpecGymError
 from env.pair import DEFAULT_TARGET, ModelPair, load_pair
 from env.rounds import check_limit
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 console = Console(stderr=True)
 
-register_policies()  # every command finds policies where it finds controllers
+register_shipped()  # every command finds policies where it finds controllers
 
 Options = TypeVar("Options")
 

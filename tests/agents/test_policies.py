@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from agents import hub
-from agents.policy_controller import PolicyController, find_policy, register_policies
+from agents.policy_controller import PolicyController, find_policy, register_policies, register_shipped
 from agents.policy_file import SETTINGS, WEIGHTS, PolicyError, load_policy, save_policy
 from controllers import registry
 from controllers.base import Controller
@@ -187,6 +188,7 @@ class TestController:
             find_policy(str(tmp_path / "none.json"))
 
     def test_the_registry_finds_it_by_name_and_by_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        controller_names()  # what is found only once shall not be lost with the copy
         monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
         monkeypatch.setattr(registry, "_FINDERS", [])
         path = save_policy(random_policy(), tmp_path / "tiny_ppo")
@@ -196,6 +198,10 @@ class TestController:
         assert chosen(make_controller("tiny_ppo")) == chosen(make_controller(str(path))) == expected
         with pytest.raises(UnknownNameError, match="Did you mean tiny_ppo"):
             make_controller("tiny_pp")
+
+    def test_whoever_asks_the_registry_finds_policies(self) -> None:
+        (entry,) = entry_points(group="specgym.controllers")
+        assert entry.load() is register_shipped
 
 
 class TestHub:
