@@ -21,7 +21,7 @@ from agents.reinforcement.course import Course
 from agents.reinforcement.report import RESULTS, best_seed, keep_best, speed, write_report
 from controllers.evaluation.provenance import shareable
 from env.files import check_writable
-from env.latency.families import FAMILIES
+from env.recordings import profile_names
 from env.rounds import check_limit
 from scripts.common import console, main, set_threads
 
@@ -32,7 +32,7 @@ class TrainOptions:
 
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
-    profiles: tuple[str, ...] = tuple(FAMILIES)
+    profiles: tuple[str, ...] = field(default_factory=lambda: tuple(profile_names()))
     """machines to learn for, drawn for every episode: files of scripts.calibrate, or names of parametric families"""
     held_out: tuple[str, ...] = ()
     """names of those machines among them that nothing is learned on: policies are judged on them, and not chosen by
