@@ -18,7 +18,6 @@ from env.latency.learned import LearnedCosts
 from env.live import LiveDecoder
 from env.models.compatibility import check_draft, check_target, check_vocabulary
 from env.models.loading import load_causal_model, load_config, load_tokenizer
-from env.models.packed import pack_linears
 from env.models.store import describe_weights, locate_model
 from env.models.target import CachedModel, TargetModel
 
@@ -130,7 +129,6 @@ def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBa
     if largest >= target.vocabulary:
         raise PairError(f"The feature draft proposes token {largest}; the target knows {target.vocabulary} tokens.")
     embedding = target.model.get_input_embeddings()
-    pack_linears(network.to(target.device, target.dtype))
     return FeatureDraft(network, embedding, target.context_limit, _calibrator(Path(draft).parent))
 
 

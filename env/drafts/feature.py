@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from env.calibration import Calibrator
+from env.drafts.lean import LeanDraft
 from env.drafts.network import FeatureDraftNetwork
 from env.errors import PairError
 from env.growth import Candidates
@@ -55,6 +56,7 @@ class FeatureDraft:
             )
         self.device, self.dtype = embedding.weight.device, embedding.weight.dtype
         self.network = network.to(self.device, self.dtype).eval()
+        self.lean = LeanDraft(self.network)
         self.embedding, self.calibrator = embedding, calibrator
         self.feature_layers: tuple[int, ...] | None = network.config.feature_layers
         self.context_limit: int | None = context_limit
@@ -89,7 +91,7 @@ class FeatureDraft:
         """See `Draft.expand`."""
         watch = Stopwatch()
         output = self._root() if self.pending else self._level(tree, nodes)
-        logits = self.network.head(output)
+        logits = self.lean.head(output)
         self.forward_seconds += watch.lap()
         self.level, self.output = nodes, output
         # Row `committed - 1` holds the root, which stands at position `committed`: its children are one further.
@@ -101,7 +103,7 @@ class FeatureDraft:
         rows = len(self.pending)
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
         positions = np.arange(self.committed, self.committed + rows)
-        features = self.network.reduce(torch.cat(self.pending_features))
+        features = self.lean.reduce(torch.cat(self.pending_features))
         output = self.forward(np.array(self.pending), features, positions, visible)
         self.committed += rows
         self.pending, self.pending_features = [], []
@@ -134,7 +136,5 @@ class FeatureDraft:
         if visible is not None:
             prefix = self.caches[0].length + len(tokens) - visible.shape[1]
             mask = additive_mask(prefix, visible, self.dtype, self.device)
-        embedded = self.embedding(torch.from_numpy(tokens[None]).to(self.device))
-        where = torch.from_numpy(positions).to(self.device)
-        output: torch.Tensor = self.network(embedded, features[None], where, mask, self.caches)
-        return output[0]
+        embedded = self.embedding(torch.from_numpy(tokens).to(self.device))
+        return self.lean(embedded, features, positions, mask, self.caches)

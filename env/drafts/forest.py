@@ -90,7 +90,7 @@ class FeatureForest:
         for cache in draft.caches:
             cache.reset()
         self.prefix = len(tokens) - 1
-        before = draft.network.reduce(features[:-1])
+        before = draft.lean.reduce(features[:-1])
         # Row r holds token r + 1: what follows it is the guess at position r + 2.
         self.after = draft.forward(np.array(tokens[1:]), before, np.arange(self.prefix), None)
 
@@ -115,8 +115,8 @@ class FeatureForest:
         return self._rank(output, roots + depths + 1, k)
 
     def _rank(self, features: torch.Tensor, positions: IntArray, k: int) -> Candidates:
-        network = self.draft.network
-        return self.chooser.rank(network.head(features), positions.tolist(), k, network.token_ids, entropy=True)
+        token_ids = self.draft.network.token_ids
+        return self.chooser.rank(self.draft.lean.head(features), positions.tolist(), k, token_ids, entropy=True)
 
 
 class CausalForest:

@@ -46,18 +46,35 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
         if end > self.capacity:
-            self._grow(end)
+            self._grow(end, self.length)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def _grow(self, needed: int) -> None:
+    def reserve(self, rows: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> int:
+        """Appends rows that the caller will write to `keys` and `values` itself, and returns where they begin.
+
+        Args:
+            rows: how many.
+            shape: of one row, `(batch, heads, 1, dim)`.
+            dtype: of the buffers, which are made when they are first needed.
+            device: likewise.
+        """
+        if not self.is_initialized:
+            row = torch.empty(shape, dtype=dtype, device=device)
+            self.lazy_initialization(row, row)
+        start, self.length = self.length, self.length + rows
+        if self.length > self.capacity:
+            self._grow(self.length, start)
+        return start
+
+    def _grow(self, needed: int, held: int) -> None:
         self.capacity = max(needed, 2 * self.capacity)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._buffer_like(old)
-            new[:, :, : self.length] = old[:, :, : self.length]
+            new[:, :, :held] = old[:, :, :held]
             setattr(self, name, new)
 
     def keep(self, prefix: int, rows: torch.Tensor | None = None) -> None:

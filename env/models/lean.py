@@ -10,24 +10,28 @@ weights of attention are float32, which costs no time there, and leaves less to 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
-from env.models.attention import attend
 from env.models.cache import KeyValueBuffer, TreeCache
+from env.models.layer import as_written, layer_function
 from env.models.packed import Projection, can_pack
 from env.tree import IntArray
 
-__all__ = ["LeanModel", "lean_model"]
+__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "Turns", "lean_model", "state_dtype"]
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Whose angle at a position does not depend on the length of the text.
 _ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+
+Angles: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""cosines `[rows, dim]` and sines `[rows, dim / 2]`"""
 
 _known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[tuple[int, int], ...], LeanModel]] = (
     weakref.WeakKeyDictionary()
@@ -84,9 +88,10 @@ class LeanModel:
         decoder: Any = model.model
         pack = can_pack(model.dtype, model.device)
         self.embedding: nn.Embedding = decoder.embed_tokens
-        self.rotation = _Rotation(decoder.rotary_emb, _attention_dtype(model), model.device)
-        self.layers = [_Layer(layer, model.config, pack) for layer in decoder.layers]
-        self.norm = _Norm(decoder.norm)
+        self.dtype = state_dtype(model.dtype, model.device)
+        self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
+        self.layers = [_layer(layer, pack) for layer in decoder.layers]
+        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], pack)
         self.group = self.layers[0].group
 
@@ -115,14 +120,15 @@ class LeanModel:
             by side, `[rows, (len(shown) + 1) * hidden]`.
         """
         stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
-        turn = self.rotation(positions)
+        turn = self.turns(positions)
         if mask is not None:
-            mask = mask.to(self.rotation.dtype).repeat(1, 1, self.group, 1)
+            mask = mask.to(self.dtype).repeat(1, 1, self.group, 1)
         outputs = []
-        for number, (layer, buffer) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            stream = layer(stream, turn, mask, buffer)
-            if shown and number in shown:
-                outputs.append(stream)
+        with as_written():
+            for number, (layer, buffer) in enumerate(zip(self.layers, cache.layers, strict=True)):
+                stream = layer(stream, turn, mask, buffer, self.dtype)
+                if shown and number in shown:
+                    outputs.append(stream)
         final = self.norm(stream)
         logits = self.head(final[-keep:])
         if shown is None:
@@ -130,92 +136,134 @@ class LeanModel:
         return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
 
 
-class _Layer:
-    """One decoder layer: attention and a gated feed-forward part, each on a normed stream and added to it."""
+class LeanLayer:
+    """The weights of one decoder layer, and how `decoder_layer` is called with them.
 
-    def __init__(self, layer: Any, config: Any, pack: bool) -> None:
-        attention, gated = layer.self_attn, layer.mlp
-        self.dim = int(attention.head_dim)
-        self.heads = attention.q_proj.out_features // self.dim
-        self.kv_heads = attention.k_proj.out_features // self.dim
-        self.group = self.heads // self.kv_heads
-        self.scaling = float(attention.scaling)
-        self.attention_norm, self.gated_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self.query_norm = _Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
-        self.key_norm = _Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
-        self.query_key_value = Projection([attention.q_proj, attention.k_proj, attention.v_proj], pack)
-        self.output = Projection([attention.o_proj], pack)
-        self.gate_up = Projection([gated.gate_proj, gated.up_proj], pack)
-        self.down = Projection([gated.down_proj], pack)
+    Args:
+        norms: before attention, before the feed-forward part, and maybe of queries and of keys.
+        epsilon: added to the mean square in norms.
+        parts: query, key and value; output; gate and up; down.
+        heads: of queries.
+        kv_heads: of keys and values; divides `heads`.
+        dim: width of a head.
+        scaling: factor of the products of queries and keys.
+    """
+
+    def __init__(
+        self,
+        norms: Sequence[Any],
+        epsilon: float,
+        parts: Sequence[Projection],
+        *,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        scaling: float,
+    ) -> None:
+        self.group = heads // kv_heads
+        self._rows = (1, kv_heads, 1, dim)  # of a row of keys or values
+        self._run = layer_function(norms[0].weight.device.type)
+        self._weights = (
+            [norm.weight.detach() for norm in norms],
+            epsilon,
+            [part.weights for part in parts],
+            [part.biases for part in parts],
+            [part.least for part in parts],
+            heads,
+            scaling,
+        )
 
     def __call__(
-        self, stream: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, buffer: KeyValueBuffer
+        self,
+        stream: torch.Tensor,
+        turn: Turn,
+        mask: torch.Tensor | None,
+        buffer: KeyValueBuffer,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        """The stream `[rows, hidden]` after the layer."""
-        stream = stream + self.output(self._attended(self.attention_norm(stream), turn, mask, buffer))
-        gate, up = self.gate_up(self.gated_norm(stream)).chunk(2, dim=-1)
-        return stream + self.down(silu(gate).mul_(up))
-
-    def _attended(
-        self, normed: torch.Tensor, turn: _Turn, mask: torch.Tensor | None, buffer: KeyValueBuffer
-    ) -> torch.Tensor:
-        rows = len(normed)
-        joint = self.query_key_value(normed).view(rows, -1, self.dim)
-        query, key = joint[:, : self.heads], joint[:, self.heads : -self.kv_heads]
-        if self.query_norm and self.key_norm:
-            joint = torch.cat([self.query_norm(query), self.key_norm(key), joint[:, -self.kv_heads :]], dim=1)
-        states = joint.to(turn[0].dtype).transpose(0, 1)[None]  # [1, heads and both kinds of kv_heads, rows, dim]
-        turned = _rotate(states[:, : -self.kv_heads], turn)
-        keys, values = buffer.update(turned[:, self.heads :], states[:, -self.kv_heads :])
-        attended = attend(turned[:, : self.heads], keys, values, mask, self.scaling)
-        return attended[0].transpose(0, 1).reshape(rows, -1).to(normed.dtype)
+        """The stream `[rows, hidden]` after the layer; keys and values are kept in `dtype`."""
+        start = buffer.reserve(len(stream), self._rows, dtype, stream.device)
+        if mask is None and start and len(stream) > 1:
+            raise ValueError(f"Without a mask, {len(stream)} rows need an empty cache; it holds {start}.")
+        return self._run(stream, *turn, mask, buffer.keys, buffer.values, start, *self._weights)
 
 
-class _Norm:
-    """A root mean square norm."""
+def _layer(layer: Any, pack: bool) -> LeanLayer:
+    """Of a layer of one of the families."""
+    attention, gated = layer.self_attn, layer.mlp
+    dim = int(attention.head_dim)
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
+    parts = (
+        Projection([attention.q_proj, attention.k_proj, attention.v_proj], pack),
+        Projection([attention.o_proj], pack),
+        Projection([gated.gate_proj, gated.up_proj], pack),
+        Projection([gated.down_proj], pack),
+    )
+    return LeanLayer(
+        norms,
+        float(norms[0].variance_epsilon),
+        parts,
+        heads=attention.q_proj.out_features // dim,
+        kv_heads=attention.k_proj.out_features // dim,
+        dim=dim,
+        scaling=float(attention.scaling),
+    )
 
-    def __init__(self, norm: Any) -> None:
-        self.weight: nn.Parameter = norm.weight
-        self.epsilon = float(norm.variance_epsilon)
+
+class LeanNorm:
+    """A root mean square norm.
+
+    Args:
+        weight: `[width]`.
+        epsilon: added to the mean square.
+    """
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        self.weight, self.epsilon = weight.detach(), epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[…, width]`."""
         return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
 
 
-_Turn = tuple[torch.Tensor, torch.Tensor]  # cosines `[rows, dim]`, sines `[rows, dim / 2]`
+class Turns:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), kept by position.
 
+    Args:
+        angles: cosines and sines at `int64[positions]`, `[positions, dim / 2]` each.
+        dtype: precision in which they are needed.
+        device: where.
+    """
 
-class _Rotation:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), from the model's own angles, kept by position."""
-
-    def __init__(self, rotary: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        self.rotary, self.dtype, self.device = rotary, dtype, device
+    def __init__(self, angles: Angles, dtype: torch.dtype, device: torch.device) -> None:
+        self.angles, self.dtype, self.device = angles, dtype, device
         self.cos = self.sin = torch.empty(0)
 
-    def __call__(self, positions: IntArray) -> _Turn:
+    def __call__(self, positions: IntArray) -> Turn:
         """Of `int64[rows]`."""
         needed = int(positions.max()) + 1
         if needed > len(self.cos):
-            self._make(max(needed, 2 * len(self.cos), 256))
+            count = max(needed, 2 * len(self.cos), 256)
+            cos, sin = self.angles(torch.arange(count, device=self.device))
+            self.cos, self.sin = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype)
         where = torch.from_numpy(positions).to(self.device)
         return self.cos[where], self.sin[where]
 
-    def _make(self, count: int) -> None:
-        reference = torch.empty(0, dtype=self.dtype, device=self.device)
-        cos, sin = self.rotary(reference, torch.arange(count, device=self.device)[None])
-        self.cos, self.sin = cos[0], sin[0, :, : sin.shape[-1] // 2].contiguous()
+
+def state_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision that keys and values are kept in, see the module's head."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if half and device.type == "cpu" else dtype
 
 
-def _rotate(states: torch.Tensor, turn: _Turn) -> torch.Tensor:
-    """Turns `[…, rows, dim]`."""
-    cos, sin = turn
-    half = sin.shape[-1]
-    turned = states * cos
-    turned[..., :half].addcmul_(states[..., half:], sin, value=-1)
-    turned[..., half:].addcmul_(states[..., :half], sin)
-    return turned
+def _angles(rotary: nn.Module, dtype: torch.dtype, device: torch.device) -> Angles:
+    """Those of a transformers model."""
+    reference = torch.empty(0, dtype=dtype, device=device)
 
+    def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = rotary(reference, positions[None])
+        half = sin.shape[-1] // 2
+        return cos[0, :, :half], sin[0, :, :half]
 
-def _attention_dtype(model: PreTrainedModel) -> torch.dtype:
-    half = model.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if half and model.device.type == "cpu" else model.dtype
+    return angles

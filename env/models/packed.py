@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-__all__ = ["PackedLinear", "Projection", "can_pack", "pack_linears", "row_invariant"]
+from env.models.layer import project
+
+__all__ = ["Projection", "can_pack", "row_invariant"]
 
 _RESULTS = 2**18  # numbers that a kernel is tried on
 _MOST = 64  # rows at a time that a kernel is tried on
@@ -28,39 +30,29 @@ class Projection:
         pack: whether to keep a rearranged copy of the weights (see `can_pack`); otherwise the layers' own are read.
 
     Attributes:
-        least: rows of a call at least: 2 where a kernel adds up in another order for a single row (seen of long rows on
-            AVX-512), since a tree is to be verified with the very numbers of plain decoding. A single row goes twice.
+        weights: of the layers, or one that is packed.
+        biases: likewise, None for a layer without one.
+        least: 0 if nothing is packed; else rows of a call at least: 2 where a kernel adds up in another order for a
+            single row (seen of long rows on AVX-512), since a tree is to be verified with the very numbers of plain
+            decoding. A single row goes twice.
     """
 
     def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
-        self.least = 1
-        self._call = _packed(layers) if pack else _plain(layers)
-        if pack:
-            outs = sum(layer.out_features for layer in layers)
-            self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
+        self.weights: list[torch.Tensor]
+        self.biases: list[torch.Tensor | None]
+        if not pack:
+            self.weights = [layer.weight.detach() for layer in layers]
+            self.biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
+            self.least = 0
+            return
+        weight, bias = _packed(layers)
+        self.weights, self.biases = [weight], [bias]
+        outs = sum(layer.out_features for layer in layers)
+        self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` to `[rows, all outs]`."""
-        if len(x) >= self.least:
-            return self._call(x)
-        return self._call(x.expand(self.least, -1))[:1]
-
-
-class PackedLinear(nn.Linear):
-    """A linear layer for inference, whose weights are rearranged as they are now.
-
-    Args:
-        layer: its parameters are shared.
-    """
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        self.weight, self.bias = layer.weight, layer.bias
-        self._projection = Projection([layer], pack=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See `nn.Linear`."""
-        return self._projection(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return project(x, self.weights, self.biases, self.least)
 
 
 @functools.cache
@@ -72,18 +64,11 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     x = torch.linspace(-1, 1, 3 * 64).view(3, 64).to(dtype)
     try:
         with torch.inference_mode():
-            return bool(torch.allclose(_packed([layer])(x).float(), layer(x).float(), rtol=0.02, atol=0.02))
+            weight, bias = _packed([layer])
+            found = project(x, [weight], [bias], 1)
+            return bool(torch.allclose(found.float(), layer(x).float(), rtol=0.02, atol=0.02))
     except (AttributeError, RuntimeError, TypeError):  # no such operator, or with another signature
         return False
-
-
-def pack_linears(module: nn.Module) -> None:
-    """Puts `PackedLinear` in place of a module's linear layers, where the machine can (see `can_pack`)."""
-    for name, child in module.named_children():
-        if type(child) is nn.Linear and can_pack(child.weight.dtype, child.weight.device):
-            setattr(module, name, PackedLinear(child))
-        else:
-            pack_linears(child)
 
 
 def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, outs: int, least: int = 1) -> bool:
@@ -107,28 +92,25 @@ def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, o
     return all(torch.equal(reference, other) for other in others)
 
 
-def _plain(layers: Sequence[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
-    if len(layers) == 1:
-        return layers[0]
-    return lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
-
-
-def _packed(layers: Sequence[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _packed(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The layers' weights in one, rearranged, and their biases."""
     with torch.inference_mode():
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         bias = torch.cat(biases) if biases else None
         if bias is not None and len(bias) != len(weight):
             raise ValueError("Expected a bias in all layers or in none.")
-        operators = torch.ops.mkldnn
         # The kernel for one row is the one that counts; its layout serves more rows as well.
-        packed = operators._reorder_linear_weight(weight, 1)
-    return lambda x: operators._linear_pointwise(x, packed, bias, "none", [], "")
+        return torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
 
 
 @functools.cache
 @torch.inference_mode()
 def _least(features: int, outs: int, threads: int) -> int:
     """`Projection.least` of a shape; which kernel runs depends on the number of threads too."""
-    call = _packed([nn.Linear(features, outs, bias=False, dtype=torch.bfloat16)])
+    weight, bias = _packed([nn.Linear(features, outs, bias=False, dtype=torch.bfloat16)])
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return project(x, [weight], [bias], 1)
+
     return next((least for least in (1, 2) if row_invariant(call, features, outs, least)), 1)

@@ -15,6 +15,7 @@ from agents.distillation.corpus import Lesson
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.drafts import FeatureDraft
+from env.drafts.lean import LeanDraft
 from tests.agents import FEATURE_SHAPES, guesses_at_work, make_conversation, make_lessons
 from tests.tiny import VOCABULARY, feature_draft, noisy_copy, tiny_llama, tiny_target
 
@@ -67,7 +68,7 @@ def train_a_little(draft: FeatureDraft, lessons: list[Lesson]) -> None:
     embedding = nn.Embedding.from_pretrained(draft.embedding.weight.detach().float())
     student = FeatureStudent(draft.network.float(), embedding)
     Trainer(student, lessons, TrainingConfig(epochs=15, learning_rate=5e-3)).run()
-    draft.network.double()
+    draft.lean = LeanDraft(draft.network.double())
 
 
 def test_it_counts_what_a_causal_draft_guesses_at_work(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""One decoder layer as a function of tensors, which TorchScript runs without Python between its operators.
+
+For one row of a small model, Python takes about as long between two operators as the operators themselves. Where the
+function cannot be scripted, because of an operator that is missing or a version of Python that TorchScript does not
+know, it runs as it is, with the same numbers. On a GPU it does so too: there TorchScript would fuse operators anew for
+every number of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import List, Optional  # noqa: UP035  # what TorchScript reads
+
+import torch
+
+__all__ = ["as_written", "decoder_layer", "layer_function", "project"]
+
+
+def project(
+    x: torch.Tensor,
+    weights: List[torch.Tensor],  # noqa: UP006
+    biases: List[Optional[torch.Tensor]],  # noqa: UP006, UP045
+    least: int,
+) -> torch.Tensor:
+    """`[rows, in]` to `[rows, all outs]`; see `Projection`.
+
+    Args:
+        x: the rows.
+        weights: of the layers, or one that is packed.
+        biases: theirs.
+        least: rows of a call at least if the weight is packed, 0 if the weights are not.
+    """
+    if least > 0:
+        if x.size(0) >= least:
+            whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights[0], biases[0], "none", [], "")
+            return whole
+        twice: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.expand(least, x.size(1)), weights[0], biases[0], "none", [], ""
+        )
+        return twice.narrow(0, 0, 1)
+    parts = [torch.nn.functional.linear(x, weight, bias) for weight, bias in zip(weights, biases)]  # noqa: B905
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
+    stream: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: Optional[torch.Tensor],  # noqa: UP045
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+    norms: List[torch.Tensor],  # noqa: UP006
+    epsilon: float,
+    weights: List[List[torch.Tensor]],  # noqa: UP006
+    biases: List[List[Optional[torch.Tensor]]],  # noqa: UP006, UP045
+    least: List[int],  # noqa: UP006
+    heads: int,
+    scaling: float,
+) -> torch.Tensor:
+    """The stream after a layer: attention and a gated feed-forward part, each on a normed stream and added to it.
+
+    Args:
+        stream: `[rows, hidden]`.
+        cos: of the rows' rotary embedding, in the precision of keys and values, `[rows, dim]`.
+        sin: likewise, `[rows, dim / 2]`.
+        mask: additive, `[1, 1, heads / kv_heads * rows, columns]`, see `attend`; None for one row, or for several that
+            are alone in the cache and see each other causally.
+        keys: buffer that the rows' keys are written to, `[1, kv_heads, capacity, dim]`.
+        values: likewise.
+        start: first row of both that is written.
+        norms: weights of the norms: before attention, before the feed-forward part, and maybe of queries and of keys.
+        epsilon: added to the mean square in norms.
+        weights: of four projections: query, key and value; output; gate and up; down. See `project`.
+        biases: likewise.
+        least: likewise.
+        heads: of queries.
+        scaling: factor of the products of queries and keys.
+    """
+    rows, hidden = stream.size(0), stream.size(1)
+    kv_heads, dim = keys.size(1), keys.size(3)
+    group, half = heads // kv_heads, dim // 2
+    normed = torch.rms_norm(stream, [hidden], norms[0], epsilon)
+    joint = project(normed, weights[0], biases[0], least[0]).view(rows, heads + 2 * kv_heads, dim)
+    if len(norms) > 2:
+        query = torch.rms_norm(joint.narrow(1, 0, heads), [dim], norms[2], epsilon)
+        key = torch.rms_norm(joint.narrow(1, heads, kv_heads), [dim], norms[3], epsilon)
+        joint = torch.cat([query, key, joint.narrow(1, heads + kv_heads, kv_heads)], dim=1)
+    states = joint.transpose(0, 1).to(keys.dtype)
+    before = states.narrow(0, 0, heads + kv_heads)
+    turned = torch.empty([heads + kv_heads, rows, dim], dtype=keys.dtype, device=stream.device)
+    torch.mul(before, cos, out=turned)
+    turned.narrow(2, 0, half).addcmul_(before.narrow(2, half, half), sin, value=-1)
+    turned.narrow(2, half, half).addcmul_(before.narrow(2, 0, half), sin)
+    keys.narrow(2, start, rows).copy_(turned.narrow(0, heads, kv_heads).unsqueeze(0))
+    values.narrow(2, start, rows).copy_(states.narrow(0, heads + kv_heads, kv_heads).unsqueeze(0))
+    seen_keys, seen_values = keys.narrow(2, 0, start + rows), values.narrow(2, 0, start + rows)
+    queries = turned.narrow(0, 0, heads)
+    if mask is None and rows > 1:
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            queries.view(1, heads, rows, dim),
+            seen_keys,
+            seen_values,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=group > 1,
+        )
+        attended = attended.view(heads, rows, dim).transpose(0, 1).unsqueeze(1)
+    else:
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            queries.view(1, kv_heads, group * rows, dim), seen_keys, seen_values, attn_mask=mask, scale=scaling
+        )
+        attended = attended.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3)
+    mixed = torch.empty([rows, heads * dim], dtype=stream.dtype, device=stream.device)
+    mixed.view(attended.size()).copy_(attended)
+    stream = stream + project(mixed, weights[1], biases[1], least[1])
+    gate_up = project(torch.rms_norm(stream, [hidden], norms[1], epsilon), weights[2], biases[2], least[2])
+    width = gate_up.size(1) // 2
+    gated = torch.nn.functional.silu(gate_up.narrow(1, 0, width)).mul_(gate_up.narrow(1, width, width))
+    return stream + project(gated, weights[3], biases[3], least[3])
+
+
+@functools.cache
+def layer_function(device: str) -> Callable[..., torch.Tensor]:
+    """`decoder_layer`, scripted where it can be and pays.
+
+    Args:
+        device: type of the device that it will run on.
+    """
+    if device != "cpu":
+        return decoder_layer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is not developed any more, but there
+            return torch.jit.script(decoder_layer)
+    except Exception:  # whatever a version of it does not know
+        return decoder_layer
+
+
+def as_written() -> AbstractContextManager[None]:
+    """Has scripted functions run as they are written: otherwise they would be compiled anew for numbers of rows, which
+    change from round to round.
+    """
+    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
