@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from agents.study.findings import findings
-from agents.study.ladders import write_ladders
 from agents.study.plan import StudyPlan
 from agents.study.report import SCHEMA, write_study
 from agents.study.work import StudyWork
@@ -55,17 +54,14 @@ def study(options: StudyOptions) -> int:
     with bar:
         judged = {temperature: work.judged(temperature) for temperature in plan.temperatures}
         taught = {lesson.name: work.taught(lesson) for lesson in plan.lessons(work.names, work.trace.header)}
-    facts = run_facts(started, "replay")
-    settings = _settings(options, plan, work)
     record: dict[str, Any] = {
         "schema": SCHEMA,
-        **facts,
+        **run_facts(started, "replay"),
         "preset": "quick" if options.quick else "default",
-        "settings": settings,
+        "settings": _settings(options, plan, work),
         **findings(plan, judged, taught),
     }
     write_study(record, options.output)
-    write_ladders(judged, taught, facts, settings, options.output)
     Console().print(_table(record))
     console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
     return 0

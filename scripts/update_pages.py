@@ -13,7 +13,9 @@ from scripts.common import console, main
 class PagesOptions:
     """Writes the results blocks of pages anew from the results files that they name."""
 
-    pages: list[Path] = field(default_factory=lambda: [Path("README.md"), Path("docs/drafts.md")])
+    pages: list[Path] = field(
+        default_factory=lambda: [Path("README.md"), *(Path("docs", f"{name}.md") for name in ("drafts", "learning"))]
+    )
     """the pages"""
 
 

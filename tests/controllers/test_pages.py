@@ -15,7 +15,7 @@ from env.errors import ParameterError
 from tests.controllers import make_results
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "drafts.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "drafts.md", ROOT / "docs" / "learning.md"]
 BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
 
 
