@@ -8,6 +8,7 @@ what a machine is: a policy that moves nothing is goodput at a fixed price, on m
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,16 @@ _LEVEL, _ROW = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost")
 )
-_STEPS = 2  # most steps of a correction, up or down
-_KINDS: tuple[Source | None, ...] = (None, "lookup", "model", "both")  # None decodes plainly
+_ROW_STEPS, _LEVEL_STEPS = range(-2, 5), range(-2, 3)
+_SOURCES: tuple[Source, ...] = ("model", "both")
+# Who proposes nodes (None: plain decoding), and by how many steps rows and levels are dearer. Lookup's levels are free.
+_CHOICES: tuple[tuple[Source | None, int, int], ...] = (
+    (None, 0, 0),
+    *(("lookup", row, 0) for row in _ROW_STEPS),
+    *itertools.product(_SOURCES, _ROW_STEPS, _LEVEL_STEPS),
+)
+_SPECULATES = np.array([source is not None for source, _, _ in _CHOICES])
+_ROW_MOVES, _LEVEL_MOVES = (np.array(moves) for moves in list(zip(*_CHOICES, strict=True))[1:])
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,16 @@ class Corrections:
         ParameterError: a grid of another kind.
     """
 
-    nvec: IntArray = np.array([len(_KINDS), 2 * _STEPS + 1, 2 * _STEPS + 1])
-    """who proposes nodes, if anyone; steps of a row's price; steps of a level's"""
-    unmoved: IntArray = np.array([_KINDS.index("both"), _STEPS, _STEPS])
+    nvec: IntArray = np.array([len(_CHOICES)])
+    """one head, for all that may be chosen together"""
+    unmoved: IntArray = np.array([_CHOICES.index(("both", 0, 0))])
     entries: tuple[str, ...] = ()
 
     def __init__(self, grid: ParameterGrid) -> None:
         if not isinstance(grid, PriceGrid):
             raise ParameterError(f"Corrections choose from a PriceGrid; got a {type(grid).__name__}.")
         self.grid, self.first = grid, np.zeros(len(DIMENSIONS), np.int64)
-        self._sources = np.array([0 if kind is None else grid.source.index(kind) for kind in _KINDS])
+        self._sources = np.array([0 if source is None else grid.source.index(source) for source, _, _ in _CHOICES])
 
     def shown(self, current: IntArray) -> FeatureVector:
         """Nothing: what was chosen before binds no one."""
@@ -113,19 +122,19 @@ class Corrections:
 
     def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """See `ActionForm.move`."""
-        grid, kind = self.grid, choices[..., 0]
         level, row = _costs(seen)
-        found = np.zeros((*np.broadcast_shapes(kind.shape, row.shape), len(DIMENSIONS)), np.int64)
-        speculates = kind > 0
+        chosen = choices[..., 0]
+        speculates = _SPECULATES[chosen]
+        found = np.zeros((*np.broadcast_shapes(chosen.shape, row.shape), len(DIMENSIONS)), np.int64)
         found[..., DIMENSIONS.index("base_depth")] = speculates
-        for name, price, head in (
-            ("early_stop", PRICE * row, 1),
-            ("high_confidence", PRICE * level / _CAPTURE, 2),
+        for name, price, steps in (
+            ("early_stop", PRICE * row, _ROW_MOVES),
+            ("high_confidence", PRICE * level / _CAPTURE, _LEVEL_MOVES),
         ):
-            values = getattr(grid, name)
-            moved = _nearest(values, price) + choices[..., head] - _STEPS
-            found[..., DIMENSIONS.index(name)] = np.where(speculates, np.clip(moved, 0, len(values) - 1), 0)
-        found[..., DIMENSIONS.index("source")] = self._sources[kind]
+            values = getattr(self.grid, name)
+            moved = np.clip(_nearest(values, price) + steps[chosen], 0, len(values) - 1)
+            found[..., DIMENSIONS.index(name)] = np.where(speculates, moved, 0)
+        found[..., DIMENSIONS.index("source")] = self._sources[chosen]
         return found
 
 

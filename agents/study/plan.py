@@ -74,7 +74,7 @@ class StudyPlan:
     """policies of every kind that ablations and transfer compare"""
     steps: int = 400_000
     """rounds that PPO plays [rounds]"""
-    hindsight_steps: int = 60_000
+    hindsight_steps: int = 200_000
     """rounds that are played where every choice is learned from at once [rounds]"""
     looks: int = 12
     """parts of a training: after each, the policy is judged on the validation split"""
@@ -92,7 +92,7 @@ class StudyPlan:
     """settings of PPO"""
     hindsight: LearningConfig = field(
         default_factory=lambda: LearningConfig(
-            episodes=128, rounds=8, minibatch=512, epochs=2, learning_rate=2e-3, entropy=0.02
+            episodes=128, rounds=8, minibatch=512, epochs=8, learning_rate=2e-3, entropy=0.02
         )
     )
     """settings of learning from every choice at once"""

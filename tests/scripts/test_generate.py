@@ -36,7 +36,8 @@ def plain_text(folders: TinyFolders, prompt: str, sampling: SamplingSettings, ra
 
 
 def test_it_prints_the_text_and_accounts_for_it(folders: TinyFolders, tmp_path: Path) -> None:
-    ended = finish(start("generate", "hello", *pair_arguments(folders), "--compare", home=tmp_path))
+    options = [*pair_arguments(folders), "--controller", "history", "--compare"]
+    ended = finish(start("generate", "hello", *options, home=tmp_path))
     assert ended.status == 0
     assert ended.out == plain_text(folders, "hello", SamplingSettings()) + "\n"
     account = ACCOUNT.search(ended.err)
