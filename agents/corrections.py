@@ -32,8 +32,7 @@ CORRECTIONS = "corrections"
 PRICE = 1.5
 """tokens that a plain step is taken to be worth where nothing is corrected [tokens per plain step]"""
 _CAPTURE = 0.7  # share of the reach of expanded nodes that their children are expected to have, as in goodput
-_UNKNOWN = (LEVEL_PRIOR, ROW_PRIOR)  # where the machine tells neither, as in goodput
-_HALF = (0.25, 0.05)  # costs that observations squeeze to 1/2
+_HALF_LEVEL, _HALF_ROW = 0.25, 0.05  # costs that observations squeeze to 1/2
 _LEVEL, _ROW = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost")
@@ -46,8 +45,6 @@ _CHOICES: tuple[tuple[Source | None, int, int], ...] = (
     *(("lookup", row, 0) for row in _ROW_STEPS),
     *itertools.product(_SOURCES, _ROW_STEPS, _LEVEL_STEPS),
 )
-_SPECULATES = np.array([source is not None for source, _, _ in _CHOICES])
-_ROW_MOVES, _LEVEL_MOVES = (np.array(moves) for moves in list(zip(*_CHOICES, strict=True))[1:])
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,13 @@ class Corrections:
         if not isinstance(grid, PriceGrid):
             raise ParameterError(f"Corrections choose from a PriceGrid; got a {type(grid).__name__}.")
         self.grid, self.first = grid, np.zeros(len(DIMENSIONS), np.int64)
-        self._sources = np.array([0 if source is None else grid.source.index(source) for source, _, _ in _CHOICES])
+        self._levels = _ends(grid.high_confidence, PRICE / _CAPTURE, _HALF_LEVEL)
+        self._rows = _ends(grid.early_stop, PRICE, _HALF_ROW)
+        self._unknown = (
+            int(np.searchsorted(self._levels, _squeezed(LEVEL_PRIOR, _HALF_LEVEL))),
+            int(np.searchsorted(self._rows, _squeezed(ROW_PRIOR, _HALF_ROW))),
+        )
+        self._actions = _actions(grid)
 
     def shown(self, current: IntArray) -> FeatureVector:
         """Nothing: what was chosen before binds no one."""
@@ -122,32 +125,45 @@ class Corrections:
 
     def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """See `ActionForm.move`."""
-        level, row = _costs(seen)
-        chosen = choices[..., 0]
-        speculates = _SPECULATES[chosen]
-        found = np.zeros((*np.broadcast_shapes(chosen.shape, row.shape), len(DIMENSIONS)), np.int64)
-        found[..., DIMENSIONS.index("base_depth")] = speculates
-        for name, price, steps in (
-            ("early_stop", PRICE * row, _ROW_MOVES),
-            ("high_confidence", PRICE * level / _CAPTURE, _LEVEL_MOVES),
-        ):
-            values = getattr(self.grid, name)
-            moved = np.clip(_nearest(values, price) + steps[chosen], 0, len(values) - 1)
-            found[..., DIMENSIONS.index(name)] = np.where(speculates, moved, 0)
-        found[..., DIMENSIONS.index("source")] = self._sources[chosen]
+        level, row = seen[..., _LEVEL], seen[..., _ROW]
+        at_level, at_row = np.searchsorted(self._levels, level), np.searchsorted(self._rows, row)
+        unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
+        if unknown.any():
+            at_level, at_row = (
+                np.where(unknown, self._unknown[0], at_level),
+                np.where(unknown, self._unknown[1], at_row),
+            )
+        found: IntArray = self._actions[at_level, at_row, choices[..., 0]]
         return found
 
 
-def _costs(seen: FeatureVector) -> tuple[FloatArray, FloatArray]:
-    """What a level and a row cost [plain steps]."""
-    squeezed = np.asarray(seen[..., [_LEVEL, _ROW]], np.float64)
-    costs = np.array(_HALF) * squeezed / np.maximum(1 - squeezed, 1e-6)
-    costs = np.where((squeezed == 0).all(axis=-1, keepdims=True), np.array(_UNKNOWN), costs)
-    return costs[..., 0], costs[..., 1]
+def _actions(grid: PriceGrid) -> IntArray:
+    """Actions by the values that the machine's costs of a level and of a row are nearest to, and by choice."""
+    levels, rows = len(grid.high_confidence), len(grid.early_stop)
+    table = np.zeros((levels, rows, len(_CHOICES), len(DIMENSIONS)), np.int64)
+    for level, row, (number, (source, dearer_row, dearer_level)) in itertools.product(
+        range(levels), range(rows), enumerate(_CHOICES)
+    ):
+        if source is not None:
+            action = dict.fromkeys(DIMENSIONS, 0) | {
+                "base_depth": 1,
+                "high_confidence": min(max(level + dearer_level, 0), levels - 1),
+                "early_stop": min(max(row + dearer_row, 0), rows - 1),
+                "source": grid.source.index(source),
+            }
+            table[level, row, number] = list(action.values())
+    return table
 
 
-def _nearest(values: tuple[float, ...], wanted: FloatArray) -> npt.NDArray[Any]:
-    """Which value is nearest by its logarithm; 0 counts as two thirds of the least other one."""
+def _ends(values: tuple[float, ...], price: float, half: float) -> FloatArray:
+    """Up to which cost, as observations squeeze it, each value but the last is the nearest to `price` times the cost.
+
+    Near is by the logarithm; 0 counts as two thirds of the least other value.
+    """
     scale = np.log([value or 2 / 3 * values[1] for value in values])
-    middles = (scale[1:] + scale[:-1]) / 2
-    return np.searchsorted(middles, np.log(np.maximum(wanted, 1e-9)))
+    return np.asarray(_squeezed(np.exp((scale[1:] + scale[:-1]) / 2) / price, half))
+
+
+def _squeezed(cost: Any, half: float) -> Any:
+    """As `env.features` shows a cost."""
+    return cost / (cost + half)

@@ -204,6 +204,25 @@ class TestController:
         assert entry.load() is register_shipped
 
 
+class TestShipped:
+    @pytest.mark.parametrize("name", ["ppo", "corrections"])
+    def test_it_is_known_by_its_name_and_knows_where_speculation_pays(self, name: str) -> None:
+        assert name in controller_names()
+        chosen = {}
+        for machine, (level, row) in {"cheap": (0.1, 0.001), "dear": (0.1, 0.3)}.items():  # as some that it learned on
+            controller = make_controller(name)
+            controller.reset()
+            changes = {"level_cost": level, "row_cost": row, "greedy": False, "lookup_match": 0, "lookup_rate": 0.0}
+            seen = [dataclasses.replace(each, **changes) for each in observations(100)]
+            chosen[machine] = [controller.act(each) for each in seen]
+        drafting = {
+            machine: sum(each.speculates and each.source != "lookup" for each in found)
+            for machine, found in chosen.items()
+        }
+        assert drafting["cheap"] > 90
+        assert drafting["dear"] < 50
+
+
 class TestHub:
     @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x y"])
     def test_a_name_that_is_none_is_refused(self, tmp_path: Path, name: str) -> None:
