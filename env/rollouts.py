@@ -164,18 +164,36 @@ class Rollouts:
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        shared = self.replays
-        outcome = shared.table.outcomes(shared.choose(actions), self.place)
-        asked = shared.asked[outcome] | shared.observes_draft
-        context = shared.context[self.place]
-        seconds = shared.machines.seconds(self._machine, context, outcome, np.where(asked, self._owed, 0))
-        accepted = shared.accepted[outcome]
-        tokens = np.minimum(accepted + 1, shared.last[self.text] - self.place)  # a text may end on a draft token
-        self._owed = np.where(asked, 0, self._owed) + tokens - shared.kept[outcome]
-        self.place = self.place + tokens
+        outcome, asked, rounds = self._found(actions, self._all)
+        self._owed = np.where(asked, 0, self._owed) + rounds.tokens - self.replays.kept[outcome]
+        self.place = self.place + rounds.tokens
         self._remember(outcome)
-        plain = shared.machines.plain[self._machine, context - shared.machines.first]
-        return Rounds(tokens, accepted, shared.drafted[outcome], shared.depth[outcome], seconds, seconds / plain)
+        return rounds
+
+    def foresee(self, actions: IntArray) -> Rounds:
+        """The rounds that several actions would lead to now, of which none is played; those of an episode together.
+
+        Args:
+            actions: of the grid, as many for every episode, `int[count, actions, 6]`.
+
+        Raises:
+            ParameterError, UnrecordedError, UnmeasuredError: see `play`.
+        """
+        which = np.repeat(self._all, actions.shape[1])
+        return self._found(actions.reshape(len(which), -1), which)[2]
+
+    def _found(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, BoolArray, Rounds]:
+        """Outcomes of actions of the episodes `which`, whether they ask the draft model, and their rounds."""
+        shared, place, machine = self.replays, self.place[which], self._machine[which]
+        outcome = shared.table.outcomes(shared.choose(actions), place)
+        asked = shared.asked[outcome] | shared.observes_draft
+        context = shared.context[place]
+        seconds = shared.machines.seconds(machine, context, outcome, np.where(asked, self._owed[which], 0))
+        accepted = shared.accepted[outcome]
+        tokens = np.minimum(accepted + 1, shared.last[self.text[which]] - place)  # a text may end on a draft token
+        plain = shared.machines.plain[machine, context - shared.machines.first]
+        drafted, depth = shared.drafted[outcome], shared.depth[outcome]
+        return outcome, asked, Rounds(tokens, accepted, drafted, depth, seconds, seconds / plain)
 
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """Which episodes have been terminated by a token that ends a text, and which truncated, `bool[count]` each."""

@@ -186,8 +186,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
                 f"Expected actions of shape {self.action_space.shape}, one for each episode; got {np.shape(actions)}."
             )
         rounds = self.rollouts.play(actions)
-        sampled = np.where(self.replays.greedy[self.rollouts.text], 0, 1)
-        rewards = rounds.tokens - self._prices[self.rollouts.profile, sampled] * rounds.plain_steps
+        rewards = rounds.tokens - self._price() * rounds.plain_steps
         self._totals += np.stack([np.ones(self.num_envs), rounds.tokens, rounds.plain_steps, rewards])
         terminated, truncated = self.rollouts.ends()
         info = {name: getattr(rounds, name) for name in rounds.__dataclass_fields__} | self._whereabouts()
@@ -195,6 +194,24 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         if done.any():
             seen = self._go_on(seen, done, info)
         return seen, rewards, terminated, truncated, info
+
+    def foresee(self, actions: IntArray) -> FloatArray:
+        """The rewards that several actions would bring now, of which none is taken, `float64[num_envs, actions]`.
+
+        Args:
+            actions: of the grid, as many for every episode, `int[num_envs, actions, 6]`.
+
+        Raises:
+            ParameterError, UnrecordedError, UnmeasuredError: see `step`.
+        """
+        rounds, shape = self.rollouts.foresee(actions), actions.shape[:2]
+        spent = self._price()[:, None] * rounds.plain_steps.reshape(shape)
+        return np.asarray(rounds.tokens.reshape(shape) - spent)
+
+    def _price(self) -> FloatArray:
+        """Of every episode's time, `float64[num_envs]` [tokens per plain step]."""
+        sampled = np.where(self.replays.greedy[self.rollouts.text], 0, 1)
+        return np.asarray(self._prices[self.rollouts.profile, sampled])
 
     def _go_on(self, seen: FeatureVector, done: BoolArray, info: dict[str, Any]) -> FeatureVector:
         """Begins the next episodes of those that are done, tells `info` of these, and returns what is seen then."""

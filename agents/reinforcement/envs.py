@@ -65,27 +65,12 @@ class LearningEnv(ReplayVecEnv):
         A replay knows it of all choices, not only of the one that is taken. Choices are in the order of `every`.
 
         Raises:
-            UnrecordedError, UnmeasuredError: see `ReplayVectorEnv.step`.
+            UnrecordedError, UnmeasuredError: see `ReplayVectorEnv.foresee`.
         """
-        replays, rollouts, number = self.envs.replays, self.envs.rollouts, len(self.every)
-        chosen = replays.choose(self._every_action().reshape(-1, self.current.shape[1]))
-        place, text = np.repeat(rollouts.place, number), np.repeat(rollouts.text, number)
-        profile, owed = np.repeat(rollouts.profile, number), np.repeat(rollouts._owed, number)
-        machines, context = replays.machines, replays.context[place]
-        machine = machines.number(profile, replays.greedy[text])
-        outcome = replays.table.outcomes(chosen, place)
-        asked = replays.asked[outcome] | replays.observes_draft
-        seconds = machines.seconds(machine, context, outcome, np.where(asked, owed, 0))
-        tokens = np.minimum(replays.accepted[outcome] + 1, replays.last[text] - place)
-        prices = np.broadcast_to(self.envs.lam, (len(replays.profiles), 2))[profile, ~replays.greedy[text] * 1]
-        gains = tokens - prices * seconds / machines.plain[machine, context - machines.first]
-        return np.asarray(gains.reshape(self.num_envs, number))
-
-    def _every_action(self) -> IntArray:
         shape = (self.num_envs, len(self.every))
         current = np.broadcast_to(self.current[:, None], (*shape, self.current.shape[1]))
         choices = np.broadcast_to(self.every, (*shape, self.every.shape[1]))
-        return self.form.move(current, choices, self.seen[:, None])
+        return self.envs.foresee(self.form.move(current, choices, self.seen[:, None]))
 
     def _with_form(self, seen: FeatureVector) -> FeatureVector:
         shown = super()._with_form(seen)
