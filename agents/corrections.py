@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from controllers.shapes import DEEPEST, FLOOR, spreading
 from env.errors import ParameterError
-from env.features import FEATURES, FeatureVector
+from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, squeezed
 from env.grid import DIMENSIONS, ParameterGrid
 from env.observation import LEVEL_PRIOR, ROW_PRIOR
 from env.parameters import PLAIN, Source, TreeParameters
@@ -32,7 +31,6 @@ CORRECTIONS = "corrections"
 PRICE = 1.5
 """tokens that a plain step is taken to be worth where nothing is corrected [tokens per plain step]"""
 _CAPTURE = 0.7  # share of the reach of expanded nodes that their children are expected to have, as in goodput
-_HALF_LEVEL, _HALF_ROW = 0.25, 0.05  # costs that observations squeeze to 1/2
 _LEVEL, _ROW = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost")
@@ -111,11 +109,11 @@ class Corrections:
         if not isinstance(grid, PriceGrid):
             raise ParameterError(f"Corrections choose from a PriceGrid; got a {type(grid).__name__}.")
         self.grid, self.first = grid, np.zeros(len(DIMENSIONS), np.int64)
-        self._levels = _ends(grid.high_confidence, PRICE / _CAPTURE, _HALF_LEVEL)
-        self._rows = _ends(grid.early_stop, PRICE, _HALF_ROW)
+        self._levels = _ends(grid.high_confidence, PRICE / _CAPTURE, LEVEL_HALF)
+        self._rows = _ends(grid.early_stop, PRICE, ROW_HALF)
         self._unknown = (
-            int(np.searchsorted(self._levels, _squeezed(LEVEL_PRIOR, _HALF_LEVEL))),
-            int(np.searchsorted(self._rows, _squeezed(ROW_PRIOR, _HALF_ROW))),
+            int(np.searchsorted(self._levels, squeezed(LEVEL_PRIOR, LEVEL_HALF))),
+            int(np.searchsorted(self._rows, squeezed(ROW_PRIOR, ROW_HALF))),
         )
         self._actions = _actions(grid)
 
@@ -161,9 +159,5 @@ def _ends(values: tuple[float, ...], price: float, half: float) -> FloatArray:
     Near is by the logarithm; 0 counts as two thirds of the least other value.
     """
     scale = np.log([value or 2 / 3 * values[1] for value in values])
-    return np.asarray(_squeezed(np.exp((scale[1:] + scale[:-1]) / 2) / price, half))
-
-
-def _squeezed(cost: Any, half: float) -> Any:
-    """As `env.features` shows a cost."""
-    return cost / (cost + half)
+    ends = np.exp((scale[1:] + scale[:-1]) / 2) / price
+    return np.array([squeezed(float(end), half) for end in ends])

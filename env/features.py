@@ -17,7 +17,20 @@ import numpy.typing as npt
 
 from env.observation import ROOT_CHILDREN, WINDOW, Observation
 
-__all__ = ["FEATURES", "VERSION", "Feature", "FeatureVector", "feature_table", "feature_vector"]
+__all__ = [
+    "FEATURES",
+    "LEVEL_HALF",
+    "ROW_HALF",
+    "VERSION",
+    "Feature",
+    "FeatureVector",
+    "feature_table",
+    "feature_vector",
+    "squeezed",
+]
+
+LEVEL_HALF, ROW_HALF = 0.25, 0.05
+"""costs of a level and of a row that are shown as 1/2 [plain steps]"""
 
 FeatureVector = npt.NDArray[np.float32]
 
@@ -46,7 +59,8 @@ def _log(tokens: int) -> float:
     return min(math.log2(1 + tokens) / _LONGEST, 1.0)
 
 
-def _squeezed(value: float, half: float) -> float:
+def squeezed(value: float, half: float) -> float:
+    """A count or a cost without a bound, within 0 and 1: 1/2 at `half`."""
     return value / (value + half)
 
 
@@ -124,10 +138,8 @@ _DRAFT = [
     Feature("draft_rest", "probability of all further children", "root_log_probs", _rest),
 ]
 _LAST = [
-    Feature(
-        "last_depth", "depth of the last tree, half at 4", "last_depth", lambda seen: _squeezed(seen.last_depth, 4)
-    ),
-    Feature("last_drafted", "its nodes, half at 16", "last_drafted", lambda seen: _squeezed(seen.last_drafted, 16)),
+    Feature("last_depth", "depth of the last tree, half at 4", "last_depth", lambda seen: squeezed(seen.last_depth, 4)),
+    Feature("last_drafted", "its nodes, half at 16", "last_drafted", lambda seen: squeezed(seen.last_drafted, 16)),
     Feature(
         "last_accepted",
         "accepted share of its depth",
@@ -138,7 +150,7 @@ _LAST = [
 _WINDOW = [
     Feature("rounds", "rounds remembered / 10", "recent", lambda seen: len(seen.recent) / WINDOW),
     Feature("speculating", "of these, rounds with a tree / 10", "recent", _speculating),
-    Feature("accepted_mean", "tokens accepted a round, half at 2", "recent", lambda s: _squeezed(_accepted_mean(s), 2)),
+    Feature("accepted_mean", "tokens accepted a round, half at 2", "recent", lambda s: squeezed(_accepted_mean(s), 2)),
     Feature("accepted_of_depth", "accepted share of the trees' depth", "recent", _accepted_of_depth),
     Feature("accepted_of_nodes", "accepted share of the trees' nodes", "recent", _accepted_of_nodes),
     *(
@@ -156,13 +168,13 @@ _MACHINE = [
         "level_cost",
         "one more draft level, half at 1/4 of a plain step; 0 if unknown",
         "level_cost",
-        lambda seen: _squeezed(seen.level_cost, 0.25),
+        lambda seen: squeezed(seen.level_cost, LEVEL_HALF),
     ),
     Feature(
         "row_cost",
         "one more verified row, half at 1/20 of a plain step; 0 if unknown",
         "row_cost",
-        lambda seen: _squeezed(seen.row_cost, 0.05),
+        lambda seen: squeezed(seen.row_cost, ROW_HALF),
     ),
 ]
 

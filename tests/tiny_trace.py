@@ -7,11 +7,23 @@ import itertools
 import json
 from pathlib import Path
 
+from env.latency.families import CommonCosts, compute_bound, overhead_bound
 from env.traces.file import TraceWriter
 from env.traces.records import SPLITS
 from tests.env.test_recording import CALIBRATOR
 from tests.env.test_replay import RULE, record
 from tests.tiny import causal_draft, feature_draft, tiny_target
+
+
+def save_tiny_world(folder: Path) -> Path:
+    """Saves a trace, ``tiny.sgt``, and two machines, and returns the folder: one on which every row costs a plain step,
+    ``dear.json``, and one on which nothing but the target costs, ``cheap.json``.
+    """
+    save_tiny_trace(folder / "tiny.sgt")
+    compute_bound(fixed=0.0).save(folder / "dear.json")
+    free = CommonCosts(draft_ratio=0.0, round_overhead=0.0, sampled_row=0.0)
+    overhead_bound(free, row=0.0).save(folder / "cheap.json")
+    return folder
 
 
 def save_tiny_trace(path: Path, kind: str = "causal", prompts: int = 6) -> Path:

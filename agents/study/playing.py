@@ -10,12 +10,12 @@ from agents.policy_file import Policy
 from agents.policy_network import Weights
 from agents.reinforcement.envs import Lens
 from agents.reinforcement.validation import Act, Validation
+from controllers.evaluation.replays import prompt_row
 from controllers.evaluation.schema import PromptRow
 from env.errors import ParameterError
 from env.features import FeatureVector
 from env.latency.profile import LatencyProfile
 from env.traces.file import Trace
-from env.traces.records import TraceText
 from env.tree import BoolArray, IntArray
 
 __all__ = ["batch_act", "play_policies"]
@@ -50,11 +50,10 @@ def play_policies(
     rows: dict[str, list[PromptRow]] = {name: [] for name in profiles}
     for policy, called in zip(policies, names, strict=True):
         played = games.play(batch_act(policy.weights, first.acting.nvec))
-        counts = (played.tokens, played.rounds, played.drafted, played.accepted)
-        for text, machine, seconds, *told in zip(played.text, played.profile, played.seconds, *counts, strict=True):
-            rows[list(profiles)[machine]].append(
-                _row(called, texts[text], float(seconds), [int(each) for each in told])
-            )
+        columns = (played.text, played.profile, played.seconds, played.rounds, played.drafted, played.accepted)
+        for text, machine, seconds, rounds, drafted, accepted in zip(*columns, strict=True):
+            nodes = int(drafted), int(accepted)
+            rows[list(profiles)[machine]].append(prompt_row(called, texts[text], float(seconds), int(rounds), nodes))
     return rows
 
 
@@ -73,24 +72,3 @@ def batch_act(weights: Weights, nvec: IntArray) -> Act:
         return np.stack([head.argmax(axis=1) for head in np.split(logits, ends, axis=1)], axis=1)
 
     return act
-
-
-def _row(name: str, text: TraceText, seconds: float, told: Sequence[int]) -> PromptRow:
-    tokens, rounds, drafted, accepted = told
-    seed = "" if text.settings.greedy else f"#{text.settings.seed}"
-    return PromptRow(
-        controller=name,
-        prompt_id=f"{text.identifier}{seed}",
-        category=text.category,
-        repeat=0,
-        prompt_tokens=text.prompt,
-        tokens=tokens,
-        seconds=seconds,
-        rounds=rounds,
-        drafted=drafted,
-        accepted=accepted,
-        seconds_by_part={},
-        identical=None,
-        first_difference=None,
-        top2_gap=None,
-    )

@@ -135,19 +135,30 @@ class Evaluation:
             request = Request(text.tokens[: text.prompt], text.max_new_tokens, text.settings)
             generation = run(decoder, controller, request)
             seconds = sum(generation.seconds_by_part[part] for part in ("draft", "verify", "commit"))
-            rows.append(_row(name, text, seconds, generation.rounds - 1, (generation.drafted, generation.accepted)))
+            rows.append(
+                prompt_row(name, text, seconds, generation.rounds - 1, (generation.drafted, generation.accepted))
+            )
         return rows
 
 
 def _bound_rows(name: str, texts: Sequence[TraceText], played: Playback) -> list[PromptRow]:
     columns = (played.seconds, played.rounds, played.drafted, played.accepted)
     return [
-        _row(name, text, float(seconds), int(rounds), (int(drafted), int(accepted)))
+        prompt_row(name, text, float(seconds), int(rounds), (int(drafted), int(accepted)))
         for text, seconds, rounds, drafted, accepted in zip(texts, *columns, strict=True)
     ]
 
 
-def _row(name: str, text: TraceText, seconds: float, rounds: int, nodes: tuple[int, int]) -> PromptRow:
+def prompt_row(name: str, text: TraceText, seconds: float, rounds: int, nodes: tuple[int, int]) -> PromptRow:
+    """The row of a text that was replayed to its end.
+
+    Args:
+        name: of the controller.
+        text: the text.
+        seconds: its predicted time [s].
+        rounds: how many there were [rounds].
+        nodes: drafted and accepted ones.
+    """
     seed = "" if text.settings.greedy else f"#{text.settings.seed}"
     return PromptRow(
         controller=name,

@@ -44,13 +44,10 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
         """Appends rows `[batch, heads, rows, dim]` and returns views of all rows so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        if end > self.capacity:
-            self._grow(end, self.length)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        start = self._append(key_states.shape[2])
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def reserve(self, rows: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> int:
         """Appends rows that the caller will write to `keys` and `values` itself, and returns where they begin.
@@ -64,13 +61,17 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
         if not self.is_initialized:
             row = torch.empty(shape, dtype=dtype, device=device)
             self.lazy_initialization(row, row)
+        return self._append(rows)
+
+    def _append(self, rows: int) -> int:
+        """Makes room for rows and counts them in; returns where they begin."""
         start, self.length = self.length, self.length + rows
         if self.length > self.capacity:
-            self._grow(self.length, start)
+            self._grow(start)
         return start
 
-    def _grow(self, needed: int, held: int) -> None:
-        self.capacity = max(needed, 2 * self.capacity)
+    def _grow(self, held: int) -> None:
+        self.capacity = max(self.length, 2 * self.capacity)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._buffer_like(old)

@@ -24,9 +24,8 @@ from agents.reinforcement.training import CHECKPOINT, Learner
 from env.errors import LimitError, ModelFileError, ParameterError, TraceError, UnknownNameError
 from env.features import FEATURES, feature_vector
 from env.grid import ParameterGrid
-from env.latency.families import CommonCosts, compute_bound, overhead_bound
 from tests.agents.test_policies import observations
-from tests.tiny_trace import save_tiny_trace
+from tests.tiny_trace import save_tiny_world
 
 GRID = ParameterGrid(base_depth=(0, 2, 4), high_confidence=(0.8,), early_stop=(0.1,), deep=(False,), branch=(0,))
 CONFIG = LearningConfig(episodes=32, rounds=32, minibatch=256, learning_rate=5e-3, hidden=(16,), memory=8)
@@ -36,12 +35,7 @@ BRIEF = dataclasses.replace(PLAN, steps=128 * 4, config=dataclasses.replace(CONF
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace, a machine on which every row costs a plain step, and one on which nothing but the target costs."""
-    made = tmp_path_factory.mktemp("texts")
-    save_tiny_trace(made / "tiny.sgt")
-    compute_bound(fixed=0.0).save(made / "dear.json")
-    overhead_bound(CommonCosts(draft_ratio=0.0, round_overhead=0.0, sampled_row=0.0), row=0.0).save(made / "cheap.json")
-    return made
+    return save_tiny_world(tmp_path_factory.mktemp("texts"))
 
 
 def classroom(folder: Path, plan: LearningPlan) -> Classroom:

@@ -24,7 +24,6 @@ from controllers.goodput import GoodputController
 from env.errors import ParameterError, UnknownNameError
 from env.features import FEATURES, feature_vector
 from env.grid import ParameterGrid
-from env.latency.families import CommonCosts, compute_bound, overhead_bound
 from env.observation import Observation
 from env.parameters import PLAIN, TreeParameters
 from env.recordings import choose_texts, find_profile, find_trace
@@ -32,7 +31,7 @@ from env.traces.file import Trace
 from env.tree import IntArray
 from tests.agents.test_learning import Interrupt
 from tests.agents.test_policies import observations
-from tests.tiny_trace import save_tiny_trace
+from tests.tiny_trace import save_tiny_world
 
 CONFIG = LearningConfig(episodes=32, rounds=4, minibatch=64, learning_rate=5e-3, hidden=(16,))
 PLAN = LearningPlan(algorithm="hindsight", form="corrections", steps=32 * 4 * 24, looks=3, config=CONFIG)
@@ -40,12 +39,7 @@ PLAN = LearningPlan(algorithm="hindsight", form="corrections", steps=32 * 4 * 24
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace, a machine on which every row costs a plain step, and one on which nothing but the target costs."""
-    made = tmp_path_factory.mktemp("texts")
-    save_tiny_trace(made / "tiny.sgt")
-    compute_bound(fixed=0.0).save(made / "dear.json")
-    overhead_bound(CommonCosts(draft_ratio=0.0, round_overhead=0.0, sampled_row=0.0), row=0.0).save(made / "cheap.json")
-    return made
+    return save_tiny_world(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
