@@ -24,7 +24,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from controllers.base import Controller
-from controllers.registry import BEST, make_controller
+from controllers.registry import DEFAULT, make_controller
 from controllers.run import steer
 from env.drafts import CausalDraft, Draft
 from env.errors import LimitError, PairError, ParameterError
@@ -49,7 +49,7 @@ def speculative_generate(
     generation_config: GenerationConfig | None = None,
     *,
     draft: str | PreTrainedModel | Draft = "lookup",
-    controller: str | Controller = BEST,
+    controller: str | Controller = DEFAULT,
     seed: int | None = None,
     on_tokens: Callable[[Sequence[int]], None] | None = None,
     **others: Any,
@@ -63,7 +63,7 @@ def speculative_generate(
         stopping_criteria: checked after every token; the text is cut at the first that is met.
         generation_config: limits, end-of-sequence tokens and sampling settings.
         draft: ``"lookup"``, the file of a feature draft, a causal language model of the same vocabulary, or a draft.
-        controller: a registered name, with options as in `make_controller`, or a controller; by default the best one.
+        controller: a registered name, with options as in `make_controller`, or a controller.
         seed: seed of the sampling noise; drawn from torch's generator if None.
         on_tokens: called with the tokens of every round, as they are committed.
         others: what else `generate` prepares for its own loops. Of these only the attention mask counts: it must not

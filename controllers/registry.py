@@ -25,10 +25,10 @@ from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
 from env.errors import ParameterError, UnknownNameError
 from env.parameters import PLAIN, TreeParameters
 
-__all__ = ["BEST", "controller_names", "make_controller", "register", "register_finder"]
+__all__ = ["DEFAULT", "controller_names", "make_controller", "register", "register_finder"]
 
-BEST = "goodput"
-"""the controller where none is named: the one that was measured best"""
+DEFAULT = "goodput"
+"""the controller where none is named: the best of the rules; learned ones know only machines like those they saw"""
 _GROUP = "specgym.controllers"
 
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from controllers.registry import BEST, make_controller
+from controllers.registry import DEFAULT, make_controller
 from controllers.run import Generation, run, steer
 from env.pair import ModelPair, check_text, encode_chat
 from env.rounds import Request, Stopwatch, check_limit
@@ -27,7 +27,7 @@ class GenerateOptions:
     """what to answer"""
     pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
     sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(default_factory=SamplingOptions)
-    controller: str = BEST
+    controller: str = DEFAULT
     """controller, with options as in fixed_tree:branch=3:depth=2"""
     max_new_tokens: int = 256
     """most tokens of the answer"""
