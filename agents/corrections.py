@@ -1,9 +1,10 @@
 """Corrections of goodput: a policy says how much dearer or cheaper a row and a level shall be than the costs say.
 
 Goodput verifies a node if its reach exceeds what a row costs, and drafts a level if the reach that it expands exceeds
-what a level costs, both at a price of time. Here both thresholds stand on a short scale, so that replay can tabulate
-what they bring, and a policy moves them by some steps from where the machine's costs put them. So it never has to learn
-what a machine is: a policy that moves nothing is goodput at a fixed price, on machines that it has never seen too.
+what a level and its rows cost, both at a price of time. Here both thresholds stand on a short scale, so that replay can
+tabulate what they bring, and a policy moves them by some steps from where the machine's costs put them. So it never has
+to learn what a machine is: a policy that moves nothing is goodput at a fixed price, on machines that it has never seen
+too.
 """
 
 from __future__ import annotations
@@ -14,28 +15,29 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from controllers.goodput import CAPTURE, LEVEL_ROWS
 from controllers.shapes import DEEPEST, FLOOR, spreading
 from env.errors import ParameterError
-from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, squeezed
+from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsqueezed
 from env.grid import DIMENSIONS, ParameterGrid
 from env.observation import LEVEL_PRIOR, ROW_PRIOR
 from env.parameters import PLAIN, Source, TreeParameters
 from env.traces.records import TraceHeader
 from env.tree import FloatArray, IntArray
 
-__all__ = ["CORRECTIONS", "PRICE", "Corrections", "PriceGrid", "covered_prices"]
+__all__ = ["CORRECTIONS", "PRICES", "Corrections", "PriceGrid", "covered_prices"]
 
 CORRECTIONS = "corrections"
 """the name of this form of action"""
 
-PRICE = 1.5
-"""tokens that a plain step is taken to be worth where nothing is corrected [tokens per plain step]"""
-_CAPTURE = 0.7  # share of the reach of expanded nodes that their children are expected to have, as in goodput
-_LEVEL, _ROW = (
+PRICES = (2.0, 1.4)
+"""tokens that a plain step is taken to be worth where nothing is corrected, greedy and sampling: about what goodput
+comes to on the shipped trace [tokens per plain step]"""
+_LEVEL, _ROW, _SAMPLING = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
-    for name in ("level_cost", "row_cost")
+    for name in ("level_cost", "row_cost", "sampling")
 )
-_ROW_STEPS, _LEVEL_STEPS = range(-2, 5), range(-2, 3)
+_ROW_STEPS, _LEVEL_STEPS = range(-3, 5), range(-2, 4)
 _SOURCES: tuple[Source, ...] = ("model", "both")
 # Who proposes nodes (None: plain decoding), and by how many steps rows and levels are dearer. Lookup's levels are free.
 _CHOICES: tuple[tuple[Source | None, int, int], ...] = (
@@ -53,9 +55,9 @@ class PriceGrid(ParameterGrid):
 
     base_depth: tuple[int, ...] = (0, DEEPEST)
     """0 is plain decoding, the other one how deep trees may be [tokens]"""
-    high_confidence: tuple[float, ...] = (0.0, 0.12, 0.2, 0.35, 0.6, 1.0)
+    high_confidence: tuple[float, ...] = (0.0, 0.15, 0.22, 0.3, 0.4, 0.52, 0.68, 0.85, 1.0)
     """`level_price` [tokens]"""
-    early_stop: tuple[float, ...] = (0.0, 0.06, 0.1, 0.18, 0.32, 0.55)
+    early_stop: tuple[float, ...] = (0.0, 0.03, 0.045, 0.06, 0.08, 0.11, 0.15, 0.2, 0.28, 0.38, 0.5, 0.65)
     """`min_reach` [probability]"""
     deep: tuple[bool, ...] = (False,)
     branch: tuple[int, ...] = (0,)
@@ -63,19 +65,22 @@ class PriceGrid(ParameterGrid):
     """reach under which no node is expanded, whatever it would cost [probability]"""
     most: int = 31
     """`node_budget` [nodes]"""
+    capture: float = CAPTURE
+    """see `GoodputController`"""
 
     def parameters(self, action: npt.ArrayLike) -> TreeParameters:
         """See `ParameterGrid.parameters`."""
         depth, level, row, _, source, _ = self._values(action)
         if depth == 0:
             return PLAIN
+        alone = source == "lookup"  # a chain that rates itself, and whose levels are free
         return spreading(
             depth,
             self.most,
             source,
-            early_stop=max(self.floor, row),
+            early_stop=max(self.floor, row if alone else min(row / self.capture, 1.0)),
             min_reach=row,
-            level_price=0.0 if source == "lookup" else level,
+            level_price=0.0 if alone else level,
         )
 
 
@@ -108,13 +113,9 @@ class Corrections:
     def __init__(self, grid: ParameterGrid) -> None:
         if not isinstance(grid, PriceGrid):
             raise ParameterError(f"Corrections choose from a PriceGrid; got a {type(grid).__name__}.")
-        self.grid, self.first = grid, np.zeros(len(DIMENSIONS), np.int64)
-        self._levels = _ends(grid.high_confidence, PRICE / _CAPTURE, LEVEL_HALF)
-        self._rows = _ends(grid.early_stop, PRICE, ROW_HALF)
-        self._unknown = (
-            int(np.searchsorted(self._levels, squeezed(LEVEL_PRIOR, LEVEL_HALF))),
-            int(np.searchsorted(self._rows, squeezed(ROW_PRIOR, ROW_HALF))),
-        )
+        self.grid: PriceGrid = grid
+        self.first = np.zeros(len(DIMENSIONS), np.int64)
+        self._levels, self._rows = _ends(grid.high_confidence), _ends(grid.early_stop)
         self._actions = _actions(grid)
 
     def shown(self, current: IntArray) -> FeatureVector:
@@ -123,41 +124,39 @@ class Corrections:
 
     def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """See `ActionForm.move`."""
-        level, row = seen[..., _LEVEL], seen[..., _ROW]
-        at_level, at_row = np.searchsorted(self._levels, level), np.searchsorted(self._rows, row)
+        level, row = unsqueezed(seen[..., _LEVEL], LEVEL_HALF), unsqueezed(seen[..., _ROW], ROW_HALF)
         unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
         if unknown.any():
-            at_level, at_row = (
-                np.where(unknown, self._unknown[0], at_level),
-                np.where(unknown, self._unknown[1], at_row),
-            )
-        found: IntArray = self._actions[at_level, at_row, choices[..., 0]]
+            level, row = np.where(unknown, LEVEL_PRIOR, level), np.where(unknown, ROW_PRIOR, row)
+        price = np.where(seen[..., _SAMPLING] > 0, PRICES[1], PRICES[0])
+        expanded = price * (level + LEVEL_ROWS * row) / self.grid.capture  # reach that pays for a level
+        pays = (expanded < 1).astype(np.int64)
+        at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, price * row)
+        found: IntArray = self._actions[pays, at_level, at_row, choices[..., 0]]
         return found
 
 
 def _actions(grid: PriceGrid) -> IntArray:
-    """Actions by the values that the machine's costs of a level and of a row are nearest to, and by choice."""
+    """Actions by whether the draft model can pay, by the values that the machine's costs of a level and of a row are
+    nearest to, and by choice. Where the draft model cannot pay, as in goodput, prompt lookup stands for it.
+    """
     levels, rows = len(grid.high_confidence), len(grid.early_stop)
-    table = np.zeros((levels, rows, len(_CHOICES), len(DIMENSIONS)), np.int64)
-    for level, row, (number, (source, dearer_row, dearer_level)) in itertools.product(
-        range(levels), range(rows), enumerate(_CHOICES)
+    table = np.zeros((2, levels, rows, len(_CHOICES), len(DIMENSIONS)), np.int64)
+    for pays, level, row, (number, (source, dearer_row, dearer_level)) in itertools.product(
+        range(2), range(levels), range(rows), enumerate(_CHOICES)
     ):
         if source is not None:
             action = dict.fromkeys(DIMENSIONS, 0) | {
                 "base_depth": 1,
                 "high_confidence": min(max(level + dearer_level, 0), levels - 1),
                 "early_stop": min(max(row + dearer_row, 0), rows - 1),
-                "source": grid.source.index(source),
+                "source": grid.source.index(source if pays else "lookup"),
             }
-            table[level, row, number] = list(action.values())
+            table[pays, level, row, number] = list(action.values())
     return table
 
 
-def _ends(values: tuple[float, ...], price: float, half: float) -> FloatArray:
-    """Up to which cost, as observations squeeze it, each value but the last is the nearest to `price` times the cost.
-
-    Near is by the logarithm; 0 counts as two thirds of the least other value.
-    """
+def _ends(values: tuple[float, ...]) -> FloatArray:
+    """Up to where each value but the last is the nearest one by the logarithm; 0 counts as 2/3 of the least other."""
     scale = np.log([value or 2 / 3 * values[1] for value in values])
-    ends = np.exp((scale[1:] + scale[:-1]) / 2) / price
-    return np.array([squeezed(float(end), half) for end in ends])
+    return np.asarray(np.exp((scale[1:] + scale[:-1]) / 2))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ __all__ = [
     "feature_table",
     "feature_vector",
     "squeezed",
+    "unsqueezed",
 ]
 
 LEVEL_HALF, ROW_HALF = 0.25, 0.05
@@ -62,6 +64,13 @@ def _log(tokens: int) -> float:
 def squeezed(value: float, half: float) -> float:
     """A count or a cost without a bound, within 0 and 1: 1/2 at `half`."""
     return value / (value + half)
+
+
+def unsqueezed(shown: npt.NDArray[Any], half: float) -> npt.NDArray[np.float64]:
+    """What `squeezed` showed, of many; 1 stands for infinity."""
+    shown = shown.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return np.asarray(half * shown / (1 - shown))
 
 
 def _share(successes: float, trials: float) -> float:

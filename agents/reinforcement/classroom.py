@@ -13,6 +13,8 @@ from agents.reinforcement.envs import DrawnMachines, LearningEnv
 from agents.reinforcement.training import Learner
 from agents.reinforcement.validation import Validation
 from env.errors import ParameterError, UnknownNameError
+from env.latency.families import drawn_machine
+from env.latency.profile import LatencyProfile
 from env.recordings import find_profile, find_trace, profile_label
 from env.tabulation import check_covered
 from env.traces.file import Trace
@@ -35,7 +37,7 @@ class Classroom:
             grid.
 
     Attributes:
-        names: what the machines are called.
+        names: what the machines are called, without those that are drawn.
         source: what is learned from, as a checkpoint remembers it.
 
     Raises:
@@ -61,7 +63,8 @@ class Classroom:
             raise ParameterError(
                 f"Expected one profile or more, of different names; got {', '.join(profiles) or 'none'}."
             )
-        drawn = _numbers(self.names, held_out)
+        seen = _numbers(self.names, held_out)
+        more = _drawn_machines(plan.drawn_machines)
         self.grid = plan.grid_for(trace.header)
         if plan.form != CORRECTIONS:
             check_covered(plan.grid, trace.header)
@@ -69,15 +72,16 @@ class Classroom:
         envs = DrawnMachines(
             plan.config.episodes,
             traces=trace,
-            profile=machines,
+            profile=machines + list(more.values()),
             grid=self.grid,
             observes_draft=plan.observes_draft,
         )
-        envs.drawn = drawn
+        envs.drawn = np.append(seen, len(machines) + np.arange(len(more)))
         self.envs: LearningEnv = LearningEnv(envs, lens)
         self.validation = Validation(
-            trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=drawn
+            trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=seen
         )
+        self._all_names = [*self.names, *more]
         if like is not None and like.grid == self.grid:
             for mine, theirs in ((self.envs, like.envs), (self.validation.envs, like.validation.envs)):
                 mine.envs.replays.table = theirs.envs.replays.table
@@ -101,7 +105,8 @@ class Classroom:
 
     def learner(self, seed: int, folder: Path) -> Learner:
         """One of the learners. Raises as `Learner` does."""
-        return Learner(self.envs, self.validation, self.names, self.plan, seed=seed, folder=folder, source=self.source)
+        names = self._all_names
+        return Learner(self.envs, self.validation, names, self.plan, seed=seed, folder=folder, source=self.source)
 
 
 def _at(trace: Trace, temperatures: Sequence[float] | None) -> Trace:
@@ -112,12 +117,18 @@ def _at(trace: Trace, temperatures: Sequence[float] | None) -> Trace:
     return Trace(trace.path, trace.header, texts)
 
 
-def _numbers(names: Sequence[str], held_out: Sequence[str]) -> IntArray | None:
-    """Numbers of the machines that are learned on; None for all. Raises `UnknownNameError`, `ParameterError`."""
+def _drawn_machines(count: int) -> dict[str, LatencyProfile]:
+    """Machines by name, the same every time and for every learner."""
+    random = np.random.default_rng(0)
+    return {f"drawn {number}": drawn_machine(random) for number in range(count)}
+
+
+def _numbers(names: Sequence[str], held_out: Sequence[str]) -> IntArray:
+    """Numbers of the machines that are learned on. Raises `UnknownNameError`, `ParameterError`."""
     for name in held_out:
         if name not in names:
             raise UnknownNameError("profile to hold out", name, names)
     left = [number for number, name in enumerate(names) if name not in held_out]
     if not left:
         raise ParameterError("Expected a profile to learn on; all of them are held out.")
-    return np.array(left) if held_out else None
+    return np.array(left)

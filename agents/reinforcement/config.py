@@ -91,6 +91,7 @@ class LearningPlan:
 
     Raises:
         LimitError: a count that is not positive.
+        ParameterError: fewer drawn machines than none.
         UnknownNameError: an algorithm, a form or a group of the observation that there is none of.
     """
 
@@ -103,6 +104,9 @@ class LearningPlan:
     observes_draft: bool = False
     """whether the draft is asked about the root before every choice, which costs its first forward even where the
     policy would rather not draft"""
+    drawn_machines: int = 0
+    """machines drawn at random that are learned on besides those that are named, so that what is learned holds between
+    and beyond them; nothing is judged on them"""
     blind: tuple[str, ...] = ()
     """groups of the observation that are taken away: position, sampling, lookup, draft, last_round, history, machine"""
     steps: int = 2_000_000
@@ -118,6 +122,8 @@ class LearningPlan:
         check_limit("steps", self.steps)
         check_limit("looks", self.looks)
         columns_of(self.blind)
+        if self.drawn_machines < 0:
+            raise ParameterError(f"drawn_machines must be 0 or more; got {self.drawn_machines}.")
         for name, known in (("algorithm", ALGORITHMS), ("form", FORMS)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)

@@ -41,7 +41,7 @@ class Learner:
     Args:
         envs: what it learns on; its grid and lens are those of `plan`.
         validation: judges it.
-        names: of the latency profiles, in their order.
+        names: of the latency profiles, in their order: those that it is judged on first.
         plan: how.
         seed: decides everything besides.
         folder: holds the checkpoint, the best policy and TensorBoard's files; a run that is there is gone on with.
@@ -190,13 +190,13 @@ def reward_terms(sums: np.ndarray[Any, Any]) -> dict[str, float]:
 
 
 def _summary(part: _Part, found: Throughput, names: list[str], lam: list[list[float]]) -> Look:
-    looks = part.learner.course.looks
+    looks, judged = part.learner.course.looks, names[: len(found.tokens)]
     return Look(
         steps=part.num_timesteps,
         seconds=part.seconds + (looks[-1].seconds if looks else 0.0),
         score=found.score,
-        throughput=dict(zip(names, found.by_profile().tolist(), strict=True)),
-        by_way=dict(zip(names, found.by_way(), strict=True)),
+        throughput=dict(zip(judged, found.by_profile().tolist(), strict=True)),
+        by_way=dict(zip(judged, found.by_way(), strict=True)),
         lam=dict(zip(names, lam, strict=True)),
         reward=reward_terms(part.sums),
     )

@@ -74,14 +74,16 @@ class StudyPlan:
     """policies of every kind that ablations and transfer compare"""
     steps: int = 400_000
     """rounds that PPO plays [rounds]"""
-    hindsight_steps: int = 200_000
+    hindsight_steps: int = 320_000
     """rounds that are played where every choice is learned from at once [rounds]"""
-    looks: int = 12
+    looks: int = 16
     """parts of a training: after each, the policy is judged on the validation split"""
     groups: tuple[str, ...] = tuple(group for group in GROUPS if group != "draft")
     """groups of the observation that are taken away one by one; the draft's opinion is always"""
     transfer: bool = True
     """whether policies are trained without one machine at a time"""
+    drawn_machines: int = 12
+    """machines drawn at random that these learn on besides"""
     static_texts: int = 64
     """texts of the train split that the best static parameters are chosen by"""
     static_values: int = 99
@@ -92,7 +94,7 @@ class StudyPlan:
     """settings of PPO"""
     hindsight: LearningConfig = field(
         default_factory=lambda: LearningConfig(
-            episodes=128, rounds=8, minibatch=512, epochs=8, learning_rate=2e-3, entropy=0.02
+            episodes=256, rounds=16, minibatch=256, epochs=1, learning_rate=3e-3
         )
     )
     """settings of learning from every choice at once"""
@@ -118,6 +120,7 @@ class StudyPlan:
             few_seeds=1,
             steps=32_768,
             hindsight_steps=8_192,
+            drawn_machines=2,
             looks=2,
             groups=("history", "lookup"),
             static_texts=8,
@@ -145,7 +148,8 @@ class StudyPlan:
             blind = dataclasses.replace(draft, blind=(group,))
             found.append(Lesson(f"without_{group}", blind, self.few_seeds))
         if self.transfer and len(machines) > 1:
-            found += [Lesson(f"never_{name}", plain, self.few_seeds, (name,)) for name in machines]
+            wide = dataclasses.replace(plain, drawn_machines=self.drawn_machines)
+            found += [Lesson(f"never_{name}", wide, self.few_seeds, (name,)) for name in machines]
         return found
 
     def _ppo(self, grid: ParameterGrid) -> LearningPlan:

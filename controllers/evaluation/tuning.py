@@ -24,7 +24,7 @@ KNOBS: dict[str, dict[str, Sequence[object]]] = {
     "opt_tree": {"budget": (8, 16, 30, 60), "delta": (0.1, 0.2, 0.3, 0.5, 0.7)},
     "banditspec": {"exploration": (0.05, 0.2, 0.5)},
     "tapout": {"exploration": (0.1, 0.3, 1.0)},
-    "goodput": {"capture": (0.5, 0.7, 0.9), "node_budget": (15, 31, 60)},
+    "goodput": {"capture": (0.4, 0.5, 0.6), "node_budget": (15, 31, 60)},
 }
 """what is tried of every rule's options"""
 

@@ -7,6 +7,9 @@ the longest of launching its kernels, of reading the weights, both whatever its 
 - overhead-bound: launching decides. Small models without CUDA graphs.
 - bandwidth-bound: reading the weights decides, up to the knee. Large models on a GPU that serves one text.
 - compute-bound: every row costs. CPUs, and GPUs that are small or shared.
+
+Machines drawn at random lie between and beyond these, for policies that are to be at home on machines not yet built
+(domain randomisation, Tobin et al. 2017).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from env.latency.curve import Curve
 from env.latency.profile import LatencyProfile
 from env.tree import FloatArray
 
-__all__ = ["FAMILIES", "STEP", "CommonCosts", "bandwidth_bound", "compute_bound", "overhead_bound"]
+__all__ = ["FAMILIES", "STEP", "CommonCosts", "bandwidth_bound", "compute_bound", "drawn_machine", "overhead_bound"]
 
 STEP = 1e-3
 """time of a plain step of a family's profile, greedy and at context 0 [s]"""
@@ -93,6 +96,21 @@ def compute_bound(common: CommonCosts | None = None, fixed: float = 0.7) -> Late
     """
     _check("fixed", fixed, 0, 1)
     return _profile("compute_bound", common, {"fixed": fixed}, lambda rows: fixed + (1 - fixed) * rows)
+
+
+def drawn_machine(random: np.random.Generator) -> LatencyProfile:
+    """A machine drawn at random: a forward takes ``max(1 + row * (rows - 1), rows / knee)`` plain steps.
+
+    Everything is drawn evenly on a logarithmic scale, `row` between 1/1000 and 1/3, `knee` between 8 and 128, a draft
+    forward between 1/30 and 1/4 of the target's; but overheads and the growth with the context evenly from 0 on.
+
+    Args:
+        random: draws.
+    """
+    row, knee, ratio = (math.exp(random.uniform(*np.log(ends))) for ends in ((1e-3, 1 / 3), (8, 128), (1 / 30, 1 / 4)))
+    common = CommonCosts(ratio, random.uniform(0, 0.1), random.uniform(0, 0.1), random.uniform(0, 0.01))
+    own = {"row": row, "knee": knee}
+    return _profile("drawn", common, own, lambda rows: np.maximum(1 + row * (rows - 1), rows / knee))
 
 
 FAMILIES: dict[str, Callable[..., LatencyProfile]] = {

@@ -104,6 +104,22 @@ class TestMachines:
         assert look.score == pytest.approx(look.throughput["cheap"])
         assert look.lam["dear"] == [1.0, 1.0]
 
+    def test_drawn_ones_are_learned_on_beside_the_named_and_never_judged_on(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        room = classroom(folder, dataclasses.replace(PLAN, drawn_machines=2), held_out=("dear",))
+        played = set()
+        room.envs.reset()
+        for _ in range(30):
+            room.envs.step(np.zeros((room.envs.num_envs, 1), np.int64))
+            played |= set(room.envs.told["profile"].tolist())
+        assert played == {1, 2, 3}
+        learner = room.learner(0, tmp_path)
+        look = learner.run().looks[-1]
+        assert set(look.throughput) == {"dear", "cheap"}
+        assert set(look.lam) == {"dear", "cheap", "drawn 0", "drawn 1"}
+        assert learner.policy().training["profiles"] == ["dear", "cheap", "drawn 0", "drawn 1"]
+
     @pytest.mark.parametrize(
         ("held_out", "error", "message"),
         [
@@ -134,7 +150,7 @@ class TestCorrections:
             assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
 
     def test_a_step_moves_one_value_and_stays_on_the_scale(self) -> None:
-        grid, seen = PriceGrid(), Observation(10, 2, 20, level_cost=0.15, row_cost=0.1)
+        grid, seen = PriceGrid(), Observation(10, 2, 20, level_cost=0.15, row_cost=0.04)
         every = [act(grid, np.array([choice]), seen) for choice in range(Corrections.nvec[0])]
         both = [found for found in every if found.source == "both"]
         rows = [found.min_reach for found in both]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from env.features import FEATURES, feature_table, feature_vector
+from env.features import FEATURES, feature_table, feature_vector, squeezed, unsqueezed
 from env.observation import ROOT_CHILDREN, WINDOW, Observation, PastRound
 
 NOTHING_YET = Observation(position=10, generated=1, remaining=50)
@@ -109,6 +109,12 @@ def test_the_window_tells_how_often_and_to_what_depth_trees_were_right() -> None
 def test_the_machine_is_told_in_plain_steps() -> None:
     seen = named(Observation(10, 1, 50, level_cost=0.25, row_cost=0.05))
     assert (seen["level_cost"], seen["row_cost"]) == (0.5, 0.5)
+
+
+@given(cost=st.floats(0, 1e3), half=st.floats(0.01, 10))
+def test_a_cost_that_is_shown_can_be_told_from_what_is_shown(cost: float, half: float) -> None:
+    shown = np.array([squeezed(cost, half), 1.0])
+    assert unsqueezed(shown, half).tolist() == [pytest.approx(cost, rel=1e-6, abs=1e-9), np.inf]
 
 
 def test_the_table_has_a_row_for_every_entry_and_names_fields_that_there_are() -> None:

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from env.errors import LimitError, ParameterError
 from env.latency.costs import RoundCosts
 from env.latency.curve import Curve, UnmeasuredError
-from env.latency.families import FAMILIES, STEP, CommonCosts, bandwidth_bound, compute_bound, overhead_bound
+from env.latency.families import (
+    FAMILIES,
+    STEP,
+    CommonCosts,
+    bandwidth_bound,
+    compute_bound,
+    drawn_machine,
+    overhead_bound,
+)
 from env.latency.profile import FORMAT, Check, LatencyProfile, Point, ProfileError, load_profile
 from env.live import LiveDecoder
 from env.rounds import Request
@@ -248,6 +256,16 @@ class TestFamilies:
         assert bare == pytest.approx(0.5)
         noise = profile.sampled.verify.table - profile.greedy.verify.table
         assert noise[0, 50] / STEP == pytest.approx(0.5)
+
+    @given(seed=st.integers(0, 2**32 - 1))
+    def test_a_drawn_machine_charges_what_it_says_and_is_drawn_again_by_its_seed(self, seed: int) -> None:
+        machine = drawn_machine(np.random.default_rng(seed))
+        assert machine == drawn_machine(np.random.default_rng(seed)) != drawn_machine(np.random.default_rng(seed + 1))
+        own = machine.origin["parameters"]
+        assert machine.greedy.plain_seconds(0) == pytest.approx(STEP)
+        assert machine.greedy.level_cost(0) == pytest.approx(own["draft_ratio"])
+        for rows, steps in zip((2, 9, 300), self.verified(machine, 2, 9, 300), strict=True):
+            assert steps == pytest.approx(max(1 + own["row"] * (rows - 1), rows / own["knee"]))
 
     @pytest.mark.parametrize("name", FAMILIES)
     @given(context=st.integers(0, 9000), owed=st.integers(1, 900), width=st.integers(1, 500), rows=st.integers(2, 500))
