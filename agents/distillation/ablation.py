@@ -92,6 +92,7 @@ def train_variant(
     seconds: float,
     path: Path,
     *,
+    teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
     log: Callable[[int, int], None] = lambda update, updates: None,
 ) -> Finding:
     """Trains a variant for a given time, writes its weights and measures its agreement.
@@ -102,6 +103,7 @@ def train_variant(
         lessons: those to learn from, and those held out.
         seconds: time that the training may take [s].
         path: file for its weights.
+        teach: see `Trainer`.
         log: told the batches done and their number in all.
 
     Raises:
@@ -116,7 +118,7 @@ def train_variant(
         return FeatureStudent(network, embedding, variant.training.steps)
 
     def trainer(updates: int) -> Trainer:
-        return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates))
+        return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates), teach=teach)
 
     each = _seconds_per_update(trainer(_TRIAL))
     course = trainer(max(1, int(seconds / each)))

@@ -30,9 +30,7 @@ class Batch:
 
 def frequent_tokens(lessons: Sequence[Lesson], vocabulary: int, size: int) -> tuple[torch.Tensor, float]:
     """The `size` most frequent tokens in id order, `int64[size]`, and the share of the text that they cover."""
-    counts = torch.zeros(vocabulary, dtype=torch.int64)
-    for lesson in lessons:
-        counts += torch.bincount(lesson.tokens, minlength=vocabulary)
+    counts = torch.bincount(torch.cat([lesson.tokens for lesson in lessons]), minlength=vocabulary)
     chosen = counts.argsort(descending=True, stable=True)[:size].sort().values
     return chosen, float(counts[chosen].sum() / counts.sum())
 
@@ -67,7 +65,7 @@ def collate(lessons: Sequence[Lesson], trimmed: torch.Tensor) -> Batch:
     probs = pad_sequence(
         [lesson.teacher_log_probs[1:].float() for lesson in lessons], batch_first=True, padding_value=-math.inf
     ).exp()
-    ids = trimmed[ids]
+    ids = trimmed.to(ids.device)[ids]
     return Batch(
         pad_sequence([lesson.tokens[1:] for lesson in lessons], batch_first=True),
         pad_sequence([lesson.features[:-1] for lesson in lessons], batch_first=True),

@@ -7,6 +7,7 @@ hidden state and its most probable next tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -29,11 +30,14 @@ __all__ = [
     "load_lessons",
     "read_lessons",
     "read_shard",
+    "read_texts",
     "recorded_layers",
     "shard_path",
     "split_lessons",
     "write_shard",
 ]
+
+_STATES = ("features", "teacher_ids", "teacher_log_probs")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class TextShard:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A conversation as the draft learns from it."""
+    """A conversation as the draft learns from it; one that the teacher was not asked about has nothing of it."""
 
     tokens: torch.Tensor
     """token ids, `int64[length]`"""
@@ -91,6 +95,15 @@ class Lesson:
     """kind of task"""
     prompt_hash: int
     """see `Conversation.prompt_hash`"""
+
+    def kept(self) -> Lesson:
+        """As it would be read from a state shard."""
+        return dataclasses.replace(
+            self,
+            features=self.features.to("cpu", torch.bfloat16),
+            teacher_ids=self.teacher_ids.to("cpu", torch.int32),
+            teacher_log_probs=self.teacher_log_probs.to("cpu", torch.float16),
+        )
 
 
 def shard_path(folder: Path, what: str, number: int) -> Path:
@@ -134,9 +147,19 @@ def load_lessons(folder: Path, states: str = "states") -> Iterator[Lesson]:
         yield from read_lessons(shard_path(folder, "text", number), path)
 
 
+def read_texts(folder: Path) -> Iterator[Lesson]:
+    """All conversations of a run folder without anything of the teacher, in order. Raises as `load_lessons` does."""
+    for path in sorted(folder.glob("text-[0-9][0-9][0-9][0-9].safetensors")):
+        text, nothing = TextShard(**read_shard(path)), torch.empty(1, 0)
+        yield from _lessons(text, dict.fromkeys(_STATES, nothing.expand(len(text.tokens), 0)))
+
+
 def read_lessons(text_path: Path, states_path: Path) -> Iterator[Lesson]:
     """The conversations of a text shard with what the teacher said of them. Raises as `load_lessons` does."""
-    text, states = TextShard(**read_shard(text_path)), read_shard(states_path)
+    yield from _lessons(TextShard(**read_shard(text_path)), read_shard(states_path))
+
+
+def _lessons(text: TextShard, states: dict[str, torch.Tensor]) -> Iterator[Lesson]:
     for index, (start, end) in enumerate(pairwise(text.starts.tolist())):
         yield Lesson(
             text.tokens[start:end].long(),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
@@ -23,6 +24,9 @@ from env.models.slots import SlotCache
 from env.rounds import check_limit
 
 __all__ = ["Conversation", "GenerationConfig", "SelfDialogue"]
+
+_REFILL = 16  # conversations are begun when this share of the slots is free: a forward for each would take long
+_READ_TOKENS = 16_384  # tokens that are read in one forward, padding included
 
 
 @dataclass(frozen=True)
@@ -141,41 +145,54 @@ class SelfDialogue:
         streams: list[_Stream] = []
         longest = _longest(waiting[-1]) + 1 + len(self.after_user) + self.config.max_answer_tokens
         cache = SlotCache(self.model, self.config.slots, longest)
+        least = max(1, self.config.slots // _REFILL)
         while waiting or streams:
             # Conversations of like length together: attention is as wide as the longest.
-            while waiting and len(streams) < self.config.slots:
-                streams.append(self._prefill(waiting.pop(), cache))
+            free = self.config.slots - len(streams)
+            while waiting and (free >= least or not streams):
+                begun = self._next(waiting, free)
+                self._prefill(begun, cache)
+                streams += begun
+                free -= len(begun)
             chosen = self._step(cache, streams)
-            for row in reversed(range(len(streams))):
-                if self._take(streams[row], chosen[row]):
-                    continue
-                finished = streams[row]
-                progress(len(finished.tokens))
-                yield finished.conversation(len(self.after_user) + 1)
-                cache.remove(row)
-                streams[row] = streams[-1]  # as the cache does
-                streams.pop()
+            over = [row for row, stream in enumerate(streams) if not self._take(stream, chosen[row])]
+            for row in over:
+                progress(len(streams[row].tokens))
+                yield streams[row].conversation(len(self.after_user) + 1)
+            if over:
+                streams = [streams[row] for row in cache.remove(over)]
+
+    @staticmethod
+    def _next(waiting: list[_Stream], free: int) -> list[_Stream]:
+        """Takes as many of those that wait as there is room for and one forward reads."""
+        begun, widest = [waiting.pop()], 0
+        while waiting and len(begun) < free:
+            widest = max(widest, len(begun[-1].forced), len(waiting[-1].forced))
+            if (len(begun) + 1) * widest > _READ_TOKENS:
+                break
+            begun.append(waiting.pop())
+        return begun
 
     @torch.inference_mode()
-    def _prefill(self, stream: _Stream, cache: SlotCache) -> _Stream:
-        """Reads all that is given of a user's turn, but its last token, which goes with the next step."""
-        device = self.model.device
-        read = torch.tensor([stream.forced[:-1]], device=device)
-        stream.tokens, stream.forced = stream.forced, []
-        stream.given = len(stream.tokens)
+    def _prefill(self, streams: list[_Stream], cache: SlotCache) -> None:
+        """Reads all that is given of users' turns, but their last tokens, which go with the next step."""
+        read = [torch.tensor(stream.forced[:-1], dtype=torch.long) for stream in streams]
+        batch = pad_sequence(read, batch_first=True).to(self.model.device)
         states = DynamicCache()
-        if read.shape[1]:
-            self.model.get_decoder()(read, past_key_values=states, use_cache=True)
-        cache.add(states, read.shape[1])
-        if not stream.turn.open:
-            self._end_turn(stream)
-        return stream
+        if batch.shape[1]:
+            self.model.get_decoder()(batch, past_key_values=states, use_cache=True)
+        cache.add(states, [len(tokens) for tokens in read])
+        for stream in streams:
+            stream.tokens, stream.forced = stream.forced, []
+            stream.given = len(stream.tokens)
+            if not stream.turn.open:
+                self._end_turn(stream)
 
     @torch.inference_mode()
     def _step(self, cache: SlotCache, streams: list[_Stream]) -> list[int]:
         """Feeds each stream's token and returns the token each of them would choose next."""
         device = self.model.device
-        fed = [stream.tokens[length] for stream, length in zip(streams, cache.lengths.tolist(), strict=True)]
+        fed = [stream.tokens[length] for stream, length in zip(streams, cache.held, strict=True)]
         tokens = torch.tensor(fed, device=device)
         logits = self.model(
             tokens[:, None],
@@ -183,7 +200,7 @@ class SelfDialogue:
             position_ids=cache.lengths[:, None],
             past_key_values=cache,
         ).logits[:, 0]
-        cache.lengths += 1
+        cache.advance()
         temperatures = [s.temperature if s.answering else self.config.user_temperature for s in streams]
         heat = torch.tensor(temperatures, device=device)
         cumulative = (logits.float() / heat.clamp(min=0.1)[:, None]).softmax(-1).cumsum(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from agents.distillation.corpus import (
     load_lessons,
     read_lessons,
     read_shard,
+    read_texts,
     recorded_layers,
     shard_path,
     split_lessons,
@@ -35,7 +36,7 @@ from agents.distillation.examination import Examination, examine
 from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
 from agents.distillation.openings import KINDS, Turn
 from agents.distillation.shapes import CausalShape, FeatureShape, check_width, load_earlier, new_causal, new_network
-from agents.distillation.states import teacher_states
+from agents.distillation.states import Teacher, teacher_states
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.errors import ParameterError, PromptError
@@ -75,6 +76,9 @@ class DistillationConfig:
     """shape of a causal draft"""
     causal_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=12, learning_rate=2e-3))
     """training of a causal draft"""
+    keep_states: bool = True
+    """whether the teacher is asked once and its states are kept, 1.4 KB a token; otherwise it is asked again for every
+    batch, which is faster on a GPU"""
     shard_conversations: int = 500
     """conversations of a text shard, the unit that an interrupted run repeats"""
     held_out: int = 20
@@ -163,7 +167,8 @@ class Distillation:
             ParameterError: too little text to hold any of it out, or the folder holds a run with other settings.
         """
         self.write_text()
-        self.record_states()
+        if self.config.keep_states:
+            self.record_states()
         return self.train()
 
     def write_text(self) -> None:
@@ -223,20 +228,26 @@ class Distillation:
         Raises:
             ParameterError: there is nothing to train on, or fewer than two prompts are held out.
         """
-        seen, held_out = split_lessons(load_lessons(self.folder, self._states), self.config.held_out)
+        kept = self.config.keep_states
+        lessons = load_lessons(self.folder, self._states) if kept else read_texts(self.folder)
+        seen, held_out = split_lessons(lessons, self.config.held_out)
         if not seen or len({lesson.prompt_hash for lesson in held_out}) < 2:  # one to calibrate by, one to measure on
             raise ParameterError(
                 f"Expected text enough to hold one prompt in {self.config.held_out} out, and two at least; got "
                 f"{len(seen) + len(held_out)} conversations."
             )
-        return seen, held_out
+        return seen, held_out if kept else [lesson.kept() for each in held_out for lesson in self.teach([each])]
+
+    def teach(self, lessons: Sequence[Lesson]) -> Sequence[Lesson]:
+        """Lessons of a batch with what the teacher says of them, where it is not kept."""
+        return lessons if self.config.keep_states else Teacher(self.model, self._layers).teach(lessons)
 
     def train(self) -> Graduate:
         """Trains on all prompts but the held-out ones and measures agreement on those."""
         seen, held_out = self.lessons()
         student, coverage = self._student(seen)
         checkpoint = self.folder / f"{self.config.kind}.checkpoint.safetensors"
-        trainer = Trainer(student, seen, self.config.training, checkpoint, self._course())
+        trainer = Trainer(student, seen, self.config.training, checkpoint, self._course(), teach=self.teach)
         with Curves(self.folder / f"{self.config.kind}-curves") as curves:
 
             def log(history: History, updates: int) -> None:

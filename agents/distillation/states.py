@@ -1,26 +1,79 @@
-"""What the teacher says at every position, computed once."""
+"""What the teacher says at every position: computed once and kept, or asked for batch by batch."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from agents.distillation.corpus import TextShard
+from agents.distillation.corpus import Lesson, TextShard
 from env.models.states import HiddenStates
 
-__all__ = ["TOP", "teacher_states"]
+__all__ = ["TOP", "Teacher", "teacher_states"]
 
 TOP = 32
 """next tokens remembered per position: they hold nearly all of the probability"""
 
 _BATCH_TOKENS = 4096
-_HEAD_ROWS = 512
+_HEAD_ROWS = {"cpu": 512}  # rows of logits at a time: as many as stay in the cache
+_MANY_HEAD_ROWS = 8192  # elsewhere
 
 
-@torch.inference_mode()
+class Teacher:
+    """Says what a target thinks of texts, in the target's precision and on its device.
+
+    Args:
+        model: the target.
+        layers: layers of the target whose outputs are wanted besides its last hidden state.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int] = ()) -> None:
+        self.model, self.layers = model, layers
+        self._head_rows = _HEAD_ROWS.get(model.device.type, _MANY_HEAD_ROWS)
+
+    @torch.no_grad()
+    def ask(self, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reads texts together.
+
+        Args:
+            texts: token ids of each.
+
+        Returns:
+            Of all texts one behind the other: features `[tokens, width]` (see `HiddenStates`), the most probable next
+            tokens `int64[tokens, TOP]` and their log-probabilities `float32[tokens, TOP]`.
+        """
+        states = HiddenStates(self.model, self.layers)
+        # Padding stands on the right, where causal attention never looks.
+        batch = pad_sequence([text.long() for text in texts], batch_first=True).to(self.model.device)
+        self.model.get_decoder()(batch, use_cache=False)
+        assert states.last is not None, "a forward records"
+        features = torch.cat([row[: len(text)] for row, text in zip(states.last, texts, strict=True)])
+        states.close()
+        config, head = self.model.config, self.model.get_output_embeddings()
+        parts = []
+        for hidden in torch.split(features[:, -config.hidden_size :], self._head_rows):
+            logits = head(hidden).float()
+            best, ids = logits.topk(min(TOP, config.vocab_size))
+            parts.append((ids, best - logits.logsumexp(-1, keepdim=True)))
+        ids, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return features, ids, log_probs
+
+    def teach(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """The lessons with what the teacher says of them."""
+        features, *guesses = self.ask([lesson.tokens for lesson in lessons])
+        answer = (features.to(torch.bfloat16), *guesses)
+        lengths = [len(lesson.tokens) for lesson in lessons]
+        spoken = zip(*(torch.split(part, lengths) for part in answer), strict=True)
+        return [
+            dataclasses.replace(lesson, features=features, teacher_ids=ids, teacher_log_probs=log_probs)
+            for lesson, (features, ids, log_probs) in zip(lessons, spoken, strict=True)
+        ]
+
+
 def teacher_states(
     model: PreTrainedModel,
     shard: TextShard,
@@ -45,27 +98,13 @@ def teacher_states(
     features = torch.empty(tokens, width, dtype=torch.bfloat16)
     ids = torch.empty(tokens, top, dtype=torch.int32)
     log_probs = torch.empty(tokens, top, dtype=torch.float16)
-    states = HiddenStates(model, layers)
+    teacher = Teacher(model, layers)
     for spans in _batches(shard.starts.tolist()):
-        longest = max(end - start for start, end in spans)
-        batch = torch.zeros(len(spans), longest, dtype=torch.long)
-        for row, (start, end) in enumerate(spans):
-            batch[row, : end - start] = shard.tokens[start:end]
-        # Padding stands on the right, where causal attention never looks.
-        model.get_decoder()(batch.to(model.device), use_cache=False)
-        assert states.last is not None, "a forward records"
         where = torch.cat([torch.arange(start, end) for start, end in spans])
-        rows = torch.cat([states.last[row, : end - start] for row, (start, end) in enumerate(spans)])
-        features[where] = rows.to("cpu", torch.bfloat16)
-        for first in range(0, len(rows), _HEAD_ROWS):
-            hidden = rows[first : first + _HEAD_ROWS, -model.config.hidden_size :]
-            logits = model.get_output_embeddings()(hidden).float()
-            best, best_ids = logits.topk(top)
-            positions = where[first : first + _HEAD_ROWS]
-            log_probs[positions] = (best - logits.logsumexp(-1, keepdim=True)).to("cpu", torch.float16)
-            ids[positions] = best_ids.to("cpu", torch.int32)
+        answer = teacher.ask([shard.tokens[start:end] for start, end in spans])
+        for kept, part in zip((features, ids, log_probs), answer, strict=True):
+            kept[where] = part.to("cpu", kept.dtype)
         progress(len(where))
-    states.close()
     return {"features": features, "teacher_ids": ids, "teacher_log_probs": log_probs}
 
 

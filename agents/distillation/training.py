@@ -81,6 +81,7 @@ class Trainer:
         config: how.
         checkpoint: the run's file; a run that is there is gone on with. None keeps nothing.
         settings: everything that decides the run besides, to recognise a checkpoint of another one.
+        teach: adds what the teacher says to the lessons of a batch, where they come without.
 
     Raises:
         ModelFileError: the checkpoint is corrupt.
@@ -94,8 +95,10 @@ class Trainer:
         config: TrainingConfig,
         checkpoint: Path | None = None,
         settings: str = "",
+        *,
+        teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
     ) -> None:
-        self.student, self.lessons, self.config = student, lessons, config
+        self.student, self.lessons, self.config, self.teach = student, lessons, config, teach
         self.checkpoint, self.settings = checkpoint, f"{settings} {len(lessons)} lessons"
         self.plan = self._plan()
         self.optimizer = torch.optim.AdamW(
@@ -148,7 +151,7 @@ class Trainer:
         return history
 
     def _update(self, update: int) -> list[float]:
-        lessons = [self.lessons[index] for index in self.plan[update]]
+        lessons = self.teach([self.lessons[index] for index in self.plan[update]])
         device = next(self.student.module.parameters()).device
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * _rate(update / len(self.plan), self.config.warm_up)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -11,23 +11,26 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 __all__ = ["SlotCache"]
 
 
-@dataclass
 class _Extent:
-    """What the layers share; they do not hold the cache itself, so that it goes as soon as nobody needs it."""
+    """What the layers share; they do not hold the cache itself, so that it goes as soon as nobody needs it.
 
-    slots: int
-    capacity: int
-    lengths: torch.Tensor
+    Lengths are kept on both sides: to ask a GPU for them would make every layer wait for it.
+    """
 
-    @property
-    def rows(self) -> torch.Tensor:
-        """Rows in use, `int64[texts]`."""
-        return torch.arange(len(self.lengths), device=self.lengths.device)
+    def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
+        self.slots, self.capacity, self.device = slots, capacity, device
+        self.hold([])
+
+    def hold(self, held: list[int]) -> None:
+        """Takes note of how many tokens are held of each text."""
+        self.held = held
+        self.lengths = torch.tensor(held, dtype=torch.long, device=self.device)
+        self.rows = torch.arange(len(held), device=self.device)
 
     @property
     def width(self) -> int:
         """Columns in use, the forward under way included."""
-        return int(self.lengths.max()) + 1
+        return max(self.held) + 1
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
@@ -58,9 +61,14 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         self.values[rows, :, lengths] = value_states[:, :, 0]
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
 
+    def move(self, rows: torch.Tensor, places: torch.Tensor, width: int) -> None:
+        """Copies the first `width` columns of rows to other places."""
+        self.keys[places, :, :width] = self.keys[rows, :, :width]
+        self.values[places, :, :width] = self.values[rows, :, :width]
+
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values of several texts; every forward appends one token to each.
+    """Keys and values of several texts; every forward appends one token to each, which `advance` then counts.
 
     Args:
         model: whose cache it is.
@@ -69,7 +77,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
-        self._extent = _Extent(slots, capacity, torch.zeros(0, dtype=torch.long, device=model.device))
+        self._extent = _Extent(slots, capacity, model.device)
         super().__init__(layers=[_SlotLayer(self._extent) for _ in range(model.config.num_hidden_layers)])
 
     @property
@@ -77,9 +85,14 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Tokens held of each text, `int64[texts]`."""
         return self._extent.lengths
 
-    @lengths.setter
-    def lengths(self, lengths: torch.Tensor) -> None:
-        self._extent.lengths = lengths
+    @property
+    def held(self) -> Sequence[int]:
+        """The same, known without asking the device."""
+        return self._extent.held
+
+    def advance(self) -> None:
+        """Counts the token that a forward has appended to each text."""
+        self._extent.hold([length + 1 for length in self._extent.held])
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """The additive mask of the next forward: each text sees itself, `[texts, 1, 1, width]`."""
@@ -89,22 +102,39 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
         return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None, :]
 
     @torch.inference_mode()
-    def add(self, states: DynamicCache, length: int) -> None:
-        """Begins a text whose first `length` tokens were read into `states`."""
-        row = len(self.lengths)
+    def add(self, states: DynamicCache, lengths: Sequence[int]) -> None:
+        """Begins texts.
+
+        Args:
+            states: what was read of them, a row for each, padded on the right; without layers if nothing was read.
+            lengths: tokens that were read of each.
+        """
+        first, width = len(self.held), max(lengths)
+        rows = slice(first, first + len(lengths))
         for layer, read in zip(self.layers, states.layers, strict=False):  # nothing read: no layers either
             layer.prepare(read.keys, read.values)
-            layer.keys[row, :, :length] = read.keys[0]
-            layer.values[row, :, :length] = read.values[0]
-        self.lengths = torch.cat([self.lengths, self.lengths.new_tensor([length])])
+            layer.keys[rows, :, :width] = read.keys
+            layer.values[rows, :, :width] = read.values
+        self._extent.hold([*self.held, *lengths])
 
     @torch.inference_mode()
-    def remove(self, row: int) -> None:
-        """Ends a text; the last one takes its row."""
-        last = len(self.lengths) - 1
-        length = int(self.lengths[last])
-        for layer in self.layers if row != last else ():
-            layer.keys[row, :, :length] = layer.keys[last, :, :length]
-            layer.values[row, :, :length] = layer.values[last, :, :length]
-        self.lengths[row] = length
-        self.lengths = self.lengths[:-1]
+    def remove(self, rows: Collection[int]) -> list[int]:
+        """Ends texts; those in the last rows take their places.
+
+        Returns:
+            For each row that is left, the row whose text it holds now.
+        """
+        held, left = self.held, len(self.held) - len(rows)
+        gone = set(rows)
+        places = [row for row in range(left) if row in gone]
+        movers = [row for row in range(left, len(held)) if row not in gone]
+        order = list(range(left))
+        for place, mover in zip(places, movers, strict=True):
+            order[place] = mover
+        if movers:
+            width = max(held[row] for row in movers)
+            where = [torch.tensor(each, device=self.lengths.device) for each in (movers, places)]
+            for layer in self.layers:
+                layer.move(*where, width)
+        self._extent.hold([held[row] for row in order])
+        return order

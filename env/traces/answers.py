@@ -49,7 +49,7 @@ class _Writer:
         states = DynamicCache()
         if read.shape[1]:
             self.target.model.get_decoder()(read, past_key_values=states, use_cache=True)
-        self.cache.add(states, read.shape[1])
+        self.cache.add(states, [read.shape[1]])
         chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
         limit = min(len(request.prompt) + request.max_new_tokens, self.target.context_limit)
         self.streams.append(_Stream(number, request, chooser, list(request.prompt), limit))
@@ -63,16 +63,15 @@ class _Writer:
             position_ids=self.cache.lengths[:, None],
             past_key_values=self.cache,
         ).logits[:, 0]
-        self.cache.lengths += 1
-        for row in reversed(range(len(self.streams))):
-            stream = self.streams[row]
+        self.cache.advance()
+        ended = []
+        for row, stream in enumerate(self.streams):
             stream.tokens += stream.chooser.choose(logits[row : row + 1], [len(stream.tokens)]).tolist()
-            ended = not stream.request.ignore_end and stream.tokens[-1] in self.target.end_tokens
-            if ended or len(stream.tokens) == stream.limit:
+            over = not stream.request.ignore_end and stream.tokens[-1] in self.target.end_tokens
+            if over or len(stream.tokens) == stream.limit:
                 yield Answer(stream.number, tuple(stream.tokens))
-                self.cache.remove(row)
-                self.streams[row] = self.streams[-1]  # as the cache does
-                self.streams.pop()
+                ended.append(row)
+        self.streams = [self.streams[row] for row in self.cache.remove(ended)]
 
 
 @torch.inference_mode()

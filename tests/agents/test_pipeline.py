@@ -123,6 +123,22 @@ class TestStages:
         assert again.history == graduates[kind].history
         assert again.examination.agreement == graduates[kind].examination.agreement
 
+    @pytest.mark.parametrize("kind", CONFIGS)
+    def test_a_teacher_that_is_asked_for_every_batch_teaches_the_same(
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate], kind: str
+    ) -> None:
+        for path in [*copy.glob("states-*"), *copy.glob("*.checkpoint.*")]:
+            path.unlink()
+        again = Distillation(easy_model, TOKENIZER, copy, replace(CONFIGS[kind], keep_states=False)).run()
+        assert not list(copy.glob("states-*"))
+        expected = graduates[kind]
+        for losses, kept in zip(again.history.losses, expected.history.losses, strict=True):
+            assert losses == pytest.approx(kept, rel=1e-2), "kept log-probabilities are rounded"
+        assert again.training_tokens == expected.training_tokens
+        marks, kept_marks = (each.examination.agreement["all"] for each in (again, expected))
+        assert marks.positions == kept_marks.positions
+        assert marks.top1 == pytest.approx(kept_marks.top1, abs=0.05)
+
     def test_a_lost_shard_is_made_again_as_it_was(self, easy_model: PreTrainedModel, copy: Path) -> None:
         before = contents(copy, "[ts]*-*.safetensors")
         assert [name for name in before if name.startswith("text")] == SHARDS

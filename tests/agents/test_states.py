@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from agents.distillation.corpus import TextShard
-from agents.distillation.states import TOP, teacher_states
+from agents.distillation.corpus import TextShard, read_texts
+from agents.distillation.states import TOP, Teacher, teacher_states
 from env.errors import PairError
 from env.models.states import HiddenStates, decoder_layers
-from tests.agents import make_conversation, target_features
+from tests.agents import make_conversation, make_lessons, target_features
 from tests.tiny import VOCABULARY, tiny_llama, tiny_target
 
 TOKENS = torch.arange(2 * 9).reshape(2, 9)
@@ -143,6 +145,17 @@ class TestTeacher:
         assert len(told) > 1, "the test would miss batching"
         assert sum(told) == sum(lengths)
         assert hooks(model) == before
+
+    def test_a_lesson_that_it_is_asked_about_is_the_one_that_would_be_read_from_disk(
+        self, model: PreTrainedModel, tmp_path: Path
+    ) -> None:
+        expected = make_lessons(model, [make_conversation(length, length) for length in (9, 3, 30)], tmp_path, (1,))
+        bare = list(read_texts(tmp_path))
+        assert [lesson.features.shape for lesson in bare] == [(9, 0), (3, 0), (30, 0)]
+        for lesson, other in zip(Teacher(model, (1,)).teach(bare), expected, strict=True):
+            for field in dataclasses.fields(lesson):
+                found, wanted = (getattr(each, field.name) for each in (lesson.kept(), other))
+                assert found.equal(wanted) if isinstance(wanted, torch.Tensor) else found == wanted
 
     def test_only_the_most_probable_tokens_are_kept_of_a_large_vocabulary(self) -> None:
         model = tiny_llama(vocab_size=2 * TOP)

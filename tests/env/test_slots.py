@@ -31,17 +31,19 @@ class Texts:
         self.model, self.cache = model, SlotCache(model, SLOTS, CAPACITY)
         self.texts: list[list[int]] = []
 
-    def add(self, prefix: list[int]) -> None:
-        states = DynamicCache()
-        if prefix:
-            self.model.get_decoder()(torch.tensor([prefix]), past_key_values=states, use_cache=True)
-        self.cache.add(states, len(prefix))
-        self.texts.append(list(prefix))
+    def add(self, prefixes: list[list[int]]) -> None:
+        """Begins texts, read together and padded on the right."""
+        states, width = DynamicCache(), max(map(len, prefixes))
+        if width:
+            padded = [prefix + [0] * (width - len(prefix)) for prefix in prefixes]
+            self.model.get_decoder()(torch.tensor(padded), past_key_values=states, use_cache=True)
+        self.cache.add(states, [len(prefix) for prefix in prefixes])
+        self.texts += [list(prefix) for prefix in prefixes]
 
-    def remove(self, row: int) -> None:
-        self.cache.remove(row)
-        self.texts[row] = self.texts[-1]
-        self.texts.pop()
+    def remove(self, rows: set[int]) -> None:
+        left = {tuple(text) for row, text in enumerate(self.texts) if row not in rows}
+        self.texts = [self.texts[row] for row in self.cache.remove(rows)]
+        assert {tuple(text) for text in self.texts} == left
 
     def step(self, tokens: list[int]) -> torch.Tensor:
         """Appends a token to every text; logits after each, `[texts, vocabulary]`."""
@@ -53,7 +55,7 @@ class Texts:
             position_ids=self.cache.lengths[:, None],
             past_key_values=self.cache,
         ).logits[:, 0]
-        self.cache.lengths += 1
+        self.cache.advance()
         return logits
 
 
@@ -67,12 +69,13 @@ def test_every_text_is_read_as_if_it_were_alone(
     with torch.inference_mode():
         slots = Texts(slotted)
         for _ in range(data.draw(st.integers(1, 8), "rounds")):
-            while slots.texts and data.draw(st.booleans(), "end one"):
-                slots.remove(data.draw(st.integers(0, len(slots.texts) - 1), "row"))
-            while len(slots.texts) < SLOTS and (not slots.texts or data.draw(st.booleans(), "begin one")):
-                slots.add(data.draw(st.lists(token, max_size=CAPACITY - 8), "prefix"))
+            slots.remove(data.draw(st.sets(st.sampled_from(range(len(slots.texts)))), "end") if slots.texts else set())
+            room = SLOTS - len(slots.texts)
+            if room and (not slots.texts or data.draw(st.booleans(), "begin some")):
+                prefix = st.lists(token, max_size=CAPACITY - 8)
+                slots.add(data.draw(st.lists(prefix, min_size=1, max_size=room), "prefixes"))
             count = len(slots.texts)
             logits = slots.step(data.draw(st.lists(token, min_size=count, max_size=count), "tokens"))
             for text, found in zip(slots.texts, logits, strict=True):
                 torch.testing.assert_close(found, plain(torch.tensor([text])).logits[0, -1])
-            assert slots.cache.lengths.tolist() == [len(text) for text in slots.texts]
+            assert slots.cache.lengths.tolist() == list(slots.cache.held) == [len(text) for text in slots.texts]
