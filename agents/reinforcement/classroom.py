@@ -78,9 +78,7 @@ class Classroom:
         )
         envs.drawn = np.append(seen, len(machines) + np.arange(len(more)))
         self.envs: LearningEnv = LearningEnv(envs, lens)
-        self.validation = Validation(
-            trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=seen
-        )
+        self.validation = Validation(trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=seen)
         self._all_names = [*self.names, *more]
         if like is not None and like.grid == self.grid:
             for mine, theirs in ((self.envs, like.envs), (self.validation.envs, like.validation.envs)):

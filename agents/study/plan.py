@@ -93,9 +93,7 @@ class StudyPlan:
     ppo: LearningConfig = field(default_factory=LearningConfig)
     """settings of PPO"""
     hindsight: LearningConfig = field(
-        default_factory=lambda: LearningConfig(
-            episodes=256, rounds=16, minibatch=256, epochs=1, learning_rate=3e-3
-        )
+        default_factory=lambda: LearningConfig(episodes=256, rounds=16, minibatch=256, epochs=1, learning_rate=3e-3)
     )
     """settings of learning from every choice at once"""
 

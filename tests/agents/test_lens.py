@@ -104,9 +104,7 @@ class TestMachines:
         assert look.score == pytest.approx(look.throughput["cheap"])
         assert look.lam["dear"] == [1.0, 1.0]
 
-    def test_drawn_ones_are_learned_on_beside_the_named_and_never_judged_on(
-        self, folder: Path, tmp_path: Path
-    ) -> None:
+    def test_drawn_ones_are_learned_on_beside_the_named_and_never_judged_on(self, folder: Path, tmp_path: Path) -> None:
         room = classroom(folder, dataclasses.replace(PLAN, drawn_machines=2), held_out=("dear",))
         played = set()
         room.envs.reset()
