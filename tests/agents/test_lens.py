@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.action_forms import make_form
-from agents.corrections import PRICE, Corrections, PriceGrid
+from agents.corrections import PRICES, Corrections, PriceGrid
 from agents.observation_groups import GROUPS, columns_of
 from agents.policy_controller import PolicyController, find_policy
 from agents.policy_file import WEIGHTS, Architecture, Policy, PolicyError, load_policy, save_policy
@@ -133,19 +133,26 @@ class TestMachines:
 
 
 class TestCorrections:
-    @pytest.mark.parametrize(("level", "row"), [(0.1, 0.001), (0.15, 0.04), (0.3, 0.12), (0.02, 0.3), (0.0, 0.0)])
-    def test_none_is_goodput_at_a_fixed_price(self, level: float, row: float) -> None:
-        seen = Observation(10, 2, 20, level_cost=level, row_cost=row)
+    @pytest.mark.parametrize("greedy", [True, False])
+    @pytest.mark.parametrize(("level", "row"), [(0.1, 0.001), (0.15, 0.04), (0.1, 0.06), (0.02, 0.02), (0.0, 0.0)])
+    def test_none_is_goodput_at_a_fixed_price(self, level: float, row: float, greedy: bool) -> None:
+        seen = Observation(10, 2, 20, level_cost=level, row_cost=row, greedy=greedy)
         grid = PriceGrid()
         found = act(grid, Corrections.unmoved, seen)
-        wanted = GoodputController(price=PRICE, source="both").act(seen)
-        if not wanted.speculates:  # it leaves such machines alone; a policy learns to
-            return
-        assert (found.source, found.max_depth, found.node_budget) == (wanted.source, wanted.max_depth, 31)
+        wanted = GoodputController(price=PRICES[not greedy], source="both").act(seen)
+        assert (found.source, found.max_depth, found.node_budget) == ("both", wanted.max_depth, 31)
         for name, values in (("min_reach", grid.early_stop), ("level_price", grid.high_confidence)):
-            nearest = min(values, key=lambda value, name=name: abs(np.log((value or 0.04) / getattr(wanted, name))))
+            assert wanted.source == "both"
+            nearest = min(values, key=lambda value, name=name: abs(np.log((value or 0.02) / getattr(wanted, name))))
             around = values.index(nearest)
             assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
+
+    @pytest.mark.parametrize(("level", "row"), [(0.3, 0.12), (0.02, 0.3)])
+    def test_where_the_draft_model_cannot_pay_lookup_stands_for_it(self, level: float, row: float) -> None:
+        seen = Observation(10, 2, 20, level_cost=level, row_cost=row)
+        assert not GoodputController(price=PRICES[0], source="model").act(seen).speculates, "the test would be vacuous"
+        every = [act(PriceGrid(), np.array([choice]), seen) for choice in range(Corrections.nvec[0])]
+        assert {found.source for found in every if found.speculates} == {"lookup"}
 
     def test_a_step_moves_one_value_and_stays_on_the_scale(self) -> None:
         grid, seen = PriceGrid(), Observation(10, 2, 20, level_cost=0.15, row_cost=0.04)
@@ -178,20 +185,19 @@ class TestHindsight:
             _, rewards, _, _ = envs.step(envs.every[chosen])
             np.testing.assert_allclose(gains[np.arange(envs.num_envs), chosen], rewards, atol=1e-5)
             told |= set(np.round(rewards, 3).tolist())
-        assert len(told) > 20, "the test would be vacuous"
+        assert len(told) > 10, "the test would be vacuous"
 
     def test_it_learns_where_trees_pay(self, folder: Path, tmp_path: Path) -> None:
-        config = dataclasses.replace(CONFIG, epochs=8, learning_rate=1e-2, entropy=0.02)
+        config = dataclasses.replace(CONFIG, epochs=8, learning_rate=1e-2)
         long = dataclasses.replace(PLAN, steps=3 * PLAN.steps, config=config)
         room = classroom(folder, long)
         learner = room.learner(0, tmp_path)
         before = room.validation(model_act(learner.model)).by_profile()
         learner.run()
         after = room.validation(model_act(learner.model)).by_profile()
-        assert before[0] < 0.9, "the test would be vacuous"
-        assert after[0] > 0.97, "plain decoding, where every row costs a step"
-        assert after[1] > before[1] * 0.97
-        assert after[1] > 1.1
+        assert before[0] < 0.98, "the test would be vacuous"
+        assert after[0] > 0.99, "plain decoding, where every row costs a step"
+        assert after[1] > 1.15 * before[1], "large trees, where they cost nothing"
 
     def test_a_run_that_goes_on_ends_with_the_same_policy(self, room: Classroom, tmp_path: Path) -> None:
         whole = room.learner(1, tmp_path / "whole").run()
