@@ -21,13 +21,14 @@ from scipy.special import expit
 from agents.distillation.agreement import answer_rows
 from agents.distillation.corpus import Lesson
 from agents.distillation.students import Student
-from env.calibration import CalibrationMap, margins
+from env.calibration import CalibrationMap, Calibrator, margins
 from env.files import atomic_path
 from env.tree import BoolArray, FloatArray, IntArray
 
 __all__ = [
     "DEPTHS",
     "RANKS",
+    "Calibration",
     "DepthError",
     "Examples",
     "collect",
@@ -202,6 +203,30 @@ def expected_calibration_error(probabilities: FloatArray, accepted: BoolArray, b
     place = np.minimum((probabilities * bins).astype(np.int64), bins - 1).ravel()
     gaps = np.bincount(place, (probabilities - accepted).ravel(), bins)
     return float(np.abs(gaps).sum() / place.size)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrator and how well it does."""
+
+    calibrator: Calibrator
+    """fitted on some examples"""
+    errors: dict[str, list[DepthError]]
+    """its errors on others, by depth, for ``greedy`` and ``sampled``"""
+    unseen: dict[str, Examples]
+    """those others, for the diagram"""
+
+    @classmethod
+    def fitted(cls, fitting: dict[str, Examples], unseen: dict[str, Examples]) -> Calibration:
+        """Fits on `fitting` and judges on `unseen`, both with the keys ``greedy`` and ``sampled``."""
+        maps = {name: fit_map(examples) for name, examples in fitting.items()}
+        errors = {name: depth_errors(examples, maps[name]) for name, examples in unseen.items()}
+        return cls(Calibrator(maps["greedy"], maps["sampled"]), errors, unseen)
+
+    def draw(self, path: Path) -> None:
+        """Draws the reliability diagram. Raises `FileWriteError`."""
+        maps = {"greedy": self.calibrator.greedy, "sampled": self.calibrator.sampled}
+        draw_reliability(path, {name: (examples, maps[name]) for name, examples in self.unseen.items()})
 
 
 def draw_reliability(path: Path, examples: dict[str, tuple[Examples, CalibrationMap]]) -> None:

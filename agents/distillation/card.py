@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["Provenance", "card"]
 
+_CALIBRATED_ON = "fitted on one half of the held-out prompts, measured on the other"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -55,9 +57,8 @@ def card(record: dict[str, Any]) -> str:
         _agreement_table(record["agreement"]),
         "## Calibration",
         "Expected calibration error (ten bins) of the probabilities of the first four children, by depth, before and "
-        "after calibration; fitted on one half of the held-out prompts, measured on the other. First child: share of "
-        "first children that the target chooses, given that the node above is reached; when sampling, draft and target "
-        "share their noise.",
+        f"after calibration; {record.get('calibrated_on', _CALIBRATED_ON)}. First child: share of first children that "
+        "the target chooses, given that the node above is reached; when sampling, draft and target share their noise.",
         _calibration_table(record["calibration"]),
         "![predicted against observed shares](calibration.png)",
     ]

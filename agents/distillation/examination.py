@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from agents.distillation.agreement import Agreement, agreement_at_work
-from agents.distillation.calibration import DepthError, Examples, collect, depth_errors, draw_reliability, fit_map
+from agents.distillation.calibration import Calibration, collect
 from agents.distillation.corpus import Lesson
 from agents.distillation.students import Student
-from env.calibration import Calibrator
 
 __all__ = ["Examination", "examine"]
 
@@ -23,17 +21,8 @@ class Examination:
 
     agreement: dict[str, Agreement]
     """on held-out answers: ``all`` of them, by the ``greedy`` or ``sampled`` way of decoding, by kind; on exams"""
-    calibrator: Calibrator
-    """fitted on one half of the held-out prompts"""
-    errors: dict[str, list[DepthError]]
-    """its errors on the other half, by depth, for ``greedy`` and ``sampled``"""
-    unseen: dict[str, Examples]
-    """that other half, for the diagram"""
-
-    def draw(self, path: Path) -> None:
-        """Draws the reliability diagram. Raises `FileWriteError`."""
-        maps = {"greedy": self.calibrator.greedy, "sampled": self.calibrator.sampled}
-        draw_reliability(path, {name: (examples, maps[name]) for name, examples in self.unseen.items()})
+    calibration: Calibration
+    """a calibrator fitted on one half of the held-out prompts, and its errors on the other"""
 
 
 def examine(student: Student, lessons: Sequence[Lesson], exams: dict[str, list[Lesson]]) -> Examination:
@@ -47,15 +36,13 @@ def examine(student: Student, lessons: Sequence[Lesson], exams: dict[str, list[L
     """
     half = len({lesson.prompt_hash for lesson in lessons}) // 2
     fitting = set(sorted({lesson.prompt_hash for lesson in lessons})[:half])
-    maps, errors, unseen = {}, {}, {}
+    fit, unseen = {}, {}
     for name, greedy in (("greedy", True), ("sampled", False)):
         own = [lesson for lesson in lessons if (lesson.temperature == 0) == greedy] or lessons
         with torch.autocast(student.token_ids.device.type, torch.bfloat16):
-            fit = collect(student, [lesson for lesson in own if lesson.prompt_hash in fitting], greedy)
+            fit[name] = collect(student, [lesson for lesson in own if lesson.prompt_hash in fitting], greedy)
             unseen[name] = collect(student, [lesson for lesson in own if lesson.prompt_hash not in fitting], greedy)
-        maps[name] = fit_map(fit)
-        errors[name] = depth_errors(unseen[name], maps[name])
-    return Examination(_agreement(student, lessons, exams), Calibrator(maps["greedy"], maps["sampled"]), errors, unseen)
+    return Examination(_agreement(student, lessons, exams), Calibration.fitted(fit, unseen))
 
 
 def _agreement(student: Student, lessons: Sequence[Lesson], exams: dict[str, list[Lesson]]) -> dict[str, Agreement]:

@@ -9,17 +9,20 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.distillation.calibration import Calibration
 from agents.distillation.card import Provenance, card
 from agents.distillation.pipeline import DistillationConfig, Graduate
 from agents.distillation.students import CausalStudent, FeatureStudent
 from env.drafts.network import save_network
+from env.errors import ModelFileError
 from env.files import atomic_path, check_writable, write_text
 
-__all__ = ["export"]
+__all__ = ["export", "export_calibration"]
 
 
 def export(
@@ -49,8 +52,6 @@ def export(
     elif isinstance(student, CausalStudent):
         _save_causal(student.module, tokenizer, folder)
     examination = graduate.examination
-    examination.calibrator.save(folder / "calibrator.json")
-    examination.draw(folder / "calibration.png")
     record = {
         **dataclasses.asdict(provenance),
         "config": dataclasses.asdict(config),
@@ -61,8 +62,39 @@ def export(
         "kinds": graduate.kinds,
         "updates": graduate.history.updates,
         "agreement": {name: dataclasses.asdict(part) for name, part in examination.agreement.items()},
-        "calibration": {name: [dataclasses.asdict(each) for each in part] for name, part in examination.errors.items()},
     }
+    _write(folder, record, examination.calibration)
+
+
+def export_calibration(calibration: Calibration, origin: str, folder: Path) -> None:
+    """Gives an exported draft another calibrator, and its record and card the new errors.
+
+    Args:
+        calibration: the calibrator and its errors.
+        origin: on what it was fitted, and on what its errors were measured, for the card.
+        folder: where the draft was exported to.
+
+    Raises:
+        FileWriteError: a file could not be written.
+        ModelFileError: the folder holds no record of a draft.
+    """
+    path = folder / "training.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        card(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"Expected the record of a draft that scripts.distill exported, {path}; it is missing or corrupt ({error})."
+        ) from error
+    _write(folder, record | {"calibrated_on": origin}, calibration)
+
+
+def _write(folder: Path, record: dict[str, Any], calibration: Calibration) -> None:
+    """The calibrator, its diagram, the record with its errors, and the card."""
+    calibration.calibrator.save(folder / "calibrator.json")
+    calibration.draw(folder / "calibration.png")
+    errors = {name: [dataclasses.asdict(each) for each in part] for name, part in calibration.errors.items()}
+    record = record | {"calibration": errors}
     write_text(folder / "training.json", json.dumps(record, indent=2) + "\n")
     write_text(folder / "README.md", card(record))
 

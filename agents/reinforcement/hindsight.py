@@ -73,7 +73,7 @@ class Hindsight(PPO):  # type: ignore[misc]  # the library's types are not check
                 expected = expected - expected.mean(dim=1, keepdim=True)
                 error = (expected - gains[rows]).square().mean()
                 self.policy.optimizer.zero_grad()
-                error.backward()
+                error.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
                 self.policy.optimizer.step()
                 errors.append(float(error.detach()))

@@ -109,7 +109,10 @@ class TestDraft:
     def test_its_calibrator_is_the_fitted_one(
         self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
     ) -> None:
-        saved, fitted = load_calibrator(folders[kind] / "calibrator.json"), graduates[kind].examination.calibrator
+        saved, fitted = (
+            load_calibrator(folders[kind] / "calibrator.json"),
+            graduates[kind].examination.calibration.calibrator,
+        )
         for way in ("greedy", "sampled"):
             maps = [dataclasses.asdict(getattr(each, way)) for each in (saved, fitted)]
             assert all(maps[0][name] == pytest.approx(maps[1][name], abs=1e-6) for name in maps[1])

@@ -28,6 +28,7 @@ COMMANDS = {
     "exactness": "ExactnessOptions",
     "generate": "GenerateOptions",
     "profile": "ProfileOptions",
+    "recalibrate": "RecalibrateOptions",
     "record": "RecordOptions",
     "replay_speed": "ReplaySpeedOptions",
     "study": "StudyOptions",

@@ -19,8 +19,10 @@ from torch.testing import assert_close
 from agents.distillation.generation import GenerationConfig
 from controllers.evaluation.report import write_results
 from controllers.registry import controller_names
+from env.calibration import load_calibrator
 from env.drafts import CausalDraft, FeatureDraft
 from env.pair import encode_chat, load_pair
+from env.recordings import calibrator_path, find_trace
 from env.rounds import Request
 from scripts.distill import DistillOptions, distill
 from tests.controllers import make_results
@@ -265,6 +267,65 @@ def mark_first_loss(path: Path) -> None:
     history = training_history(path)
     history["losses"][0] = [-1.0]
     save_file(load_file(path), path, notes | {"history": json.dumps(history)})
+
+
+class TestRecalibrate:
+    @pytest.fixture
+    @staticmethod
+    def draft(run: Path, tmp_path: Path) -> Path:
+        """A copy of the distilled draft."""
+        return Path(shutil.copytree(run / "feature", tmp_path / "draft"))
+
+    @pytest.fixture
+    @staticmethod
+    def trace(folders: TinyFolders, call: Caller, draft: Path, tmp_path: Path) -> Path:
+        """A trace of it."""
+        texts = [f"say {letter * 3} again" for letter in "abcdefghijklmnop"]
+        ended = call(
+            *("record", "--target", folders.target, "--draft", draft / "draft.safetensors", "--dtype", "float32"),
+            *("--output", tmp_path / "tiny.sgt", "--prompts", write_prompts(tmp_path / "prompts.jsonl", texts)),
+            *("--max-new-tokens", 12, "--floor", 0.3, "--max-depth", 3),
+        )
+        assert ended.status == 0, ended.err
+        return tmp_path / "tiny.sgt"
+
+    def test_the_draft_and_the_trace_get_the_new_calibrator_and_the_card_its_errors(
+        self, call: Caller, draft: Path, trace: Path
+    ) -> None:
+        before = {path.name: path.read_bytes() for path in draft.iterdir()}
+        ended = call("recalibrate", "--trace", trace, "--draft", draft)
+        assert ended.status == 0, ended.err
+        after = {path.name: path.read_bytes() for path in draft.iterdir()}
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {"calibrator.json", "calibration.png", "training.json", "README.md"}
+        assert find_trace(trace).header.calibrator == load_calibrator(draft / "calibrator.json").record()
+        (depth, children) = (
+            json.loads(after["training.json"])["calibration"]["greedy"][0][key] for key in ("depth", "children")
+        )
+        assert f"| greedy | {depth} | {children:,} |" in after["README.md"].decode()
+        assert "recorded answers to the benchmark's prompts" in after["README.md"].decode()
+        assert json.loads(after["training.json"]).keys() == json.loads(before["training.json"]).keys() | {
+            "calibrated_on"
+        }
+
+    def test_a_trace_of_another_draft_is_refused(
+        self, folders: TinyFolders, call: Caller, draft: Path, trace: Path
+    ) -> None:
+        tensors = load_file(draft / "draft.safetensors")
+        with safe_open(draft / "draft.safetensors", "pt") as file:
+            notes = file.metadata()
+        save_file({**tensors, "head.weight": tensors["head.weight"] + 1}, draft / "draft.safetensors", notes)
+        before = (draft / "calibrator.json").read_bytes()
+        assert_refused(call("recalibrate", "--trace", trace, "--draft", draft), "recorded with another draft")
+        assert (draft / "calibrator.json").read_bytes() == before
+
+    def test_a_folder_without_a_record_is_refused(self, call: Caller, draft: Path, trace: Path) -> None:
+        (draft / "training.json").unlink()
+        ended = call("recalibrate", "--trace", trace, "--draft", draft)
+        assert_refused(
+            ended, f"Expected the record of a draft that scripts.distill exported, {draft / 'training.json'}"
+        )
+        assert not calibrator_path(trace).exists()
 
 
 class TestExactness:

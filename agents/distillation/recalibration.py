@@ -1,0 +1,68 @@
+"""Fitting a draft's calibrator anew on a trace: far more text than is held out from training, of prompts as they come.
+
+A trace holds the draft's own probabilities and what the target chose, so the same examples can be read from it that
+`agents.distillation.calibration` collects by asking the draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from agents.distillation.calibration import DEPTHS, RANKS, Calibration, Examples
+from env.errors import TraceError
+from env.recordings import playable
+from env.traces.file import Trace
+from env.traces.records import TraceText
+from env.tree import BoolArray, FloatArray, IntArray
+
+__all__ = ["fit_on_trace", "trace_examples"]
+
+
+def fit_on_trace(trace: Trace) -> Calibration:
+    """A calibrator fitted on the train and validation splits, with its errors on the test split.
+
+    Raises:
+        TraceError: greedy or sampled texts are missing on either side.
+    """
+    parts: dict[bool, dict[str, Examples]] = {}
+    for unseen in (False, True):
+        texts = [text for text in playable(trace.texts) if (text.split == "test") == unseen]
+        parts[unseen] = {
+            "greedy": trace_examples(_chosen(texts, True, unseen)),
+            "sampled": trace_examples(_chosen(texts, False, unseen)),
+        }
+    return Calibration.fitted(parts[False], parts[True])
+
+
+def trace_examples(texts: Sequence[TraceText]) -> Examples:
+    """What was recorded at nodes that the target reached, up to depth `DEPTHS`."""
+    parts = [part for text in texts for part in _examples(text)]
+    return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _examples(text: TraceText) -> Iterator[tuple[FloatArray, IntArray, BoolArray]]:
+    """Of one text, depth by depth along what the target chose."""
+    table, tokens = text.guesses, np.array(text.tokens)
+    rows = np.flatnonzero(table.parent < 0)
+    following = table.position[rows] + 1  # index of the token that the target chose below each node
+    for depth in range(1, DEPTHS + 1):
+        known = following < len(tokens)
+        rows, following = rows[known], following[known]
+        accepted = table.tokens[rows] == tokens[following][:, None]
+        ranks = slice(RANKS)
+        yield table.log_probs[rows, ranks], np.full(len(rows), depth), accepted[:, ranks]
+        below = np.where(accepted.any(1), table.child[rows, accepted.argmax(1)], -1)
+        rows, following = below[below >= 0], following[below >= 0] + 1
+
+
+def _chosen(texts: Sequence[TraceText], greedy: bool, unseen: bool) -> list[TraceText]:
+    """Those of a way of decoding. Raises `TraceError` if there are none."""
+    chosen = [text for text in texts if (text.settings.temperature == 0) == greedy]
+    if not chosen:
+        raise TraceError(
+            f"Expected {'greedy' if greedy else 'sampled'} texts in the {'test split' if unseen else 'other splits'} "
+            "of the trace, to calibrate by; it has none. Record some with scripts.record."
+        )
+    return chosen

@@ -1,0 +1,83 @@
+"""Fits a draft's calibrator anew on recorded texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from agents.distillation.calibration import Calibration
+from agents.distillation.export import export_calibration
+from agents.distillation.recalibration import fit_on_trace
+from env.drafts.network import load_network
+from env.errors import TraceError
+from env.files import check_writable
+from env.models.fingerprint import fingerprint
+from env.models.loading import load_causal_model
+from env.pair import DEFAULT_TARGET, PAIRS
+from env.recordings import DEFAULT_TRACE, calibrator_path, find_trace
+from env.traces.file import Trace
+from scripts.common import console, main
+
+
+@dataclass(frozen=True)
+class RecalibrateOptions:
+    """Fits a draft's calibrator on the train and validation splits of a trace, and measures it on the test split.
+
+    It takes the place of the draft's own, and lies beside the trace, which is replayed with it from then on.
+    """
+
+    trace: Path = DEFAULT_TRACE
+    """the trace, of that draft"""
+    draft: Path | None = None
+    """folder that scripts.distill exported the draft to; by default that of the shipped one"""
+
+
+def recalibrate(options: RecalibrateOptions) -> int:
+    """Fits, writes and tells the errors; returns the exit status."""
+    folder = options.draft or PAIRS[DEFAULT_TARGET]["feature"].parent
+    beside = calibrator_path(options.trace)
+    for place in (folder, beside.parent):
+        check_writable(place)
+    trace = find_trace([options.trace])
+    _check_draft(trace, folder)
+    calibration = fit_on_trace(trace)
+    texts = {unseen: sum((text.split == "test") == unseen for text in trace.texts) for unseen in (False, True)}
+    origin = (
+        f"fitted on {texts[False]:,} recorded answers to the benchmark's prompts, measured on {texts[True]:,} answers "
+        "to others of these prompts (`python -m scripts.recalibrate`)"
+    )
+    export_calibration(calibration, origin, folder)
+    calibration.calibrator.save(beside)
+    Console().print(_table(calibration))
+    console.print(f"Written to {folder}/ and {beside}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _check_draft(trace: Trace, folder: Path) -> None:
+    """Refuses a trace of another draft. Raises `ModelFileError` for a folder that holds none, and `TraceError`."""
+    weights = folder / "draft.safetensors"
+    draft: nn.Module = (
+        load_network(weights) if weights.exists() else load_causal_model(folder, torch.bfloat16, torch.device("cpu"))
+    )
+    if fingerprint(draft) != trace.header.draft:
+        raise TraceError(
+            f"{trace.path} was recorded with another draft than that in {folder}: expected {fingerprint(draft)}, got "
+            f"{trace.header.draft} ({trace.header.names[1]}). Record one with scripts.record --draft."
+        )
+
+
+def _table(calibration: Calibration) -> Table:
+    table = Table("decoding", "depth", "children", "own error", "calibrated", title="Expected calibration error")
+    for name, errors in calibration.errors.items():
+        for each in errors:
+            table.add_row(name, str(each.depth), f"{each.children:,}", f"{each.raw:.3f}", f"{each.calibrated:.3f}")
+    return table
+
+
+if __name__ == "__main__":
+    main(RecalibrateOptions, recalibrate)

@@ -1,0 +1,117 @@
+"""A calibrator fitted on a trace: its examples are what the target chose there, and it is what is replayed with."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.distillation.calibration import DEPTHS, RANKS
+from agents.distillation.recalibration import fit_on_trace, trace_examples
+from env.calibration import Calibrator
+from env.errors import ModelFileError, TraceError
+from env.pair import DEFAULT_TARGET, PAIRS
+from env.recordings import calibrator_path, find_trace
+from env.traces.file import Trace
+from env.traces.packing import pack_trace
+from env.traces.records import TraceText
+from tests.tiny_trace import save_tiny_trace
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    path = tmp_path_factory.mktemp("texts") / "tiny.sgt"
+    save_tiny_trace(path, prompts=12)
+    trace = find_trace(path)
+    seen: Counter[float] = Counter()
+    texts = []
+    for text in trace.texts:  # of either way, one in four is for the test
+        seen[text.settings.temperature] += 1
+        split = "test" if seen[text.settings.temperature] % 4 == 0 else "train"
+        texts.append(dataclasses.replace(text, split=split))
+    return Trace(path, trace.header, texts)
+
+
+class TestExamples:
+    def test_they_are_the_children_of_nodes_that_the_target_reached(self, trace: Trace) -> None:
+        expected = []
+        for text in trace.texts:
+            table = text.guesses
+            for position in range(text.prompt - 1, len(text.tokens) - 1):
+                row = int(table.roots(np.array([position]))[0])
+                for depth, wanted in zip(range(1, DEPTHS + 1), text.tokens[position + 1 :], strict=False):
+                    if row < 0:
+                        break
+                    candidates = table.tokens[row].tolist()
+                    hits = [token == wanted for token in candidates]
+                    expected.append((depth, hits[:RANKS], table.log_probs[row, :RANKS].tolist()))
+                    row = int(table.child[row, candidates.index(wanted)]) if any(hits) else -1
+        found = trace_examples(trace.texts)
+        seen = zip(found.depth.tolist(), found.accepted.tolist(), found.log_probs.tolist(), strict=True)
+        assert sorted(seen) == sorted(expected)
+        assert len({depth for depth, _, _ in expected}) > 3, "the test would be vacuous"
+
+    def test_the_test_split_is_judged_on_and_never_fitted_on(self, trace: Trace) -> None:
+        found = fit_on_trace(trace)
+        for way, greedy in (("greedy", True), ("sampled", False)):
+            texts = [text for text in trace.texts if (text.settings.temperature == 0) == greedy]
+            judged = trace_examples([text for text in texts if text.split == "test"])
+            assert sum(error.children for error in found.errors[way]) == judged.accepted.size
+        others = [text for text in trace.texts if text.split != "test"]
+        again = fit_on_trace(Trace(trace.path, trace.header, [*others, *_swapped(trace)]))
+        assert again.calibrator.record() == found.calibrator.record()
+        assert again.errors != found.errors, "the test would be vacuous"
+
+    @pytest.mark.parametrize(("greedy", "split"), list(itertools.product((True, False), ("test", "train"))))
+    def test_texts_that_are_missing_are_named(self, trace: Trace, greedy: bool, split: str) -> None:
+        texts = [
+            text
+            for text in trace.texts
+            if (text.settings.temperature == 0) != greedy or (text.split == "test") != (split == "test")
+        ]
+        message = f"{'greedy' if greedy else 'sampled'} texts in the {'test split' if split == 'test' else 'other'}"
+        with pytest.raises(TraceError, match=message):
+            fit_on_trace(Trace(trace.path, trace.header, texts))
+
+
+def _swapped(trace: Trace) -> list[TraceText]:
+    """The texts of the test split, each read with the guesses of the next one of its way."""
+    made = []
+    for greedy in (True, False):
+        texts = [text for text in trace.texts if text.split == "test" and (text.settings.temperature == 0) == greedy]
+        made += [
+            dataclasses.replace(text, load=other.load) for text, other in zip(texts, texts[1:] + texts[:1], strict=True)
+        ]
+    return made
+
+
+class TestBesideATrace:
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_it_is_what_the_trace_is_replayed_with(self, trace: Trace, tmp_path: Path, packed: bool) -> None:
+        path = tmp_path / "copy.sgt"
+        path.write_bytes(trace.path.read_bytes())
+        if packed:
+            pack_trace(path, tmp_path / "copy.sgt.xz")
+            path = tmp_path / "copy.sgt.xz"
+        assert calibrator_path(path) == tmp_path / "copy.calibrator.json"
+        fitted = fit_on_trace(trace).calibrator
+        assert find_trace(path).header == trace.header
+        fitted.save(calibrator_path(path))
+        assert find_trace(path).header == dataclasses.replace(trace.header, calibrator=fitted.record())
+        assert fitted.record() != trace.header.calibrator, "the test would be vacuous"
+
+    def test_one_that_is_corrupt_is_named(self, trace: Trace, tmp_path: Path) -> None:
+        path = tmp_path / "copy.sgt"
+        path.write_bytes(trace.path.read_bytes())
+        calibrator_path(path).write_text("{}")
+        with pytest.raises(ModelFileError, match=f"{calibrator_path(path)} is missing or corrupt"):
+            find_trace(path)
+
+    def test_the_shipped_one_is_that_of_the_shipped_draft(self) -> None:
+        beside = PAIRS[DEFAULT_TARGET]["feature"].with_name("calibrator.json")
+        assert Calibrator.of(json.loads(beside.read_text())).record() == find_trace().header.calibrator
