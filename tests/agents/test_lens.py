@@ -140,9 +140,9 @@ class TestCorrections:
         grid = PriceGrid()
         found = act(grid, Corrections.unmoved, seen)
         wanted = GoodputController(price=PRICES[not greedy], source="both").act(seen)
+        assert wanted.source == "both", "the test would be vacuous"
         assert (found.source, found.max_depth, found.node_budget) == ("both", wanted.max_depth, 31)
         for name, values in (("min_reach", grid.early_stop), ("level_price", grid.high_confidence)):
-            assert wanted.source == "both"
             nearest = min(values, key=lambda value, name=name: abs(np.log((value or 0.02) / getattr(wanted, name))))
             around = values.index(nearest)
             assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
@@ -179,13 +179,13 @@ class TestHindsight:
         envs.set_lam(np.array([[0.5, 0.7], [1.5, 1.9]]))
         envs.reset()
         told = set()
-        for _ in range(20):
+        for _ in range(30):
             gains = envs.gains()
             chosen = rng.integers(len(envs.every), size=envs.num_envs)
             _, rewards, _, _ = envs.step(envs.every[chosen])
             np.testing.assert_allclose(gains[np.arange(envs.num_envs), chosen], rewards, atol=1e-5)
             told |= set(np.round(rewards, 3).tolist())
-        assert len(told) > 10, "the test would be vacuous"
+        assert len(told) > 20, "the test would be vacuous"
 
     def test_it_learns_where_trees_pay(self, folder: Path, tmp_path: Path) -> None:
         config = dataclasses.replace(CONFIG, epochs=8, learning_rate=1e-2)
