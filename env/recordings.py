@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
-from env.calibration import load_calibrator
 from env.errors import TraceError, UnknownNameError
 from env.latency.families import FAMILIES
 from env.latency.profile import LatencyProfile, load_profile
@@ -22,7 +20,6 @@ __all__ = [
     "DEFAULT_TRACE",
     "ProfileSource",
     "TraceSource",
-    "calibrator_path",
     "choose_texts",
     "find_profile",
     "find_trace",
@@ -46,13 +43,12 @@ ProfileSource: TypeAlias = "str | PathLike[str] | LatencyProfile"
 
 
 def find_trace(traces: TraceSource | None = None) -> Trace:
-    """The trace, or several as one. It is replayed with the calibrator beside it, if there is one, instead of its own.
+    """The trace, or several as one.
 
     Args:
         traces: which; the shipped one if None.
 
     Raises:
-        ModelFileError: a calibrator beside a trace cannot be read.
         TraceError: a file cannot be read, they are of different pairs or rules, or there are none.
     """
     if isinstance(traces, Trace):
@@ -135,17 +131,8 @@ def choose_texts(
     return chosen
 
 
-def calibrator_path(path: Path) -> Path:
-    """Where a calibrator lies that was fitted on a trace after it was recorded, see `scripts.recalibrate`."""
-    return path.with_name(f"{Path(path.name.removesuffix(PACKED)).stem}.calibrator.json")
-
-
 def _read(path: Path) -> Trace:
-    trace = read_trace(unpack_trace(path) if path.suffix == PACKED else path)
-    later = calibrator_path(path)
-    if not later.exists():
-        return trace
-    return Trace(trace.path, replace(trace.header, calibrator=load_calibrator(later).record()), trace.texts)
+    return read_trace(unpack_trace(path) if path.suffix == PACKED else path)
 
 
 def profile_label(name: str) -> str:

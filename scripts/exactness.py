@@ -82,21 +82,21 @@ def exactness(options: ExactnessOptions) -> int:
     if not isinstance(pair.draft, LookupDraft):
         drafts.append(LookupDraft())
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
-    encoded = [prompt for prompt in encoded if len(prompt) <= options.longest_prompt][: options.limit]
+    short = [prompt for prompt in encoded if len(prompt) <= options.longest_prompt]
     settings = [SamplingSettings(), *(SamplingSettings(1.0, seed=seed) for seed in range(options.seeds))]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         live = 1 + len(settings) * (1 + len(drafts) * len(controllers))
         replayed = len(settings[:2]) * len(controllers) if options.replay_prompts > 0 else 0
         task = progress.add_task("transformers", total=live + replayed)
-        cases = [check_transformers(pair.target, pair.draft, encoded, options.max_new_tokens)]
+        cases = [check_transformers(pair.target, pair.draft, short[: options.limit], options.max_new_tokens)]
         progress.advance(task)
         for sampling in settings:
             cases += check_drafts(
                 pair.target,
                 drafts,
                 controllers,
-                encoded,
+                short[: options.limit],
                 sampling=sampling,
                 max_new_tokens=options.max_new_tokens,
                 progress=lambda name: progress.update(task, advance=1, description=name),
@@ -107,7 +107,7 @@ def exactness(options: ExactnessOptions) -> int:
                 cases += check_replay(
                     dataclasses.replace(pair, draft=recorded),
                     controllers,
-                    encoded[: options.replay_prompts],
+                    short[: options.replay_prompts],
                     sampling=sampling,
                     max_new_tokens=options.replay_tokens,
                     progress=lambda name: progress.update(task, advance=1, description=f"{name}, replayed"),

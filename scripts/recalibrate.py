@@ -19,7 +19,7 @@ from env.files import check_writable
 from env.models.fingerprint import fingerprint
 from env.models.loading import load_causal_model
 from env.pair import DEFAULT_TARGET, PAIRS
-from env.recordings import DEFAULT_TRACE, calibrator_path, find_trace
+from env.recordings import DEFAULT_TRACE, find_trace
 from env.traces.file import Trace
 from scripts.common import console, main
 
@@ -28,7 +28,7 @@ from scripts.common import console, main
 class RecalibrateOptions:
     """Fits a draft's calibrator on the train and validation splits of a trace, and measures it on the test split.
 
-    It takes the place of the draft's own, and lies beside the trace, which is replayed with it from then on.
+    It takes the place of the draft's own. Traces go by the calibrator that they were recorded with: record anew.
     """
 
     trace: Path = DEFAULT_TRACE
@@ -40,9 +40,7 @@ class RecalibrateOptions:
 def recalibrate(options: RecalibrateOptions) -> int:
     """Fits, writes and tells the errors; returns the exit status."""
     folder = options.draft or PAIRS[DEFAULT_TARGET]["feature"].parent
-    beside = calibrator_path(options.trace)
-    for place in (folder, beside.parent):
-        check_writable(place)
+    check_writable(folder)
     trace = find_trace([options.trace])
     _check_draft(trace, folder)
     calibration = fit_on_trace(trace)
@@ -52,9 +50,11 @@ def recalibrate(options: RecalibrateOptions) -> int:
         "to others of these prompts (`python -m scripts.recalibrate`)"
     )
     export_calibration(calibration, origin, folder)
-    calibration.calibrator.save(beside)
     Console().print(_table(calibration))
-    console.print(f"Written to {folder}/ and {beside}", markup=False, soft_wrap=True)
+    told = (
+        f"Written to {folder}/. Its traces went by the earlier calibrator: record them again before they are replayed."
+    )
+    console.print(told, markup=False, soft_wrap=True)
     return 0
 
 

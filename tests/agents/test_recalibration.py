@@ -1,24 +1,19 @@
-"""A calibrator fitted on a trace: its examples are what the target chose there, and it is what is replayed with."""
+"""A calibrator fitted on a trace: its examples are what the target chose there, and it is judged on others."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agents.distillation.calibration import DEPTHS, RANKS
 from agents.distillation.recalibration import fit_on_trace, trace_examples
-from env.calibration import Calibrator
-from env.errors import ModelFileError, TraceError
-from env.pair import DEFAULT_TARGET, PAIRS
-from env.recordings import calibrator_path, find_trace
+from env.errors import TraceError
+from env.recordings import find_trace
 from env.traces.file import Trace
-from env.traces.packing import pack_trace
 from env.traces.records import TraceText
 from tests.tiny_trace import save_tiny_trace
 
@@ -88,30 +83,3 @@ def _swapped(trace: Trace) -> list[TraceText]:
             dataclasses.replace(text, load=other.load) for text, other in zip(texts, texts[1:] + texts[:1], strict=True)
         ]
     return made
-
-
-class TestBesideATrace:
-    @pytest.mark.parametrize("packed", [False, True])
-    def test_it_is_what_the_trace_is_replayed_with(self, trace: Trace, tmp_path: Path, packed: bool) -> None:
-        path = tmp_path / "copy.sgt"
-        path.write_bytes(trace.path.read_bytes())
-        if packed:
-            pack_trace(path, tmp_path / "copy.sgt.xz")
-            path = tmp_path / "copy.sgt.xz"
-        assert calibrator_path(path) == tmp_path / "copy.calibrator.json"
-        fitted = fit_on_trace(trace).calibrator
-        assert find_trace(path).header == trace.header
-        fitted.save(calibrator_path(path))
-        assert find_trace(path).header == dataclasses.replace(trace.header, calibrator=fitted.record())
-        assert fitted.record() != trace.header.calibrator, "the test would be vacuous"
-
-    def test_one_that_is_corrupt_is_named(self, trace: Trace, tmp_path: Path) -> None:
-        path = tmp_path / "copy.sgt"
-        path.write_bytes(trace.path.read_bytes())
-        calibrator_path(path).write_text("{}")
-        with pytest.raises(ModelFileError, match=f"{calibrator_path(path)} is missing or corrupt"):
-            find_trace(path)
-
-    def test_the_shipped_one_is_that_of_the_shipped_draft(self) -> None:
-        beside = PAIRS[DEFAULT_TARGET]["feature"].with_name("calibrator.json")
-        assert Calibrator.of(json.loads(beside.read_text())).record() == find_trace().header.calibrator

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from agents.distillation.generation import GenerationConfig
+from agents.distillation.recalibration import fit_on_trace
 from controllers.evaluation.report import write_results
 from controllers.registry import controller_names
 from env.calibration import load_calibrator
 from env.drafts import CausalDraft, FeatureDraft
 from env.pair import encode_chat, load_pair
-from env.recordings import calibrator_path, find_trace
+from env.recordings import find_trace
 from env.rounds import Request
 from scripts.distill import DistillOptions, distill
 from tests.controllers import make_results
@@ -289,7 +290,7 @@ class TestRecalibrate:
         assert ended.status == 0, ended.err
         return tmp_path / "tiny.sgt"
 
-    def test_the_draft_and_the_trace_get_the_new_calibrator_and_the_card_its_errors(
+    def test_the_draft_gets_the_new_calibrator_and_the_card_its_errors(
         self, call: Caller, draft: Path, trace: Path
     ) -> None:
         before = {path.name: path.read_bytes() for path in draft.iterdir()}
@@ -298,7 +299,9 @@ class TestRecalibrate:
         after = {path.name: path.read_bytes() for path in draft.iterdir()}
         changed = {name for name in before if before[name] != after[name]}
         assert changed == {"calibrator.json", "calibration.png", "training.json", "README.md"}
-        assert find_trace(trace).header.calibrator == load_calibrator(draft / "calibrator.json").record()
+        fitted = fit_on_trace(find_trace(trace)).calibrator
+        assert load_calibrator(draft / "calibrator.json").record() == fitted.record()
+        assert "record them again" in ended.err
         (depth, children) = (
             json.loads(after["training.json"])["calibration"]["greedy"][0][key] for key in ("depth", "children")
         )
@@ -325,7 +328,6 @@ class TestRecalibrate:
         assert_refused(
             ended, f"Expected the record of a draft that scripts.distill exported, {draft / 'training.json'}"
         )
-        assert not calibrator_path(trace).exists()
 
 
 class TestExactness:
