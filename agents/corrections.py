@@ -10,6 +10,8 @@ too.
 from __future__ import annotations
 
 import itertools
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +118,7 @@ class Corrections:
         self.grid: PriceGrid = grid
         self.first = np.zeros(len(DIMENSIONS), np.int64)
         self._levels, self._rows = _ends(grid.high_confidence), _ends(grid.early_stop)
+        self._level_ends, self._row_ends = self._levels.tolist(), self._rows.tolist()
         self._actions = _actions(grid)
 
     def shown(self, current: IntArray) -> FeatureVector:
@@ -124,6 +127,8 @@ class Corrections:
 
     def move(self, current: IntArray, choices: IntArray, seen: FeatureVector) -> IntArray:
         """See `ActionForm.move`."""
+        if seen.ndim == 1:
+            return self._move_one(int(choices[0]), seen)
         level, row = unsqueezed(seen[..., _LEVEL], LEVEL_HALF), unsqueezed(seen[..., _ROW], ROW_HALF)
         unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
         if unknown.any():
@@ -133,6 +138,17 @@ class Corrections:
         pays = (expanded < 1).astype(np.int64)
         at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, price * row)
         found: IntArray = self._actions[pays, at_level, at_row, choices[..., 0]]
+        return found
+
+    def _move_one(self, choice: int, seen: FeatureVector) -> IntArray:
+        """The same for one observation, in a fraction of the time: it is what decoding waits for."""
+        level, row = _cost(seen[_LEVEL], LEVEL_HALF), _cost(seen[_ROW], ROW_HALF)
+        if level == row == 0:
+            level, row = LEVEL_PRIOR, ROW_PRIOR
+        price = PRICES[1] if seen[_SAMPLING] > 0 else PRICES[0]
+        expanded = price * (level + LEVEL_ROWS * row) / self.grid.capture
+        at_level, at_row = bisect_left(self._level_ends, expanded), bisect_left(self._row_ends, price * row)
+        found: IntArray = self._actions[int(expanded < 1), at_level, at_row, choice]
         return found
 
 
@@ -154,6 +170,12 @@ def _actions(grid: PriceGrid) -> IntArray:
             }
             table[pays, level, row, number] = list(action.values())
     return table
+
+
+def _cost(shown: np.float32, half: float) -> float:
+    """`unsqueezed` of one number."""
+    known = float(shown)
+    return half * known / (1 - known) if known < 1 else math.inf
 
 
 def _ends(values: tuple[float, ...]) -> FloatArray:

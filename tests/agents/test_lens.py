@@ -154,6 +154,18 @@ class TestCorrections:
         every = [act(PriceGrid(), np.array([choice]), seen) for choice in range(Corrections.nvec[0])]
         assert {found.source for found in every if found.speculates} == {"lookup"}
 
+    def test_one_observation_alone_is_answered_as_among_many(self) -> None:
+        rng, corrections = np.random.default_rng(0), Corrections(PriceGrid())
+        seen = np.array([feature_vector(each) for each in observations(300)])
+        machine = [FEATURES.index(each) for each in FEATURES if each.name in ("level_cost", "row_cost")]
+        seen[:, machine] = rng.choice([0, 0.02, 0.2, 0.3, 0.45, 0.6, 1], (len(seen), 2))
+        choices = rng.integers(Corrections.nvec[0], size=(len(seen), 1))
+        current = np.tile(corrections.first, (len(seen), 1))
+        together = corrections.move(current, choices, seen)
+        alone = [corrections.move(*each) for each in zip(current, choices, seen, strict=True)]
+        assert together.tolist() == [found.tolist() for found in alone]
+        assert len({tuple(found) for found in together.tolist()}) > 50, "the test would be vacuous"
+
     def test_a_step_moves_one_value_and_stays_on_the_scale(self) -> None:
         grid, seen = PriceGrid(), Observation(10, 2, 20, level_cost=0.15, row_cost=0.04)
         every = [act(grid, np.array([choice]), seen) for choice in range(Corrections.nvec[0])]
