@@ -80,6 +80,7 @@ class Classroom:
         self.envs: LearningEnv = LearningEnv(envs, lens)
         self.validation = Validation(trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=seen)
         self._all_names = [*self.names, *more]
+        self._learned = [self._all_names[number] for number in envs.drawn]
         if like is not None and like.grid == self.grid:
             for mine, theirs in ((self.envs, like.envs), (self.validation.envs, like.validation.envs)):
                 mine.envs.replays.table = theirs.envs.replays.table
@@ -103,8 +104,16 @@ class Classroom:
 
     def learner(self, seed: int, folder: Path) -> Learner:
         """One of the learners. Raises as `Learner` does."""
-        names = self._all_names
-        return Learner(self.envs, self.validation, names, self.plan, seed=seed, folder=folder, source=self.source)
+        return Learner(
+            self.envs,
+            self.validation,
+            self._all_names,
+            self.plan,
+            seed=seed,
+            folder=folder,
+            source=self.source,
+            learned=self._learned,
+        )
 
 
 def _at(trace: Trace, temperatures: Sequence[float] | None) -> Trace:

@@ -46,6 +46,7 @@ class Learner:
         seed: decides everything besides.
         folder: holds the checkpoint, the best policy and TensorBoard's files; a run that is there is gone on with.
         source: what is learned from, to recognise a checkpoint of something else.
+        learned: names of the profiles that are learned on, which the policy tells of itself; all if None.
 
     Raises:
         ModelFileError: the checkpoint is corrupt.
@@ -62,7 +63,9 @@ class Learner:
         seed: int,
         folder: Path,
         source: str = "",
+        learned: list[str] | None = None,
     ) -> None:
+        self.learned = names if learned is None else learned
         self.envs, self.validation, self.names, self.plan = envs, validation, names, plan
         self.seed, self.folder, self.course = seed, folder, Course()
         self.prices = Prices(len(names), envs.envs.replays.greedy, plan.config.price_decay)
@@ -103,7 +106,7 @@ class Learner:
             observes_draft=plan.observes_draft,
             architecture=Architecture(plan.config.hidden, plan.memory),
             weights=hide(model_weights(self.model), plan.blind),
-            training={"settings": settings, "seed": self.seed, "profiles": self.names},
+            training={"settings": settings, "seed": self.seed, "profiles": self.learned},
         )
 
     def _rate(self) -> float:

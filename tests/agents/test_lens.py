@@ -116,7 +116,7 @@ class TestMachines:
         look = learner.run().looks[-1]
         assert set(look.throughput) == {"dear", "cheap"}
         assert set(look.lam) == {"dear", "cheap", "drawn 0", "drawn 1"}
-        assert learner.policy().training["profiles"] == ["dear", "cheap", "drawn 0", "drawn 1"]
+        assert learner.policy().training["profiles"] == ["cheap", "drawn 0", "drawn 1"]
 
     @pytest.mark.parametrize(
         ("held_out", "error", "message"),
