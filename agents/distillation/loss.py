@@ -9,8 +9,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["soft_cross_entropy"]
 
-_ROWS = {"cpu": 64}  # rows at a time: 64 of 8,192 float32 numbers stay in a core's cache
-_MANY_ROWS = 8192  # elsewhere
+_CPU_ROWS, _GPU_ROWS = 64, 8192  # rows at a time: 64 of 8,192 float32 numbers stay in a core's cache
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
@@ -22,7 +21,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
         gradient = torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        count = _ROWS.get(logits.device.type, _MANY_ROWS)
+        count = _CPU_ROWS if logits.device.type == "cpu" else _GPU_ROWS
         for first in range(0, len(logits), count):
             rows = slice(first, first + count)
             scores, weights = logits[rows].float(), probs[rows]

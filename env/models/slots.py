@@ -26,11 +26,7 @@ class _Extent:
         self.held = held
         self.lengths = torch.tensor(held, dtype=torch.long, device=self.device)
         self.rows = torch.arange(len(held), device=self.device)
-
-    @property
-    def width(self) -> int:
-        """Columns in use, the forward under way included."""
-        return max(self.held) + 1
+        self.width = max(held, default=0) + 1  # columns in use, the forward under way included
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
