@@ -10,9 +10,9 @@ too.
 from __future__ import annotations
 
 import itertools
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from controllers.goodput import CAPTURE, LEVEL_ROWS
 from controllers.shapes import DEEPEST, FLOOR, spreading
 from env.errors import ParameterError
-from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsqueezed
+from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsqueezed, unsqueezed_number
 from env.grid import DIMENSIONS, ParameterGrid
 from env.observation import LEVEL_PRIOR, ROW_PRIOR
 from env.parameters import PLAIN, Source, TreeParameters
@@ -28,6 +28,8 @@ from env.traces.records import TraceHeader
 from env.tree import FloatArray, IntArray
 
 __all__ = ["CORRECTIONS", "PRICES", "Corrections", "PriceGrid", "covered_prices"]
+
+Costs = TypeVar("Costs", float, FloatArray)
 
 CORRECTIONS = "corrections"
 """the name of this form of action"""
@@ -134,22 +136,25 @@ class Corrections:
         if unknown.any():
             level, row = np.where(unknown, LEVEL_PRIOR, level), np.where(unknown, ROW_PRIOR, row)
         price = np.where(seen[..., _SAMPLING] > 0, PRICES[1], PRICES[0])
-        expanded = price * (level + LEVEL_ROWS * row) / self.grid.capture  # reach that pays for a level
+        expanded, verified = self._worth(level, row, price)
         pays = (expanded < 1).astype(np.int64)
-        at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, price * row)
+        at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, verified)
         found: IntArray = self._actions[pays, at_level, at_row, choices[..., 0]]
         return found
 
     def _move_one(self, choice: int, seen: FeatureVector) -> IntArray:
         """The same for one observation, in a fraction of the time: it is what decoding waits for."""
-        level, row = _cost(seen[_LEVEL], LEVEL_HALF), _cost(seen[_ROW], ROW_HALF)
+        level, row = unsqueezed_number(seen[_LEVEL], LEVEL_HALF), unsqueezed_number(seen[_ROW], ROW_HALF)
         if level == row == 0:
             level, row = LEVEL_PRIOR, ROW_PRIOR
-        price = PRICES[1] if seen[_SAMPLING] > 0 else PRICES[0]
-        expanded = price * (level + LEVEL_ROWS * row) / self.grid.capture
-        at_level, at_row = bisect_left(self._level_ends, expanded), bisect_left(self._row_ends, price * row)
+        expanded, verified = self._worth(level, row, PRICES[1] if seen[_SAMPLING] > 0 else PRICES[0])
+        at_level, at_row = bisect_left(self._level_ends, expanded), bisect_left(self._row_ends, verified)
         found: IntArray = self._actions[int(expanded < 1), at_level, at_row, choice]
         return found
+
+    def _worth(self, level: Costs, row: Costs, price: Costs) -> tuple[Costs, Costs]:
+        """Reach that pays for a level if it is expanded, and for a row if it is verified, of one or of many."""
+        return price * (level + LEVEL_ROWS * row) / self.grid.capture, price * row
 
 
 def _actions(grid: PriceGrid) -> IntArray:
@@ -170,12 +175,6 @@ def _actions(grid: PriceGrid) -> IntArray:
             }
             table[pays, level, row, number] = list(action.values())
     return table
-
-
-def _cost(shown: np.float32, half: float) -> float:
-    """`unsqueezed` of one number."""
-    known = float(shown)
-    return half * known / (1 - known) if known < 1 else math.inf
 
 
 def _ends(values: tuple[float, ...]) -> FloatArray:

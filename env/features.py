@@ -29,6 +29,7 @@ __all__ = [
     "feature_vector",
     "squeezed",
     "unsqueezed",
+    "unsqueezed_number",
 ]
 
 LEVEL_HALF, ROW_HALF = 0.25, 0.05
@@ -71,6 +72,12 @@ def unsqueezed(shown: npt.NDArray[Any], half: float) -> npt.NDArray[np.float64]:
     shown = shown.astype(np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(half * shown / (1 - shown))
+
+
+def unsqueezed_number(shown: float, half: float) -> float:
+    """The same of one number, in a fraction of the time."""
+    known = float(shown)
+    return half * known / (1 - known) if known < 1 else math.inf
 
 
 def _share(successes: float, trials: float) -> float:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from env.features import FEATURES, feature_table, feature_vector, squeezed, unsqueezed
+from env.features import FEATURES, feature_table, feature_vector, squeezed, unsqueezed, unsqueezed_number
 from env.observation import ROOT_CHILDREN, WINDOW, Observation, PastRound
 
 NOTHING_YET = Observation(position=10, generated=1, remaining=50)
@@ -115,6 +115,7 @@ def test_the_machine_is_told_in_plain_steps() -> None:
 def test_a_cost_that_is_shown_can_be_told_from_what_is_shown(cost: float, half: float) -> None:
     shown = np.array([squeezed(cost, half), 1.0])
     assert unsqueezed(shown, half).tolist() == [pytest.approx(cost, rel=1e-6, abs=1e-9), np.inf]
+    assert [unsqueezed_number(each, half) for each in shown] == unsqueezed(shown, half).tolist()
 
 
 def test_the_table_has_a_row_for_every_entry_and_names_fields_that_there_are() -> None:
