@@ -113,6 +113,7 @@ def _train(options: AblateOptions, plan: list[Variant]) -> list[Finding]:
                     lessons,
                     60 * options.minutes,
                     _place(options, variant, "safetensors"),
+                    teach=course.teach,
                     log=partial(_advance, bar, task),
                 )
                 write_text(path, json.dumps(dataclasses.asdict(finding), indent=2) + "\n")

@@ -46,8 +46,8 @@ def recalibrate(options: RecalibrateOptions) -> int:
     calibration = fit_on_trace(trace)
     texts = {unseen: sum((text.split == "test") == unseen for text in trace.texts) for unseen in (False, True)}
     origin = (
-        f"fitted on {texts[False]:,} recorded answers to the benchmark's prompts, measured on {texts[True]:,} answers "
-        "to others of these prompts (`python -m scripts.recalibrate`)"
+        f"fitted on {texts[False]:,} recorded answers, measured on {texts[True]:,} answers to other prompts "
+        "(`python -m scripts.recalibrate`)"
     )
     export_calibration(calibration, origin, folder)
     Console().print(_table(calibration))

@@ -78,7 +78,7 @@ class DistillationConfig:
     """training of a causal draft"""
     keep_states: bool = True
     """whether the teacher is asked once and its states are kept, 1.4 KB a token; otherwise it is asked again for every
-    batch, which is faster on a GPU"""
+    batch, which needs no disk and suits a device that reads text as fast as states are read"""
     shard_conversations: int = 500
     """conversations of a text shard, the unit that an interrupted run repeats"""
     held_out: int = 20
@@ -167,8 +167,7 @@ class Distillation:
             ParameterError: too little text to hold any of it out, or the folder holds a run with other settings.
         """
         self.write_text()
-        if self.config.keep_states:
-            self.record_states()
+        self.record_states()
         return self.train()
 
     def write_text(self) -> None:
@@ -191,7 +190,9 @@ class Distillation:
             self.progress("writing text", start + count, generation.conversations)
 
     def record_states(self) -> None:
-        """Asks the teacher about every position."""
+        """Asks the teacher about every position, where its states are kept."""
+        if not self.config.keep_states:
+            return
         paths = sorted(self.folder.glob("text-*.safetensors"))
         for number, path in enumerate(paths):
             states = shard_path(self.folder, self._states, number)

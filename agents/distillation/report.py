@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+from controllers.evaluation.plots import cut
+from controllers.evaluation.report import speedup_cell
 
 __all__ = ["ablation_page"]
 
@@ -41,7 +43,6 @@ def ablation_page(record: dict[str, Any]) -> str:
 
 
 def _cells(variant: dict[str, Any]) -> tuple[str, ...]:
-    low, high = variant["speedup_ci95"]
     return (
         variant["name"],
         f"{variant['parameters'] / 1e6:.1f} M",
@@ -49,15 +50,11 @@ def _cells(variant: dict[str, Any]) -> tuple[str, ...]:
         f"{1000 * variant['seconds_per_update']:.0f}",
         _shares(variant["agreement"]["top1"][:3]),
         _shares(variant["greedy"]["top1"][:3]),
-        _cut(variant["greedy"]["top4"][0], 3),
-        f"{_cut(variant['speedup'], 2)} [{_cut(low, 2)}, {_cut(high, 2)}]",
-        _cut(variant["mean_accepted_tokens"], 2),
+        cut(variant["greedy"]["top4"][0], 3),
+        speedup_cell(variant["speedup"], variant["speedup_ci95"]),
+        cut(variant["mean_accepted_tokens"], 2),
     )
 
 
 def _shares(shares: list[float]) -> str:
-    return " / ".join(_cut(share, 3) for share in shares)
-
-
-def _cut(value: float, digits: int) -> str:
-    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+    return " / ".join(cut(share, 3) for share in shares)

@@ -19,8 +19,7 @@ TOP = 32
 """next tokens remembered per position: they hold nearly all of the probability"""
 
 _BATCH_TOKENS = 4096
-_HEAD_ROWS = {"cpu": 512}  # rows of logits at a time: as many as stay in the cache
-_MANY_HEAD_ROWS = 8192  # elsewhere
+_CPU_HEAD_ROWS, _GPU_HEAD_ROWS = 512, 8192  # rows of logits at a time
 
 
 class Teacher:
@@ -33,7 +32,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int] = ()) -> None:
         self.model, self.layers = model, layers
-        self._head_rows = _HEAD_ROWS.get(model.device.type, _MANY_HEAD_ROWS)
+        self._head_rows = _CPU_HEAD_ROWS if model.device.type == "cpu" else _GPU_HEAD_ROWS
 
     @torch.no_grad()
     def ask(self, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ from controllers.evaluation.schema import STAGE_KEYS, ControllerSummary, PromptR
 from env.errors import ParameterError
 from env.files import write_text
 
-__all__ = ["csv_text", "load_results", "markdown", "planning", "summary", "table", "write_results"]
+__all__ = ["csv_text", "load_results", "markdown", "planning", "speedup_cell", "summary", "table", "write_results"]
 
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
@@ -232,7 +232,7 @@ def _cells(name: str, summary: ControllerSummary) -> Sequence[str]:
     return (
         name,
         cut(summary.tokens_per_second, 1),
-        _speedup(summary.speedup, summary.speedup_ci95),
+        speedup_cell(summary.speedup, summary.speedup_ci95),
         cut(summary.mean_accepted_tokens, 2),
         cut(summary.acceptance_rate, 3),
         cut(summary.mean_tree_size, 1),
@@ -250,7 +250,7 @@ def _category_lines(results: Results) -> tuple[Sequence[str], list[Sequence[str]
     lines: list[Sequence[str]] = []
     for category, size in sorted(sizes.items()):
         parts = [results.controllers[name].by_category.get(category) for name in names]
-        cells = [_speedup(part.speedup, part.speedup_ci95) if part else _NOTHING for part in parts]
+        cells = [speedup_cell(part.speedup, part.speedup_ci95) if part else _NOTHING for part in parts]
         lines.append((category, str(size), *cells))
     return ("category", "prompts", *names), lines
 
@@ -302,7 +302,8 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _speedup(ratio: float | None, interval: tuple[float, float] | None) -> str:
+def speedup_cell(ratio: float | None, interval: tuple[float, float] | None) -> str:
+    """A speed-up with its interval, where there is one; cut, never rounded up."""
     if interval is None:
         return cut(ratio, 2)
     return f"{cut(ratio, 2)} [{cut(interval[0], 2)}, {cut(interval[1], 2)}]"

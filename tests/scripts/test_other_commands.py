@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,34 @@ def mark_first_loss(path: Path) -> None:
     save_file(load_file(path), path, notes | {"history": json.dumps(history)})
 
 
+class TestAblate:
+    def test_variants_are_trained_and_compared_and_the_teachers_states_need_not_be_kept(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path
+    ) -> None:
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        for path in copy.glob("states-*"):
+            path.unlink()
+        options = [
+            *("--target", folders.target, "--run", copy, "--output", tmp_path / "out", "--minutes", 0.002),
+            *("--feature-layers", 0, "--limit", 1, "--max-new-tokens", 8, *SMALL),
+            *("--prompts", write_prompts(tmp_path / "prompts.jsonl", ["hello"])),
+            "--config.no-keep-states",
+        ]
+        ended = call("ablate", *options)
+        assert ended.status == 0, ended.err
+        assert not list(copy.glob("states-*"))
+        record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+        assert len(record["variants"]) == 10
+        for found in record["variants"]:
+            assert found["updates"] >= 1
+            assert found["agreement"]["positions"] > 0
+            assert found["tokens_per_second"] > 0
+            assert f"| {found['name']} |" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+        trained = {path: path.stat().st_mtime_ns for path in (copy / "ablation").iterdir()}
+        assert call("ablate", *options).status == 0
+        assert trained == {path: path.stat().st_mtime_ns for path in trained}, "what is trained is kept"
+
+
 class TestRecalibrate:
     @pytest.fixture
     @staticmethod
@@ -306,7 +335,9 @@ class TestRecalibrate:
             json.loads(after["training.json"])["calibration"]["greedy"][0][key] for key in ("depth", "children")
         )
         assert f"| greedy | {depth} | {children:,} |" in after["README.md"].decode()
-        assert "recorded answers to the benchmark's prompts" in after["README.md"].decode()
+        counts = Counter(text.split == "test" for text in find_trace(trace).texts)
+        origin = f"fitted on {counts[False]} recorded answers, measured on {counts[True]} answers to other prompts"
+        assert origin in after["README.md"].decode()
         assert json.loads(after["training.json"]).keys() == json.loads(before["training.json"]).keys() | {
             "calibrated_on"
         }
