@@ -187,6 +187,9 @@ def load_earlier(target: PreTrainedModel, shape: FeatureShape) -> FeatureDraftNe
         return None
     network = load_network(shape.earlier).float()
     config = network.config
+    if shape.feature_layers and not config.feature_layers:
+        network = _fusing(network, shape.feature_layers)
+        config = network.config
     found = (config.hidden_size, config.layers, config.feature_layers)
     wanted = (target.config.hidden_size, shape.layers, shape.feature_layers)
     if found != wanted:
@@ -194,6 +197,16 @@ def load_earlier(target: PreTrainedModel, shape: FeatureShape) -> FeatureDraftNe
             f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers and "
             f"feature layers {wanted}; got {found}."
         )
+    return network
+
+
+def _fusing(earlier: FeatureDraftNetwork, layers: tuple[int, ...]) -> FeatureDraftNetwork:
+    """A draft that may read further layers of the target, and does not yet: it guesses as `earlier` does."""
+    network = FeatureDraftNetwork(dataclasses.replace(earlier.config, feature_layers=layers))
+    width = earlier.config.hidden_size
+    reduce = torch.zeros(width, network.config.feature_width)
+    reduce[:, -width:] = torch.eye(width)  # the last hidden state stands last
+    network.load_state_dict(earlier.state_dict() | {"reduce.weight": reduce})
     return network
 
 

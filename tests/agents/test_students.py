@@ -13,10 +13,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from agents.distillation.corpus import Lesson
+from agents.distillation.rollout import rollout
 from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
 from agents.distillation.students import CausalStudent, FeatureStudent
 from env.drafts import FeatureDraft
-from env.drafts.network import save_network
+from env.drafts.network import load_network, save_network
 from env.errors import LimitError, PairError, ParameterError
 from env.models.attention import attend
 from env.models.states import decoder_layers
@@ -196,6 +197,17 @@ class TestNewNetwork:
         with pytest.raises(PairError, match=r"layers and feature layers \(32, 2, .*; got \(32, 1, "):
             new_network(tiny_llama(), KNOWN, shape, 0)
 
+    def test_an_earlier_draft_may_read_further_layers_and_guesses_as_before_at_first(self, tmp_path: Path) -> None:
+        target, path = tiny_llama(), tmp_path / "earlier.safetensors"
+        save_network(new_network(target, KNOWN, FeatureShape(), 0), path, {})
+        earlier = load_network(path).float()
+        network = new_network(target, KNOWN, FeatureShape(begin=str(path), feature_layers=(0, 1)), 1)
+        assert network.config.feature_layers == (0, 1)
+        tokens, features = torch.randn(1, 5, 32), torch.randn(1, 5, 3 * 32)
+        (output,) = rollout(network, tokens, features, 1)
+        (expected,) = rollout(earlier, tokens, features[..., -32:], 1)
+        assert output.equal(expected)
+
     def test_its_shape_is_the_one_asked_for(self) -> None:
         network = new_network(tiny_llama(), KNOWN, FeatureShape(layers=2, feature_layers=(0, 1)), 0)
         assert len(network.blocks) == 2
@@ -210,6 +222,17 @@ class TestNewNetwork:
 
 class TestNewCausal:
     SHAPE = CausalShape(hidden_size=12, layers=3, heads=2, intermediate_size=40)
+
+    def test_an_earlier_draft_may_read_further_layers_and_guesses_as_before_at_first(self, tmp_path: Path) -> None:
+        target, path = tiny_llama(), tmp_path / "earlier.safetensors"
+        save_network(new_network(target, KNOWN, FeatureShape(), 0), path, {})
+        earlier = load_network(path).float()
+        network = new_network(target, KNOWN, FeatureShape(begin=str(path), feature_layers=(0, 1)), 1)
+        assert network.config.feature_layers == (0, 1)
+        tokens, features = torch.randn(1, 5, 32), torch.randn(1, 5, 3 * 32)
+        (output,) = rollout(network, tokens, features, 1)
+        (expected,) = rollout(earlier, tokens, features[..., -32:], 1)
+        assert output.equal(expected)
 
     def test_its_shape_is_the_one_asked_for(self) -> None:
         target = tiny_llama(eos_token_id=[3, 4])
