@@ -187,17 +187,14 @@ def load_earlier(target: PreTrainedModel, shape: FeatureShape) -> FeatureDraftNe
         return None
     network = load_network(shape.earlier).float()
     config = network.config
-    if shape.feature_layers and not config.feature_layers:
-        network = _fusing(network, shape.feature_layers)
-        config = network.config
     found = (config.hidden_size, config.layers, config.feature_layers)
     wanted = (target.config.hidden_size, shape.layers, shape.feature_layers)
-    if found != wanted:
+    if found[:2] != wanted[:2] or config.feature_layers not in ((), shape.feature_layers):
         raise PairError(
             f"{shape.earlier} cannot be trained further for this target and shape: expected hidden size, layers and "
             f"feature layers {wanted}; got {found}."
         )
-    return network
+    return network if config.feature_layers == shape.feature_layers else _fusing(network, shape.feature_layers)
 
 
 def _fusing(earlier: FeatureDraftNetwork, layers: tuple[int, ...]) -> FeatureDraftNetwork:

@@ -208,6 +208,13 @@ class TestNewNetwork:
         (expected,) = rollout(earlier, tokens, features[..., -32:], 1)
         assert output.equal(expected)
 
+    def test_an_earlier_draft_that_reads_other_layers_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "earlier.safetensors"
+        save_network(new_network(tiny_llama(), KNOWN, FeatureShape(feature_layers=(0,)), 0), path, {})
+        for layers in ((), (1,), (0, 1)):
+            with pytest.raises(PairError, match=r"got \(32, 1, \(0,\)\)"):
+                new_network(tiny_llama(), KNOWN, FeatureShape(begin=str(path), feature_layers=layers), 0)
+
     def test_its_shape_is_the_one_asked_for(self) -> None:
         network = new_network(tiny_llama(), KNOWN, FeatureShape(layers=2, feature_layers=(0, 1)), 0)
         assert len(network.blocks) == 2
@@ -222,17 +229,6 @@ class TestNewNetwork:
 
 class TestNewCausal:
     SHAPE = CausalShape(hidden_size=12, layers=3, heads=2, intermediate_size=40)
-
-    def test_an_earlier_draft_may_read_further_layers_and_guesses_as_before_at_first(self, tmp_path: Path) -> None:
-        target, path = tiny_llama(), tmp_path / "earlier.safetensors"
-        save_network(new_network(target, KNOWN, FeatureShape(), 0), path, {})
-        earlier = load_network(path).float()
-        network = new_network(target, KNOWN, FeatureShape(begin=str(path), feature_layers=(0, 1)), 1)
-        assert network.config.feature_layers == (0, 1)
-        tokens, features = torch.randn(1, 5, 32), torch.randn(1, 5, 3 * 32)
-        (output,) = rollout(network, tokens, features, 1)
-        (expected,) = rollout(earlier, tokens, features[..., -32:], 1)
-        assert output.equal(expected)
 
     def test_its_shape_is_the_one_asked_for(self) -> None:
         target = tiny_llama(eos_token_id=[3, 4])
