@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from agents.distillation.agreement import Agreement, agreement_at_work
 from agents.distillation.batches import frequent_tokens
 from agents.distillation.corpus import Lesson
+from agents.distillation.scales import layer_scales
 from agents.distillation.shapes import FeatureShape, new_network
 from agents.distillation.students import FeatureStudent
 from agents.distillation.training import Trainer, TrainingConfig
@@ -112,10 +113,11 @@ def train_variant(
     seen, held_out = lessons
     embedding = model.get_input_embeddings()
     frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, variant.shape.vocabulary)
+    scales = layer_scales(seen, teach, len(variant.shape.feature_layers), embedding.embedding_dim)
 
     def student() -> FeatureStudent:
         network = new_network(model, frequent, variant.shape, variant.training.seed)
-        return FeatureStudent(network, embedding, variant.training.steps)
+        return FeatureStudent(network, embedding, variant.training.steps, scales)
 
     def trainer(updates: int) -> Trainer:
         return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates), teach=teach)
@@ -127,7 +129,7 @@ def train_variant(
     elapsed = time.perf_counter() - before
     trained = course.student
     assert isinstance(trained, FeatureStudent)
-    save_network(trained.module, path, {"variant": variant.name})
+    save_network(trained.network, path, {"variant": variant.name})
     greedy = [lesson for lesson in held_out if lesson.temperature == 0]
     return Finding(
         variant.name,

@@ -11,7 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.distillation.corpus import Lesson
 
-__all__ = ["Batch", "collate", "frequent_tokens", "plan_batches", "trimmed_index"]
+__all__ = [
+    "Batch",
+    "collate",
+    "frequent_tokens",
+    "known_tokens",
+    "padded_shape",
+    "plan_batches",
+    "plan_padded",
+    "trimmed_index",
+]
+
+_WIDTH = 64  # widths of `padded_shape` are multiples of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,34 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, seed: int) -> list[l
     return [groups[group] for group in torch.randperm(len(groups), generator=generator).tolist()]
 
 
+def padded_shape(length: int, batch_tokens: int) -> tuple[int, int]:
+    """Conversations and rows of a batch whose longest conversation has `length` tokens: one of few shapes."""
+    width = math.ceil(max(length - 1, 1) / _WIDTH) * _WIDTH
+    return max(1, batch_tokens // width), width
+
+
+def plan_padded(lengths: Sequence[int], batch_tokens: int, seed: int) -> list[list[int]]:
+    """As `plan_batches`, for batches that are padded to their `padded_shape`: the last of a width may be half empty."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index in torch.randperm(len(lengths), generator=generator).tolist():
+        shapes.setdefault(padded_shape(lengths[index], batch_tokens), []).append(index)
+    groups = [own[at : at + count] for (count, _), own in shapes.items() for at in range(0, len(own), count)]
+    return [groups[group] for group in torch.randperm(len(groups), generator=generator).tolist()]
+
+
+def known_tokens(ids: torch.Tensor, probs: torch.Tensor, trimmed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's tokens in the student's vocabulary, and their probabilities: 0 for those outside it.
+
+    Args:
+        ids: the target's tokens, `int64[...]`.
+        probs: their probabilities, `float32[...]`.
+        trimmed: see `trimmed_index`, on the device of `ids`.
+    """
+    ids = trimmed[ids]
+    return ids.clamp(min=0), probs * (ids >= 0)
+
+
 def collate(lessons: Sequence[Lesson], trimmed: torch.Tensor) -> Batch:
     """Pads lessons to a batch.
 
@@ -65,10 +104,8 @@ def collate(lessons: Sequence[Lesson], trimmed: torch.Tensor) -> Batch:
     probs = pad_sequence(
         [lesson.teacher_log_probs[1:].float() for lesson in lessons], batch_first=True, padding_value=-math.inf
     ).exp()
-    ids = trimmed.to(ids.device)[ids]
     return Batch(
         pad_sequence([lesson.tokens[1:] for lesson in lessons], batch_first=True),
         pad_sequence([lesson.features[:-1] for lesson in lessons], batch_first=True),
-        ids.clamp(min=0),
-        probs * (ids >= 0),
+        *known_tokens(ids, probs, trimmed.to(ids.device)),
     )

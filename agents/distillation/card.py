@@ -46,11 +46,11 @@ def card(record: dict[str, Any]) -> str:
         "was held out. Some tasks are about a passage of Python's documentation or a function of its standard "
         f"library.\n"
         f"- **Teacher:** {record['weights']}\n"
-        f"- **Training:** {training['epochs']} epochs, {record['updates']:,} batches, on {record['device']}; soft "
+        f"- **Training:** {_course(record, training)}, on {record['device']}; soft "
         f"cross-entropy to the target's most probable tokens{_rollout(kind, training)}; AdamW "
         f"{training['learning_rate']:g} with cosine decay. Seed {training['seed']}.{_beginning(record)}\n"
         f"- **Command:** `{record['command']}`\n"
-        "- **Licence:** Apache-2.0, as the target's.",
+        f"{_remark(record)}- **Licence:** Apache-2.0, as the target's.",
         "## Agreement on held-out answers",
         "How often the draft's first guess (top-1), or one of its first four (top-4), is the target's most probable "
         "token. At step s a feature draft goes on from its own features for s - 1 tokens.",
@@ -98,6 +98,17 @@ def _beginning(record: dict[str, Any]) -> str:
     if began is None:
         return ""
     return f" It began as an earlier draft (sha256 {began[:12]}…), whose own training is not counted here."
+
+
+def _remark(record: dict[str, Any]) -> str:
+    """What the command does not say."""
+    return f"- **Remark:** {record['remark']}\n" if "remark" in record else ""
+
+
+def _course(record: dict[str, Any], training: dict[str, Any]) -> str:
+    """How long it learned: whole epochs, or so many batches."""
+    size = f"{record['updates']:,} batches of at most {training['batch_tokens']:,} tokens"
+    return size if training["updates"] is not None else f"{training['epochs']} epochs, {size}"
 
 
 def _rollout(kind: str, training: dict[str, Any]) -> str:

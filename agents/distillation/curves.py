@@ -24,12 +24,13 @@ class Curves:
 
     Args:
         folder: where TensorBoard's files and ``curves.png`` go.
+        updates: batches whose losses an earlier run has told.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, updates: int = 0) -> None:
         self.folder = folder
         self._writer = _tensorboard(folder)
-        self._looks = 0
+        self._updates, self._looks = updates, 0
 
     def __enter__(self) -> Curves:
         return self
@@ -41,11 +42,13 @@ class Curves:
             self._writer.close()
 
     def log(self, history: History) -> None:
-        """Tells the last batch, and the last look at held-out agreement if it is new."""
+        """Tells the batches and the looks at held-out agreement that are new."""
         if self._writer is None:
             return
-        for step, loss in enumerate(history.losses[-1], start=1):
-            self._writer.add_scalar(f"loss/step {step}", loss, history.updates)
+        for at, losses in enumerate(history.losses[self._updates :], start=self._updates + 1):
+            for step, loss in enumerate(losses, start=1):
+                self._writer.add_scalar(f"loss/step {step}", loss, at)
+        self._updates = len(history.losses)
         for at, shares in history.agreement[self._looks :]:
             for step, share in enumerate(shares, start=1):
                 self._writer.add_scalar(f"held-out top-1/step {step}", share, at)

@@ -48,7 +48,7 @@ def export(
     """
     student = graduate.student
     if isinstance(student, FeatureStudent):
-        save_network(student.module, folder / "draft.safetensors", {"target": provenance.target})
+        save_network(student.network, folder / "draft.safetensors", {"target": provenance.target})
     elif isinstance(student, CausalStudent):
         _save_causal(student.module, tokenizer, folder)
     examination = graduate.examination

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,9 @@ from agents.distillation.curves import Curves
 from agents.distillation.examination import Examination, examine
 from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
 from agents.distillation.openings import KINDS, Turn
+from agents.distillation.scales import layer_scales
 from agents.distillation.shapes import CausalShape, FeatureShape, check_width, load_earlier, new_causal, new_network
+from agents.distillation.shelf import Shelf, shelf_bytes, shelf_room
 from agents.distillation.states import Teacher, teacher_states
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
@@ -77,8 +80,11 @@ class DistillationConfig:
     causal_training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=12, learning_rate=2e-3))
     """training of a causal draft"""
     keep_states: bool = True
-    """whether the teacher is asked once and its states are kept, 1.4 KB a token; otherwise it is asked again for every
-    batch, which needs no disk and suits a device that reads text as fast as states are read"""
+    """whether the teacher is asked once and its states are kept on the disk, 1.4 KB a token; otherwise see `shelf`"""
+    shelf: bool = True
+    """whether states that are not kept on the disk are kept in the device's memory, for a feature draft and where they
+    fit: batches come in few shapes then, and on a GPU each is learned from at one go. Otherwise the teacher is asked
+    again for every batch, which needs no room and suits a device that reads text as fast as states are read"""
     shard_conversations: int = 500
     """conversations of a text shard, the unit that an interrupted run repeats"""
     held_out: int = 20
@@ -247,22 +253,64 @@ class Distillation:
         """Trains on all prompts but the held-out ones and measures agreement on those."""
         seen, held_out = self.lessons()
         student, coverage = self._student(seen)
-        checkpoint = self.folder / f"{self.config.kind}.checkpoint.safetensors"
-        trainer = Trainer(student, seen, self.config.training, checkpoint, self._course(), teach=self.teach)
-        with Curves(self.folder / f"{self.config.kind}-curves") as curves:
-
-            def log(history: History, updates: int) -> None:
-                curves.log(history)
-                self.progress(f"training, loss {history.losses[-1][0]:.3f}", history.updates, updates)
-
-            history = trainer.run(lambda: list(agreement_at_work(student, held_out[:_LOOK]).top1), log)
-            curves.draw(history)
+        history = self._learn(student, seen, held_out[:_LOOK])
         kinds = {lesson.kind: 0 for lesson in seen}
         for lesson in seen:
             kinds[lesson.kind] += len(lesson.tokens)
         self.progress("examining", 0, 1)
         examination = examine(student, held_out, self.exams())
         return Graduate(student, coverage, sum(kinds.values()), kinds, examination, history)
+
+    def _learn(self, student: Student, seen: list[Lesson], looked_at: list[Lesson]) -> History:
+        """Trains a student; what only training needs is given back at the end."""
+        trainer = Trainer(
+            student,
+            seen,
+            self.config.training,
+            self.folder / f"{self.config.kind}.checkpoint.safetensors",
+            self._course(student),
+            teach=self.teach,
+            padded=self._shelved,
+            shelve=self._shelving(seen),
+        )
+        with Curves(self.folder / f"{self.config.kind}-curves", trainer.history.updates) as curves:
+
+            def log(history: History, updates: int) -> None:
+                curves.log(history)
+                self.progress(f"training, loss {history.losses[-1][0]:.3f}", history.updates, updates)
+
+            history = trainer.run(lambda: list(agreement_at_work(student, looked_at).top1), log)
+            curves.draw(history)
+        return history
+
+    @property
+    def _shelved(self) -> bool:
+        """Whether states are to be kept in memory."""
+        return self.config.kind == "feature" and self.config.shelf and not self.config.keep_states
+
+    def _shelving(self, seen: list[Lesson]) -> Callable[[], Shelf] | None:
+        """What puts the lessons on a shelf, where that is wanted and there is room for it."""
+        if not self._shelved:
+            return None
+        layers, device = self.config.feature.feature_layers, self.model.device
+        total = sum(len(lesson.tokens) for lesson in seen)
+        needed = shelf_bytes(total, (len(layers) + 1) * self.model.config.hidden_size)
+        room = shelf_room(device)
+        if needed > room:
+            warnings.warn(
+                f"The teacher's states would take {needed / 2**30:.1f} GiB of the device's memory, where they may take "
+                f"{room / 2**30:.1f}: the teacher is asked for every batch, which is slower.",
+                stacklevel=2,
+            )
+            return None
+        done = 0
+
+        def tell(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            self.progress("asking the teacher", done, total)
+
+        return lambda: Shelf(Teacher(self.model, layers), [lesson.tokens for lesson in seen], tell)
 
     @property
     def _layers(self) -> tuple[int, ...]:
@@ -281,11 +329,17 @@ class Distillation:
     def _record(self, text: Path, states: Path) -> None:
         write_shard(states, teacher_states(self.model, TextShard(**read_shard(text)), self._layers))
 
-    def _course(self) -> str:
+    def _course(self, student: Student) -> str:
         """All settings that decide what is learned."""
         others = ("feature", "feature_training") if self.config.kind == "causal" else ("causal", "causal_training")
         settings = dataclasses.asdict(self.config)
-        return json.dumps({name: settings[name] for name in settings if name not in (*others, "exams")}, sort_keys=True)
+        for name in (*others, "exams", "shelf"):
+            del settings[name]
+        if self._shelved:
+            settings["shelf"] = True
+        if isinstance(student, FeatureStudent) and student.scales is not None:
+            settings["scales"] = student.scales.tolist()[:: student.embedding.embedding_dim]
+        return json.dumps(settings, sort_keys=True)
 
     def _settings(self) -> str:
         generation = dataclasses.asdict(self.config.generation)
@@ -322,6 +376,8 @@ class Distillation:
         frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, min(size, embedding.num_embeddings))
         if config.kind == "feature":
             network = new_network(self.model, frequent, config.feature, training.seed)
-            return FeatureStudent(network, embedding, training.steps), coverage
+            fused = len(config.feature.feature_layers)
+            scales = layer_scales(seen, self.teach, fused, embedding.embedding_dim)
+            return FeatureStudent(network, embedding, training.steps, scales), coverage
         model = new_causal(self.model, frequent, config.causal, training.seed)
         return CausalStudent(model, frequent, config.causal.strangers, training.seed), coverage

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from agents.distillation.corpus import Lesson, TextShard
 from env.models.states import HiddenStates
 
-__all__ = ["TOP", "Teacher", "teacher_states"]
+__all__ = ["TOP", "Teacher", "read_states", "teacher_states"]
 
 TOP = 32
 """next tokens remembered per position: they hold nearly all of the probability"""
 
-_BATCH_TOKENS = 4096
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32_768  # tokens that are read together, padding included
 _CPU_HEAD_ROWS, _GPU_HEAD_ROWS = 512, 8192  # rows of logits at a time
 
 
@@ -32,7 +32,9 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int] = ()) -> None:
         self.model, self.layers = model, layers
-        self._head_rows = _CPU_HEAD_ROWS if model.device.type == "cpu" else _GPU_HEAD_ROWS
+        on_cpu = model.device.type == "cpu"
+        self.batch_tokens = _CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS
+        self._head_rows = _CPU_HEAD_ROWS if on_cpu else _GPU_HEAD_ROWS
 
     @torch.no_grad()
     def ask(self, texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,28 +93,45 @@ def teacher_states(
         ``features`` `bfloat16[tokens, width]` (see `HiddenStates`), ``teacher_ids`` `int32[tokens, TOP]` and
         ``teacher_log_probs`` `float16[tokens, TOP]`, on the CPU.
     """
-    tokens = len(shard.tokens)
-    top = min(TOP, model.config.vocab_size)
-    width = (len(layers) + 1) * model.config.hidden_size
-    features = torch.empty(tokens, width, dtype=torch.bfloat16)
-    ids = torch.empty(tokens, top, dtype=torch.int32)
-    log_probs = torch.empty(tokens, top, dtype=torch.float16)
-    teacher = Teacher(model, layers)
-    for spans in _batches(shard.starts.tolist()):
-        where = torch.cat([torch.arange(start, end) for start, end in spans])
-        answer = teacher.ask([shard.tokens[start:end] for start, end in spans])
+    return read_states(Teacher(model, layers), shard.tokens, shard.starts.tolist(), torch.device("cpu"), progress)
+
+
+def read_states(
+    teacher: Teacher,
+    tokens: torch.Tensor,
+    starts: list[int],
+    device: torch.device,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> dict[str, torch.Tensor]:
+    """What `teacher_states` returns, on any device.
+
+    Args:
+        teacher: who is asked.
+        tokens: conversations one behind the other, `int[tokens]`.
+        starts: where each begins, and the end of the last one.
+        device: where the answer is put.
+        progress: see `teacher_states`.
+    """
+    config = teacher.model.config
+    top, width = min(TOP, config.vocab_size), (len(teacher.layers) + 1) * config.hidden_size
+    features = torch.empty(len(tokens), width, dtype=torch.bfloat16, device=device)
+    ids = torch.empty(len(tokens), top, dtype=torch.int32, device=device)
+    log_probs = torch.empty(len(tokens), top, dtype=torch.float16, device=device)
+    for spans in _batches(starts, teacher.batch_tokens):
+        where = torch.cat([torch.arange(start, end) for start, end in spans]).to(device)
+        answer = teacher.ask([tokens[start:end] for start, end in spans])
         for kept, part in zip((features, ids, log_probs), answer, strict=True):
-            kept[where] = part.to("cpu", kept.dtype)
+            kept[where] = part.to(device, kept.dtype)
         progress(len(where))
     return {"features": features, "teacher_ids": ids, "teacher_log_probs": log_probs}
 
 
-def _batches(bounds: list[int]) -> Iterator[list[tuple[int, int]]]:
-    """Conversations of like length together, about `_BATCH_TOKENS` tokens at a time."""
+def _batches(bounds: list[int], batch_tokens: int) -> Iterator[list[tuple[int, int]]]:
+    """Conversations of like length together, about `batch_tokens` tokens at a time."""
     spans = sorted(pairwise(bounds), key=lambda span: span[1] - span[0])
     batch: list[tuple[int, int]] = []
     for span in spans:
-        if batch and (len(batch) + 1) * (span[1] - span[0]) > _BATCH_TOKENS:
+        if batch and (len(batch) + 1) * (span[1] - span[0]) > batch_tokens:
             yield batch
             batch = []
         batch.append(span)

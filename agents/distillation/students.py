@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from agents.distillation.batches import collate, trimmed_index
+from agents.distillation.batches import Batch, collate, trimmed_index
 from agents.distillation.corpus import Lesson
 from agents.distillation.loss import soft_cross_entropy
 from agents.distillation.rollout import rollout
@@ -40,40 +41,93 @@ class FeatureStudent:
     """A feature draft in training.
 
     Args:
-        network: see `new_network`.
+        network: see `new_network`; with `scales` it learns on states that are divided by them, which its weights are
+            changed for, so that it guesses as before. See `network`.
         embedding: the target's token embedding, which is not trained.
         steps: steps on the draft's own features in every second batch; the others take one step.
+        scales: see `layer_scales`, `float32[feature_width]`; None leaves states as they are.
     """
 
-    def __init__(self, network: FeatureDraftNetwork, embedding: nn.Embedding, steps: int = 3) -> None:
-        self.module: FeatureDraftNetwork = network.to(embedding.weight.device)
+    def __init__(
+        self,
+        network: FeatureDraftNetwork,
+        embedding: nn.Embedding,
+        steps: int = 3,
+        scales: torch.Tensor | None = None,
+    ) -> None:
+        device = embedding.weight.device
+        self.module: FeatureDraftNetwork = network.to(device)
         self.embedding, self.steps = embedding, steps
+        self.scales = None if scales is None else scales.to(device)
+        if self.scales is not None:
+            _scale_reduction(self.module, self.scales)
         self._width = network.config.feature_width  # lessons may hold states of more layers before these
         self.token_ids = network.token_ids
-        self._trimmed = trimmed_index(network.token_ids.cpu(), embedding.num_embeddings)
+        self.trimmed = trimmed_index(network.token_ids.cpu(), embedding.num_embeddings)
+
+    @property
+    def network(self) -> FeatureDraftNetwork:
+        """The draft as it works, on states as the target shows them."""
+        if self.scales is None:
+            return self.module
+        network = copy.deepcopy(self.module)
+        _scale_reduction(network, 1 / self.scales)
+        return network
+
+    def steps_at(self, update: int) -> int:
+        """Steps on the draft's own features in the batch of that number."""
+        return self.steps if update % 2 else 1
 
     def losses(self, lessons: Sequence[Lesson], update: int) -> list[torch.Tensor]:
         """See `Student.losses`."""
-        batch, device = collate(lessons, self._trimmed), self.embedding.weight.device
+        return self.batch_losses(collate(lessons, self.trimmed), self.steps_at(update))
+
+    def batch_losses(self, batch: Batch, steps: int, *, every_row: bool = False) -> list[torch.Tensor]:
+        """`losses` of a batch.
+
+        Args:
+            batch: conversations.
+            steps: steps on the draft's own features.
+            every_row: computes logits of the rows without a loss too, so that no shape depends on what a batch holds:
+                to find out which rows have one, the processor waits for the device.
+        """
+        device = self.embedding.weight.device
         ids, probs = batch.teacher_ids.to(device), batch.teacher_probs.to(device)
         embedded = self.embedding(batch.tokens.to(device)).detach().to(torch.bfloat16)
-        losses = []
-        steps = self.steps if update % 2 else 1
-        for step, output in enumerate(
-            rollout(self.module, embedded, batch.features[..., -self._width :].to(device), steps)
-        ):
-            rows = probs[:, step:].sum(-1) > 0  # [batch, rows]: neither padding nor an early row without meaning
-            logits = self.module.head(output[:, step:][rows])
-            losses.append(soft_cross_entropy(logits, ids[:, step:][rows], probs[:, step:][rows]))
-        return losses
+        features = self._scaled(batch.features[..., -self._width :].to(device))
+        loss = self._loss_of_every_row if every_row else self._loss
+        return [
+            loss(output[:, step:], ids[:, step:], probs[:, step:])
+            for step, output in enumerate(rollout(self.module, embedded, features, steps))
+        ]
+
+    def _loss(self, output: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        rows = probs.sum(-1) > 0  # [batch, rows]: neither padding nor an early row without meaning
+        return soft_cross_entropy(self.module.head(output[rows]), ids[rows], probs[rows])
+
+    def _loss_of_every_row(self, output: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        """The same mean: rows without a probability add nothing to the sum, and are not counted."""
+        output, ids, probs = (each.flatten(0, 1) for each in (output, ids, probs))
+        count = (probs.sum(-1) > 0).sum().clamp(min=1)
+        return soft_cross_entropy(self.module.head(output), ids, probs) * (len(probs) / count)
 
     def guesses(self, lesson: Lesson, steps: int) -> Iterator[torch.Tensor]:
         """See `Student.guesses`; at step s the first s - 1 rows have no meaning."""
         device, dtype = self.embedding.weight.device, self.module.head.weight.dtype
         embedded = self.embedding(lesson.tokens[1:-1].to(device)).to(dtype)[None]
-        features = lesson.features[:-2, -self._width :].to(device, dtype)[None]
+        features = self._scaled(lesson.features[:-2, -self._width :].to(device, dtype)[None])
         for output in rollout(self.module, embedded, features, steps):
             yield self.module.head(output[0])
+
+    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """The target's states as the draft in training reads them, in their own precision."""
+        return features if self.scales is None else features / self.scales.to(features.dtype)
+
+
+def _scale_reduction(network: FeatureDraftNetwork, scales: torch.Tensor) -> None:
+    """Changes the weights that fuse layers to what states divided by `scales` need."""
+    with torch.no_grad():
+        cast("nn.Linear", network.reduce).weight.mul_(scales)
 
 
 class CausalStudent:

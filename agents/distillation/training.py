@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from agents.distillation.batches import plan_batches
+from agents.distillation.batches import plan_batches, plan_padded
+from agents.distillation.captured import ShelfUpdates
 from agents.distillation.checkpoint import History, load_checkpoint, save_checkpoint
 from agents.distillation.corpus import Lesson
-from agents.distillation.students import Student
+from agents.distillation.shelf import Shelf
+from agents.distillation.students import FeatureStudent, Student
+from agents.distillation.updates import LessonUpdates, Updates
 from agents.interrupts import interrupts_held
 from env.errors import ParameterError
 from env.rounds import check_limit
@@ -82,6 +85,8 @@ class Trainer:
         checkpoint: the run's file; a run that is there is gone on with. None keeps nothing.
         settings: everything that decides the run besides, to recognise a checkpoint of another one.
         teach: adds what the teacher says to the lessons of a batch, where they come without.
+        padded: batches come in few shapes, see `plan_padded`; those from a shelf always do.
+        shelve: makes a shelf of the lessons, which a feature draft's updates then take their batches from.
 
     Raises:
         ModelFileError: the checkpoint is corrupt.
@@ -97,26 +102,24 @@ class Trainer:
         settings: str = "",
         *,
         teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
+        padded: bool = False,
+        shelve: Callable[[], Shelf] | None = None,
     ) -> None:
-        self.student, self.lessons, self.config, self.teach = student, lessons, config, teach
+        self.student, self.config = student, config
         self.checkpoint, self.settings = checkpoint, f"{settings} {len(lessons)} lessons"
-        self.plan = self._plan()
-        self.optimizer = torch.optim.AdamW(
-            student.module.parameters(), config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay
-        )
+        lengths = [len(lesson.tokens) for lesson in lessons]
+        self.plan = _plan(config, lengths, plan_padded if padded or shelve else plan_batches)
+        decays = {"weight_decay": config.weight_decay, "step_decay": config.step_decay}
+        self.updates: Updates
+        if shelve is None:
+            self.updates = LessonUpdates(student, lessons, teach, **decays)
+        else:
+            assert isinstance(student, FeatureStudent), "other drafts learn from lessons"
+            self.updates = ShelfUpdates(student, shelve, lengths, config.batch_tokens, **decays)
+        self.optimizer = self.updates.optimizer
         self.history = History()
         if checkpoint is not None and checkpoint.exists():
             self.history = load_checkpoint(checkpoint, student.module, self.optimizer, self.settings)
-
-    def _plan(self) -> list[list[int]]:
-        """Which lessons make up each batch."""
-        config, lengths = self.config, [len(lesson.tokens) for lesson in self.lessons]
-        plan: list[list[int]] = []
-        epoch = 0
-        while epoch < config.epochs if config.updates is None else len(plan) < config.updates:
-            plan += plan_batches(lengths, config.batch_tokens, config.seed + epoch)
-            epoch += 1
-        return plan[: config.updates]
 
     def run(
         self,
@@ -127,7 +130,7 @@ class Trainer:
 
         Args:
             look: measures the held-out agreement, by step; asked `config.looks` times in all.
-            log: told the history and the number of updates after every batch.
+            log: told the history and the number of updates whenever losses are read, see `Updates.unread`.
 
         Raises:
             FileWriteError: the checkpoint could not be written.
@@ -135,11 +138,12 @@ class Trainer:
         """
         history, updates = self.history, len(self.plan)
         self.student.module.train()
+        if history.updates < updates:
+            self.updates.prepare()
         saved = time.monotonic()
         with interrupts_held() as interrupted:
             while history.updates < updates and not interrupted():
-                history.losses.append(self._update(history.updates))
-                history.updates += 1
+                self._go_on()
                 if history.updates * self.config.looks // updates > len(history.agreement):
                     history.agreement.append((history.updates, self._look(look)))
                 log(history, updates)
@@ -150,19 +154,20 @@ class Trainer:
         self.student.module.eval()
         return history
 
-    def _update(self, update: int) -> list[float]:
-        lessons = self.teach([self.lessons[index] for index in self.plan[update]])
-        device = next(self.student.module.parameters()).device
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * _rate(update / len(self.plan), self.config.warm_up)
-        with torch.autocast(device.type, torch.bfloat16):
-            losses = self.student.losses(lessons, update)
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = torch.tensor([self.config.step_decay**step for step in range(len(losses))], device=device)
-        (torch.stack(losses) @ weights / weights.sum()).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.student.module.parameters(), 1.0)
-        self.optimizer.step()
-        return [float(loss.detach()) for loss in losses]
+    def _go_on(self) -> None:
+        """Learns from the next batches, up to the next look or as many as may be unread, and reads their losses."""
+        history, updates = self.history, len(self.plan)
+        next_look = math.ceil((len(history.agreement) + 1) * updates / self.config.looks)
+        end = max(history.updates + 1, min(history.updates + self.updates.unread, next_look, updates))
+        losses = [self._update(update) for update in range(history.updates, end)]
+        read = torch.cat(losses).tolist()
+        ends = itertools.accumulate(len(each) for each in losses)
+        history.losses += [read[end - len(each) : end] for each, end in zip(losses, ends, strict=True)]
+        history.updates = end
+
+    def _update(self, update: int) -> torch.Tensor:
+        rate = self.config.learning_rate * _rate(update / len(self.plan), self.config.warm_up)
+        return self.updates(self.plan[update], update, rate)
 
     def _look(self, look: Callable[[], list[float]]) -> list[float]:
         self.student.module.eval()
@@ -173,6 +178,18 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoint is not None:
             save_checkpoint(self.checkpoint, self.student.module, self.optimizer, self.history, self.settings)
+
+
+def _plan(
+    config: TrainingConfig, lengths: Sequence[int], plan: Callable[[Sequence[int], int, int], list[list[int]]]
+) -> list[list[int]]:
+    """Which lessons make up each batch; `plan` plans an epoch."""
+    batches: list[list[int]] = []
+    epoch = 0
+    while epoch < config.epochs if config.updates is None else len(batches) < config.updates:
+        batches += plan(lengths, config.batch_tokens, config.seed + epoch)
+        epoch += 1
+    return batches[: config.updates]
 
 
 def _rate(done: float, warm_up: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.distillation.batches import collate, frequent_tokens, plan_batches, trimmed_index
+from agents.distillation.batches import (
+    collate,
+    frequent_tokens,
+    padded_shape,
+    plan_batches,
+    plan_padded,
+    trimmed_index,
+)
 from agents.distillation.corpus import KINDS, Lesson
 from tests.agents import make_conversation, make_lessons
 from tests.tiny import VOCABULARY, tiny_llama
@@ -42,10 +50,31 @@ def test_every_conversation_is_in_one_batch_of_the_size_asked_for(
     assert plan_batches(lengths, batch_tokens, seed) == plan
 
 
-def test_seeds_give_other_batches_in_another_order() -> None:
-    lengths = [length % 40 + 5 for length in range(60)]
-    assert plan_batches(lengths, 128, 0) != plan_batches(lengths, 128, 1)
-    longest = [max(lengths[index] for index in group) for group in plan_batches(lengths, 128, 0)]
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(64, 1024), st.integers(0, 9))
+def test_every_conversation_is_in_one_padded_batch_of_few_shapes(
+    lengths: list[int], batch_tokens: int, seed: int
+) -> None:
+    plan = plan_padded(lengths, batch_tokens, seed)
+    assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(lengths)))
+    shapes = Counter()
+    for group in plan:
+        shape, *others = {padded_shape(lengths[index], batch_tokens) for index in group}
+        assert not others, "they fill the same shape"
+        count, width = shape
+        assert len(group) <= count
+        assert max(lengths[index] for index in group) - 1 <= width
+        assert count == 1 or count * width <= batch_tokens
+        shapes[shape] += len(group) < count
+    assert len(shapes) <= 5, "multiples of 64 up to 300"
+    assert set(shapes.values()) <= {0, 1}, "of each shape, the last batch alone may be half empty"
+    assert plan_padded(lengths, batch_tokens, seed) == plan
+
+
+@pytest.mark.parametrize("plan", [plan_batches, plan_padded])
+def test_seeds_give_other_batches_in_another_order(plan: Callable[[list[int], int, int], list[list[int]]]) -> None:
+    lengths = [length % 140 + 5 for length in range(60)] * 2
+    assert plan(lengths, 128, 0) != plan(lengths, 128, 1)
+    longest = [max(lengths[index] for index in group) for group in plan(lengths, 128, 0)]
     assert longest != sorted(longest), "short ones do not come first"
 
 

@@ -34,13 +34,17 @@ def test_a_resumed_run_may_log_from_where_it_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").exists()
 
 
-def test_tensorboard_is_told_every_loss_and_every_look_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "together"), [(0, 1), (0, 5), (7, 2)])
+def test_tensorboard_is_told_every_loss_and_every_look_once(tmp_path: Path, first: int, together: int) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     whole = make_history(12)
-    with Curves(tmp_path) as curves:
-        for updates in range(1, 13):
+    if first:
+        with Curves(tmp_path) as curves:
+            curves.log(History(first, whole.losses[:first]))
+    with Curves(tmp_path, first) as curves:
+        for updates in [*range(first + together, 12, together), 12]:
             seen = [(at, shares) for at, shares in whole.agreement if at <= updates]
             curves.log(History(updates, whole.losses[:updates], seen))
     told = EventAccumulator(str(tmp_path)).Reload()

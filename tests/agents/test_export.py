@@ -16,6 +16,7 @@ from agents.distillation.agreement import Agreement
 from agents.distillation.card import Provenance, card
 from agents.distillation.export import export
 from agents.distillation.pipeline import Graduate
+from agents.distillation.students import FeatureStudent
 from env.calibration import load_calibrator
 from env.drafts import CausalDraft, FeatureDraft
 from env.drafts.network import load_network
@@ -23,7 +24,7 @@ from env.files import FileWriteError
 from env.pair import encode_chat, load_pair
 from env.rounds import Request
 from tests.agents import CONFIGS, TOKENIZER
-from tests.tiny import generate
+from tests.tiny import generate, tiny_network
 from tests.tiny_pair import save_model
 
 PROVENANCE = Provenance("a-target", "some weights", "python -m scripts.distill --target a-target", "a machine")
@@ -58,6 +59,18 @@ class TestDraft:
         network = load_network(folders["feature"] / "draft.safetensors")
         for name, tensor in graduates["feature"].student.module.state_dict().items():
             assert network.state_dict()[name].equal(tensor if tensor.dtype == torch.int64 else tensor.bfloat16())
+
+    def test_a_feature_draft_that_learned_on_scaled_states_is_written_as_it_works(
+        self, easy_model: PreTrainedModel, graduates: dict[str, Graduate], tmp_path: Path
+    ) -> None:
+        network = tiny_network(vocabulary=80, feature_layers=(0,))
+        expected = network.reduce.weight.detach().bfloat16()
+        scales = torch.tensor([8.0] * 32 + [1.0] * 32)
+        student = FeatureStudent(network, easy_model.get_input_embeddings(), scales=scales)
+        assert not network.reduce.weight.bfloat16().equal(expected)
+        graduate = dataclasses.replace(graduates["feature"], student=student)
+        export(graduate, CONFIGS["feature"], PROVENANCE, TOKENIZER, tmp_path)
+        assert load_network(tmp_path / "draft.safetensors").reduce.weight.equal(expected)
 
     def test_a_causal_draft_is_a_folder_as_transformers_reads_it(
         self, graduates: dict[str, Graduate], folders: dict[str, Path]

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+from agents.distillation import pipeline
 from agents.distillation.agreement import agreement_at_work
 from agents.distillation.batches import frequent_tokens
 from agents.distillation.corpus import Lesson, load_lessons, read_shard, shard_path, write_shard
 from agents.distillation.pipeline import Distillation, DistillationConfig, Graduate
 from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
+from agents.distillation.shelf import shelf_bytes
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from env.errors import LimitError, ModelFileError, PairError, ParameterError, PromptError
 from tests.agents import CONFIGS, FEATURE, TOKENIZER, TRAINING, written
 from tests.tiny_pair import tiny_tokenizer
 
+SHELF = replace(FEATURE, feature=replace(FEATURE.feature, feature_layers=(0,)), keep_states=False)
 SHARDS = ["text-0000.safetensors", "text-0001.safetensors"]
 
 
@@ -129,7 +132,8 @@ class TestStages:
     ) -> None:
         for path in [*copy.glob("states-*"), *copy.glob("*.checkpoint.*")]:
             path.unlink()
-        again = Distillation(easy_model, TOKENIZER, copy, replace(CONFIGS[kind], keep_states=False)).run()
+        config = replace(CONFIGS[kind], keep_states=False, shelf=False)
+        again = Distillation(easy_model, TOKENIZER, copy, config).run()
         assert not list(copy.glob("states-*"))
         expected = graduates[kind]
         for losses, kept in zip(again.history.losses, expected.history.losses, strict=True):
@@ -138,6 +142,64 @@ class TestStages:
         marks, kept_marks = (each.examination.agreement["all"] for each in (again, expected))
         assert marks.positions == kept_marks.positions
         assert marks.top1 == pytest.approx(kept_marks.top1, abs=0.05)
+
+    def test_states_on_a_shelf_teach_a_draft_that_fuses_layers_and_are_asked_for_once(
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate]
+    ) -> None:
+        for path in [*copy.glob("states-*"), *copy.glob("*.checkpoint.*")]:
+            path.unlink()
+        told: list[tuple[str, int, int]] = []
+        graduate, again = (
+            Distillation(easy_model, TOKENIZER, copy, SHELF, progress=lambda *each: told.append(each)).run()
+            for _ in range(2)
+        )
+        assert not list(copy.glob("states-*"))
+        asked = [(done, total) for stage, done, total in told if stage == "asking the teacher"]
+        assert asked[-1] == (graduate.training_tokens, graduate.training_tokens)
+        assert [done for done, _ in asked] == sorted({done for done, _ in asked}), "the second run need not ask"
+        assert min(graduate.examination.agreement["all"].top1) > 0.75
+        assert isinstance(graduate.student, FeatureStudent)
+        assert graduate.student.scales is not None
+        assert again.history == graduate.history
+        assert again.examination.agreement == graduate.examination.agreement
+
+    def test_without_room_for_a_shelf_the_same_batches_are_asked_for_one_by_one(
+        self, easy_model: PreTrainedModel, copy: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen, _ = Distillation(easy_model, TOKENIZER, copy, SHELF).lessons()
+        needed = shelf_bytes(sum(len(lesson.tokens) for lesson in seen), 64)
+        histories = []
+        for room in (needed, needed - 1):
+            for path in copy.glob("*.checkpoint.*"):
+                path.unlink()
+            monkeypatch.setattr(pipeline, "shelf_room", lambda device, room=room: room)
+            distillation = Distillation(easy_model, TOKENIZER, copy, SHELF)
+            if room < needed:
+                with pytest.warns(UserWarning, match=r"would take 0\.0 GiB .*: the teacher is asked for every batch"):
+                    histories.append(distillation.train().history)
+            else:
+                histories.append(distillation.train().history)
+        for shelved, asked in zip(*(history.losses for history in histories), strict=True):
+            assert shelved == pytest.approx(asked, rel=2e-2)
+        assert histories[0].losses != histories[1].losses, "the test would be vacuous"
+
+    @pytest.mark.parametrize("config", [FEATURE, CONFIGS["causal"], replace(CONFIGS["causal"], keep_states=False)])
+    def test_a_shelf_is_for_feature_drafts_whose_states_are_not_kept(
+        self,
+        easy_model: PreTrainedModel,
+        copy: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        config: DistillationConfig,
+    ) -> None:
+        def refuse(*arguments: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(pipeline, "Shelf", refuse)
+        monkeypatch.setattr(pipeline, "shelf_room", refuse)
+        for path in copy.glob("*.checkpoint.*"):
+            path.unlink()
+        short = {f"{config.kind}_training": replace(TRAINING, epochs=1)}
+        assert Distillation(easy_model, TOKENIZER, copy, replace(config, **short)).train().history.updates > 0
 
     def test_a_lost_shard_is_made_again_as_it_was(self, easy_model: PreTrainedModel, copy: Path) -> None:
         before = contents(copy, "[ts]*-*.safetensors")

@@ -36,7 +36,7 @@ class TestRollout:
                 for step, guess in enumerate(work.guesses(steps)):
                     # Row r holds token r + 1: the root is in row `until` - 2.
                     logits = draft.network.head(outputs[step][0, until - 2 + step])
-                    expected = logits.float().log_softmax(-1).half()  # the precision that guesses are told in
+                    expected = logits.float().log_softmax(-1).bfloat16()  # the precision that guesses are told in
                     assert [guess[token] for token in draft.network.token_ids.tolist()] == pytest.approx(
                         expected.tolist(), abs=1e-5
                     )

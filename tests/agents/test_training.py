@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from agents.distillation.agreement import measure_agreement
 from agents.distillation.checkpoint import History
 from agents.distillation.corpus import Lesson
 from agents.distillation.shapes import CausalShape, FeatureShape, new_causal, new_network
+from agents.distillation.shelf import Shelf
+from agents.distillation.states import Teacher
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.errors import LimitError, ModelFileError, ParameterError
@@ -28,6 +30,8 @@ from tests.agents import make_conversation, make_lessons
 from tests.tiny import VOCABULARY, tiny_llama
 
 KINDS = ("feature", "causal")
+WAYS = (*KINDS, "shelf")
+"""the kinds of draft, and a feature draft that fuses layers and learns from a shelf"""
 CONFIG = TrainingConfig(epochs=2, batch_tokens=32, learning_rate=5e-3, looks=3)
 
 
@@ -45,6 +49,9 @@ def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -
 def make_student(kind: str, target: PreTrainedModel, seed: int = 0) -> Student:
     """A small draft whose weights are a function of the seed."""
     tokens = torch.arange(VOCABULARY)
+    if kind == "shelf":
+        network = new_network(target, tokens, FeatureShape(feature_layers=(0,)), seed)
+        return FeatureStudent(network, target.get_input_embeddings(), 3, torch.tensor([4.0] * 32 + [1.0] * 32))
     if kind == "feature":
         return FeatureStudent(new_network(target, tokens, FeatureShape(), seed), target.get_input_embeddings(), 3)
     shape = CausalShape(hidden_size=24, layers=2, heads=2, intermediate_size=48)
@@ -126,13 +133,17 @@ class Begin(Protocol):
 
 @pytest.fixture
 def begin(target: PreTrainedModel, lessons: list[Lesson], kind: str) -> Begin:
+    def shelve() -> Shelf:
+        return Shelf(Teacher(target, (0,)), [lesson.tokens for lesson in lessons])
+
     def make(path: Path | None = None, seed: int = 0, config: TrainingConfig = CONFIG) -> Trainer:
-        return Trainer(make_student(kind, target, seed), lessons, config, path)
+        way: dict[str, Any] = {"padded": True, "shelve": shelve} if kind == "shelf" else {}
+        return Trainer(make_student(kind, target, seed), lessons, config, path, **way)
 
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WAYS)
 class TestResuming:
     @pytest.fixture
     def straight(self, begin: Begin, kind: str) -> Trainer:
@@ -170,7 +181,7 @@ class TestResuming:
                 press_ctrl_c()
 
         module = trainer.student.module
-        part = module.fuse if kind == "feature" else module.model
+        part = module.model if kind == "causal" else module.fuse
         handle = part.register_forward_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             trainer.run(look)
@@ -194,6 +205,24 @@ class TestResuming:
         assert updates_of(path) == 3
         last = begin(path, config=config)
         last.run(look)
+        assert_same_run(last, straight)
+
+    @pytest.mark.parametrize("unread", [2, 3, 99])
+    def test_losses_that_are_read_together_are_told_together_and_are_the_same(
+        self, begin: Begin, straight: Trainer, tmp_path: Path, unread: int
+    ) -> None:
+        path, told = tmp_path / "checkpoint", []
+        first = begin(path)
+        first.updates.unread = unread
+        with pytest.raises(KeyboardInterrupt):
+            first.run(look, lambda history, updates: (told.append(history.updates), press_ctrl_c()))
+        assert told == [min(unread, straight.history.agreement[0][0])], "looks are not put off"
+        assert updates_of(path) == told[0]
+        last = begin(path, seed=99)
+        last.updates.unread = unread
+        last.run(look, lambda history, updates: told.append(history.updates))
+        assert max(later - earlier for earlier, later in itertools.pairwise(told)) <= unread
+        assert {at for at, _ in straight.history.agreement} <= set(told)
         assert_same_run(last, straight)
 
     def test_a_run_that_is_at_its_end_stays_there(self, begin: Begin, straight: Trainer, tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Updates of a feature draft from a shelf; on a GPU as CUDA graphs, so that it never waits for the processor.
+
+An update is some thousand small kernels. Launched one by one they keep a GPU waiting most of the time; a graph is
+launched at once, but always does the same to the same memory. So there is one for each shape of batch and number of
+steps, which reads from fixed places which conversations and which learning rate are meant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from agents.distillation.batches import padded_shape
+from agents.distillation.shelf import Shelf
+from agents.distillation.students import FeatureStudent
+from agents.distillation.updates import BETAS, descend
+
+__all__ = ["ShelfUpdates", "unchanged"]
+
+_WARM_UPS = 2  # updates before one is captured: on their first ones libraries choose kernels and take memory
+_UNREAD = 64  # under a second of work on a fast GPU, which an interrupt waits for
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """An update as a graph, and the memory that it reads from and writes to."""
+
+    graph: torch.cuda.CUDAGraph
+    conversations: torch.Tensor
+    """what it learns from, `int64[batch]`"""
+    losses: torch.Tensor
+    """what came of it, `float32[steps]`, until another graph is launched: they share their memory"""
+
+
+class ShelfUpdates:
+    """Updates from a shelf. Where a graph cannot be captured, what it would do is launched piece by piece.
+
+    Args:
+        student: the draft.
+        shelve: makes the shelf of all lessons; asked before the first update.
+        lengths: of the lessons [tokens].
+        batch_tokens: of a batch, see `plan_padded` [tokens].
+        weight_decay: AdamW's.
+        step_decay: weight of each further step's loss relative to the one before.
+    """
+
+    def __init__(
+        self,
+        student: FeatureStudent,
+        shelve: Callable[[], Shelf],
+        lengths: Sequence[int],
+        batch_tokens: int,
+        *,
+        weight_decay: float,
+        step_decay: float,
+    ) -> None:
+        self.student, self.step_decay = student, step_decay
+        self._shelve, self._lengths, self._batch_tokens = shelve, lengths, batch_tokens
+        self._device = student.embedding.weight.device
+        self._trimmed = student.trimmed.to(self._device)
+        self._graphs: dict[tuple[int, int, int], _Captured] = {}
+        self.capturing = self._device.type == "cuda"
+        """whether updates are graphs"""
+        self.unread = _UNREAD if self.capturing else 1
+        self.optimizer = torch.optim.AdamW(
+            student.module.parameters(),
+            torch.zeros((), device=self._device),  # on the device, where a graph reads it
+            BETAS,
+            weight_decay=weight_decay,
+            fused=True,
+            capturable=self.capturing,
+        )
+
+    def prepare(self) -> None:
+        """Asks the teacher about all lessons."""
+        self._shelf = self._shelve()
+
+    def __call__(self, batch: Sequence[int], update: int, rate: float) -> torch.Tensor:
+        """See `Updates`."""
+        count, width = padded_shape(max(self._lengths[index] for index in batch), self._batch_tokens)
+        conversations = torch.tensor([*batch, *[-1] * (count - len(batch))])
+        for group in self.optimizer.param_groups:
+            group["lr"].fill_(rate)
+        steps = self.student.steps_at(update)
+        captured = self._captured(count, width, steps) if self.capturing else None
+        if captured is None:
+            return self._update(conversations.to(self._device), width, steps)
+        captured.conversations.copy_(conversations, non_blocking=True)
+        captured.graph.replay()
+        return captured.losses.clone()
+
+    def _update(self, conversations: torch.Tensor, width: int, steps: int) -> torch.Tensor:
+        batch = self._shelf.batch(conversations, width, self._trimmed)
+        # No weight that autocast has cast may be handed on from one update to another.
+        with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False):
+            losses = self.student.batch_losses(batch, steps, every_row=True)
+        return descend(self.student.module, self.optimizer, losses, self.step_decay)
+
+    def _captured(self, count: int, width: int, steps: int) -> _Captured | None:
+        """The graph for a shape of batch; None if it cannot be captured, and then no other is."""
+        shape = (count, width, steps)
+        if shape not in self._graphs:
+            try:
+                with unchanged(self.student.module, self.optimizer):
+                    self._graphs[shape] = self._capture(*shape)
+            except RuntimeError as error:
+                warnings.warn(
+                    f"An update could not be captured as a CUDA graph ({error}). Training goes on without graphs, and "
+                    "slower.",
+                    stacklevel=2,
+                )
+                self.capturing = False
+                self._graphs.clear()
+        return self._graphs.get(shape)
+
+    def _capture(self, count: int, width: int, steps: int) -> _Captured:
+        nobody, stream = torch.full((count,), -1, device=self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._warm_up(nobody, width, steps, stream)
+        self.optimizer.zero_grad(set_to_none=True)  # a graph's gradients lie in its own memory
+        graph = torch.cuda.CUDAGraph()
+        # One memory for all graphs: they are never launched together, and none reads what another left.
+        pool = next((each.graph.pool() for each in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            losses = self._update(nobody, width, steps)
+        return _Captured(graph, nobody, losses)
+
+    def _warm_up(self, conversations: torch.Tensor, width: int, steps: int, stream: torch.cuda.Stream) -> None:
+        current = torch.cuda.current_stream(self._device)
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*capturable=True")  # the graph is yet to come
+                for _ in range(_WARM_UPS):
+                    self._update(conversations, width, steps)
+        finally:
+            current.wait_stream(stream)
+
+
+@contextlib.contextmanager
+def unchanged(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Undoes what the block does to weights and to AdamW's state, where they lie: graphs know them by their place.
+
+    State that is new after the block becomes what AdamW begins with, zeros.
+
+    Args:
+        module: what is trained.
+        optimizer: AdamW over its weights.
+    """
+
+    def tensors() -> list[torch.Tensor]:
+        weights = list(module.parameters())
+        return [*weights, *(each for weight in weights for each in optimizer.state.get(weight, {}).values())]
+
+    before = {tensor: tensor.detach().clone() for tensor in tensors()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor in tensors():
+                tensor.copy_(before[tensor]) if tensor in before else tensor.zero_()
