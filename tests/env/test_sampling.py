@@ -153,11 +153,11 @@ class TestRank:
         candidates = TokenChooser(SamplingSettings(), 6, CPU).rank(LOGITS[None], [3], 4)
         expected = exact_distribution(LOGITS, SamplingSettings(1.0))
         assert candidates.tokens.tolist() == [[0, 3, 1, 5]]
-        np.testing.assert_allclose(np.exp(candidates.log_probs[0]), expected[[0, 3, 1, 5]], rtol=2e-3)
-        np.testing.assert_allclose(candidates.confidence, expected[:1], rtol=2e-3)
+        np.testing.assert_allclose(candidates.log_probs[0], np.log(expected[[0, 3, 1, 5]]), rtol=2**-8)
+        np.testing.assert_allclose(np.log(candidates.confidence), np.log(expected[:1]), rtol=2**-8)
 
     @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-    def test_a_recording_in_half_precision_holds_what_is_offered_to_the_bit(self, settings: SamplingSettings) -> None:
+    def test_a_recording_in_float16_holds_what_is_offered_to_the_bit(self, settings: SamplingSettings) -> None:
         logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(4))
         candidates = TokenChooser(settings, 6, CPU).rank(logits, range(50), 4, entropy=True)
         assert candidates.entropy is not None
@@ -186,7 +186,7 @@ class TestRank:
         assert candidates.tokens[:, 0].tolist() == chooser.choose(logits, positions).tolist()
         assert (candidates.tokens[:, 0] != logits.argmax(-1).numpy()).any(), "the test would be vacuous"
         assert (np.diff(candidates.log_probs.clip(-1e9)) <= 0).all()
-        np.testing.assert_allclose(np.exp(candidates.log_probs).sum(axis=1), 1, rtol=2e-3)
+        np.testing.assert_allclose(np.exp(candidates.log_probs).sum(axis=1), 1, rtol=5e-3)
 
     def test_a_trimmed_vocabulary_is_ranked_by_its_logits_and_the_targets_noise_for_its_tokens(self) -> None:
         token_ids = torch.tensor([17, 2, 30, 9, 21, 4])
