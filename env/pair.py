@@ -18,6 +18,7 @@ from env.latency.learned import LearnedCosts
 from env.live import LiveDecoder
 from env.models.compatibility import check_draft, check_target, check_vocabulary
 from env.models.loading import load_causal_model, load_config, load_tokenizer
+from env.models.resident import return_freed
 from env.models.store import describe_weights, locate_model
 from env.models.target import CachedModel, TargetModel
 
@@ -102,6 +103,7 @@ def load_pair(
         _checked_draft(chosen, tokenizer)  # before the target's weights are read
     model = TargetModel(load_causal_model(folder, DTYPES[dtype], place))
     guesser = make_draft(chosen, model, tokenizer)
+    return_freed()  # loading leaves much behind
     return ModelPair(model, guesser, tokenizer, target, _short(chosen), describe_weights(folder))
 
 

@@ -25,7 +25,7 @@ from env.files import check_writable
 from env.latency.account import Accountant, AccountGrid, ProfiledRound, TimedRound
 from env.latency.floor import ForwardShape, draft_shape, model_shape
 from env.latency.measure import longest_text
-from env.latency.memory import forget_peak, memory_held, memory_peak
+from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
 from env.latency.rates import measure_rates
 from env.live import LiveDecoder
 from env.pair import ModelPair, encode_chat
@@ -35,7 +35,7 @@ from scripts.common import INTERRUPTED, PairOptions, console, main
 
 _CONTROLLER = "history"  # is asked before every round, and steers the requests of the growth check
 _PROMPTS = 28  # built-in ones, balanced over the kinds of task, that texts are made of
-_SHORT = 64  # tokens of a prompt of the growth check
+_SHORT = 256  # tokens of a prompt of the growth check, at most
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class _Found:
 
     peak: int | None
     """most memory held so far [bytes]"""
+    code: int | None
+    """code of libraries that was held before the models were loaded [bytes]; None if it does not count"""
+    libraries: int | None = None
+    """code of libraries that was first run since [bytes]"""
     timed: list[TimedRound] = field(default_factory=list)
     profiled: list[ProfiledRound] = field(default_factory=list)
     growth: Growth | None = None
@@ -73,6 +77,9 @@ class _Found:
         now = memory_peak(decoder.target.device)
         if now is not None:
             self.peak = max(now, self.peak or 0)
+        code = library_pages()
+        if code is not None and self.code is not None:
+            self.libraries = code - self.code
 
 
 def profile(options: ProfileOptions) -> int:
@@ -80,7 +87,7 @@ def profile(options: ProfileOptions) -> int:
     grid, prompts = _grid(options), load_prompts("builtin", _PROMPTS)
     check_writable(options.output)
     started = datetime.datetime.now(datetime.timezone.utc)
-    before = memory_held(torch.device("cpu"))
+    before, code = memory_held(torch.device("cpu")), library_pages()
     with console.status("Loading the models"):
         pair = options.pair.load()
     target, decoder = pair.target, pair.decoder()
@@ -91,9 +98,9 @@ def profile(options: ProfileOptions) -> int:
     with console.status("Measuring what the machine can do"):
         rates = measure_rates(target.dtype, target.device)
     forget_peak(target.device)
-    found = _Found(loading)
-    shapes = model_shape(target), draft_shape(pair.draft)
     cuda = target.device.type == "cuda"
+    found = _Found(loading, None if cuda else code)
+    shapes = model_shape(target), draft_shape(pair.draft)
     facts = Account(
         complete=False,
         started_at=started.isoformat(timespec="seconds"),
@@ -111,7 +118,7 @@ def profile(options: ProfileOptions) -> int:
         return dataclasses.replace(
             facts,
             complete=complete,
-            memory=dataclasses.replace(facts.memory, peak=found.peak),
+            memory=dataclasses.replace(facts.memory, peak=found.peak, libraries=found.libraries),
             growth=found.growth,
             cells=cells,
             ratios=make_ratios(cells, found.timed, shapes[1], rates),
@@ -171,12 +178,11 @@ def _measure(
                     found.profiled.append(profiled)
                 progress.update(task, advance=1, description=f"profiling, {context} tokens")
             keep()
-            short = [prompt[: max(1, min(_SHORT, longest_text(decoder) - MAX_NEW_TOKENS))] for prompt in prompts]
             progress.update(task, description="short requests")
             found.growth = check_growth(
                 decoder,
                 make_controller(_CONTROLLER),
-                short,
+                _of_all_lengths(text, longest_text(decoder) - MAX_NEW_TOKENS),
                 options.requests,
                 progress=lambda: progress.update(task, advance=1),
             )
@@ -194,6 +200,12 @@ def _in_turns(contexts: Sequence[int], repeats: int) -> Iterator[int]:
     return itertools.chain(*(order.sample(contexts, len(contexts)) for _ in range(repeats)))
 
 
+def _of_all_lengths(text: Sequence[int], longest: int) -> list[tuple[int, ...]]:
+    """Short prompts, of which no two have the same length: what is kept for a length shall show as growth."""
+    most = max(1, min(_SHORT, longest))
+    return [tuple(text[:length]) for length in random.Random(0).sample(range(1, most + 1), most)]
+
+
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)
@@ -204,8 +216,9 @@ def _memory(shapes: tuple[ForwardShape, ForwardShape | None], grid: AccountGrid,
     return Memory(
         before=before,
         peak=None,
+        libraries=None,
         weights=sum(shape.weight_bytes + shape.table_bytes for shape in models),
-        states=sum(shape.state_bytes for shape in models) * (grid.contexts[-1] + grid.room),
+        states=sum(shape.kept_bytes for shape in models) * (grid.contexts[-1] + grid.room),
     )
 
 

@@ -37,7 +37,7 @@ __all__ = [
 JSON: TypeAlias = Any
 _Round = TypeVar("_Round", TimedRound, ProfiledRound)
 
-ACCOUNT_VERSION = 1
+ACCOUNT_VERSION = 2
 _VERIFICATION = 16  # rows of the verification that is set against its floor
 
 
@@ -94,8 +94,16 @@ class Memory:
 
     before: int | None  # before the models were loaded: Python and libraries
     peak: int | None  # the most from then to the end of the timed rounds, loading included
+    libraries: int | None  # of it, code of libraries that was first run after `before`
     weights: int  # of both models, counted once, in their precision
-    states: int  # keys and values of the longest text in both models' precision
+    states: int  # keys and values of the longest text, in the precision that the caches keep
+
+    @property
+    def ratio(self) -> float | None:
+        """What the models, their caches and the work took at most, over the bytes of weights, keys and values."""
+        if self.peak is None or self.before is None:
+            return None
+        return (self.peak - self.before - (self.libraries or 0)) / (self.weights + self.states)
 
 
 @dataclass(frozen=True, kw_only=True)

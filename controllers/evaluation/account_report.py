@@ -52,15 +52,11 @@ def account_notes(account: Account) -> list[str]:
             f"Operators of no group took {100 * share:.2f} % of the time"
             + (f": {', '.join(unknown)}." if unknown else ".")
         )
-    held = memory.weights + memory.states
     notes.append(
         f"Memory: weights {_mib(memory.weights)}, keys and values {_mib(memory.states)}; at most {_mib(memory.peak)} "
         f"were held at once, {_mib(memory.before)} of them before the models were loaded"
-        + (
-            f" ({(memory.peak - memory.before) / held:.2f} times weights, keys and values on top)."
-            if memory.peak and memory.before is not None
-            else "."
-        )
+        + (f" and {_mib(memory.libraries)} code of libraries that was first run since" if memory.libraries else "")
+        + (f"; the rest is {memory.ratio:.2f} times weights, keys and values." if memory.ratio is not None else ".")
     )
     if growth is not None:
         each = growth.bytes_per_request

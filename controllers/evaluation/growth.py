@@ -17,8 +17,8 @@ __all__ = ["MAX_NEW_TOKENS", "WARM_UP", "Growth", "check_growth"]
 
 MAX_NEW_TOKENS = 16
 """length of an answer [tokens]"""
-WARM_UP = 10
-"""requests before the memory is first looked at"""
+WARM_UP = 100
+"""requests before the memory is first looked at: some of what is kept for numbers of rows is seldom needed"""
 
 
 @dataclass(frozen=True)

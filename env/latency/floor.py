@@ -16,6 +16,7 @@ from torch import nn
 from env.drafts import CausalDraft, Draft, FeatureDraft
 from env.drafts.network import FeatureDraftNetwork
 from env.latency.rates import MachineRates
+from env.models.lean import state_dtype
 from env.models.target import CachedModel
 
 __all__ = ["ForwardShape", "Work", "draft_shape", "model_shape"]
@@ -57,6 +58,8 @@ class ForwardShape:
     """numbers of the head, which is multiplied by those rows only whose logits are wanted"""
     state_bytes: int
     """keys and values of one token, all layers together [bytes]"""
+    kept_bytes: int
+    """the same in the precision that the cache keeps [bytes]"""
     attention: int
     """operations of attention for one row and one column, all layers together"""
 
@@ -84,7 +87,8 @@ def model_shape(model: CachedModel) -> ForwardShape:
     dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     head = bare.get_output_embeddings().weight
     layers = int(text.num_hidden_layers)
-    return _shape(bare, head, model.dtype, state=2 * layers * kv_heads * dim, attention=4 * layers * heads * dim)
+    state, attention = 2 * layers * kv_heads * dim, 4 * layers * heads * dim
+    return _shape(bare, head, model.dtype, model.state_dtype, state=state, attention=attention)
 
 
 def draft_shape(draft: Draft) -> ForwardShape | None:
@@ -99,11 +103,14 @@ def draft_shape(draft: Draft) -> ForwardShape | None:
     bare.reduce = nn.Identity()  # reads the target's features at the first level only
     dims = config.layers * config.head_dim
     state, attention = 2 * dims * config.kv_heads, 4 * dims * config.heads
-    return _shape(bare, bare.head.weight, draft.dtype, state=state, attention=attention)
+    kept = state_dtype(draft.dtype, draft.device)
+    return _shape(bare, bare.head.weight, draft.dtype, kept, state=state, attention=attention)
 
 
-def _shape(bare: nn.Module, head: torch.Tensor, dtype: torch.dtype, *, state: int, attention: int) -> ForwardShape:
-    """What a bare model adds up to; `state` are the numbers that it keeps of a token."""
+def _shape(
+    bare: nn.Module, head: torch.Tensor, dtype: torch.dtype, kept: torch.dtype, *, state: int, attention: int
+) -> ForwardShape:
+    """What a bare model adds up to; `state` are the numbers that it keeps of a token, in the precision `kept`."""
     # A head may share its weights with the table of embeddings; then they are read as the head.
     modules = (module for module in bare.modules() if isinstance(module, nn.Embedding))
     tables = {id(weight): weight for module in modules for weight in module.parameters() if weight is not head}
@@ -114,5 +121,6 @@ def _shape(bare: nn.Module, head: torch.Tensor, dtype: torch.dtype, *, state: in
         matrices=sum(weight.numel() for weight in read if weight.ndim > 1 and weight is not head),
         head=head.numel(),
         state_bytes=state * dtype.itemsize,
+        kept_bytes=state * kept.itemsize,
         attention=attention,
     )

@@ -13,9 +13,9 @@ import torch
 if sys.platform != "win32":
     import resource
 
-__all__ = ["forget_peak", "memory_held", "memory_peak"]
+__all__ = ["forget_peak", "library_pages", "memory_held", "memory_peak"]
 
-_RESET, _STATE = Path("/proc/self/clear_refs"), Path("/proc/self/statm")
+_RESET, _STATE, _MAPPINGS = (Path("/proc/self", name) for name in ("clear_refs", "statm", "smaps"))
 
 
 def memory_held(device: torch.device) -> int | None:
@@ -30,6 +30,25 @@ def memory_held(device: torch.device) -> int | None:
         return int(_STATE.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return None
+
+
+def library_pages() -> int | None:
+    """How much of shared libraries is held now [bytes]: they come in page by page, as their code is run.
+
+    None where the system does not tell.
+    """
+    try:
+        lines = _MAPPINGS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pages, library = 0, False
+    for line in lines:
+        word, *rest = line.split(maxsplit=5)
+        if not word.endswith(":"):  # the head of a mapping: addresses, ..., and what is mapped
+            library = len(rest) == 5 and ".so" in Path(rest[4]).suffixes
+        elif library and word == "Rss:":
+            pages += 1024 * int(rest[0])
+    return pages
 
 
 def memory_peak(device: torch.device) -> int | None:

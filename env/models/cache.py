@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from env.models.resident import return_freed
 from env.tree import IntArray
 
 __all__ = ["KeyValueBuffer", "TreeCache"]
+
+_STEP = 256  # rows that a buffer grows by at least
 
 
 class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed
     """Keys and values of one layer in one preallocated buffer each, `[batch, heads, capacity, dim]`.
 
     New rows are written behind the old ones and attention gets views: nothing is concatenated and nothing attends to
-    the empty tail. The buffers grow by doubling when a request needs more than ever before.
+    the empty tail, which takes no memory before it is written. The buffers grow when a request needs more than ever
+    before.
 
     Args:
         capacity: rows to hold at first.
@@ -23,7 +27,7 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, capacity: int = 256) -> None:
+    def __init__(self, capacity: int = _STEP) -> None:
         super().__init__()
         self.capacity = capacity
         self.length = 0
@@ -36,7 +40,7 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
 
     def _buffer_like(self, states: torch.Tensor) -> torch.Tensor:
         batch, heads, _, dim = states.shape
-        return states.new_zeros((batch, heads, self.capacity, dim))
+        return states.new_empty((batch, heads, self.capacity, dim))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -65,18 +69,21 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
 
     def _append(self, rows: int) -> int:
         """Makes room for rows and counts them in; returns where they begin."""
+        self.make_room(rows)
         start, self.length = self.length, self.length + rows
-        if self.length > self.capacity:
-            self._grow(start)
         return start
 
-    def _grow(self, held: int) -> None:
-        self.capacity = max(self.length, 2 * self.capacity)
+    def make_room(self, rows: int) -> bool:
+        """Makes room for rows to come; whether the buffers had to grow for them."""
+        if not self.is_initialized or self.length + rows <= self.capacity:
+            return False
+        self.capacity = max(self.length + rows, self.capacity + max(_STEP, self.capacity // 4))
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._buffer_like(old)
-            new[:, :, :held] = old[:, :, :held]
+            new[:, :, : self.length] = old[:, :, : self.length]
             setattr(self, name, new)
+        return True
 
     def keep(self, prefix: int, rows: torch.Tensor | None = None) -> None:
         """Keeps the first `prefix` rows and, moved up behind them, `rows` (ascending indices, all past the prefix)."""
@@ -119,6 +126,12 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
     def length(self) -> int:
         """Rows held."""
         return int(self.layers[0].length)
+
+    def make_room(self, rows: int) -> None:
+        """Makes room for rows to come in all layers, and returns what the buffers that became too small have taken."""
+        grown = [layer.make_room(rows) for layer in self.layers]
+        if any(grown):
+            return_freed()
 
     def keep_path(self, prefix: int, path: IntArray) -> None:
         """Keeps the first `prefix` rows and the rows `prefix + path`, moving only those not already in place.

@@ -16,7 +16,10 @@ from typing import List, Optional  # noqa: UP035  # what TorchScript reads
 
 import torch
 
-__all__ = ["as_written", "decoder_layer", "layer_function", "project"]
+__all__ = ["MOST_ROWS", "as_written", "computed_rows", "decoder_layer", "has_kernel", "layer_function", "project"]
+
+MOST_ROWS = 64
+"""rows that a packed weight is multiplied with at once, at most"""
 
 
 def project(
@@ -24,6 +27,7 @@ def project(
     weights: List[torch.Tensor],  # noqa: UP006
     biases: List[Optional[torch.Tensor]],  # noqa: UP006, UP045
     least: int,
+    own: bool,
 ) -> torch.Tensor:
     """`[rows, in]` to `[rows, all outs]`; see `Projection`.
 
@@ -32,8 +36,11 @@ def project(
         weights: of the layers, or one that is packed.
         biases: theirs.
         least: rows of a call at least if the weight is packed, 0 if the weights are not.
+        own: whether a packed weight has a kernel of its own for that many rows, see `has_kernel`.
     """
     if least > 0:
+        if not own:
+            return _project_pieces(x, weights[0], biases[0], least)
         if x.size(0) >= least:
             whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights[0], biases[0], "none", [], "")
             return whole
@@ -43,6 +50,41 @@ def project(
         return twice.narrow(0, 0, 1)
     parts = [torch.nn.functional.linear(x, weight, bias) for weight, bias in zip(weights, biases)]  # noqa: B905
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _project_pieces(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional[torch.Tensor],  # noqa: UP045
+    least: int,
+) -> torch.Tensor:
+    """`project` with a packed weight, by kernels that are there for other numbers of rows."""
+    found: List[torch.Tensor] = []  # noqa: UP006
+    for at in range(0, x.size(0), 64):  # MOST_ROWS, which TorchScript cannot see
+        piece = x[at : at + 64]
+        rows = piece.size(0)
+        missing = max(computed_rows(rows), least) - rows
+        if missing > 0:
+            piece = torch.nn.functional.pad(piece, [0, 0, 0, missing])
+        whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(piece, weight, bias, "none", [], "")
+        found.append(whole.narrow(0, 0, rows))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def has_kernel(rows: int) -> bool:
+    """Whether a packed weight is multiplied with just as many rows at once."""
+    return rows <= MOST_ROWS and computed_rows(rows) == rows
+
+
+def computed_rows(rows: int) -> int:
+    """How many rows a packed weight is multiplied with in place of `rows`, which are `MOST_ROWS` at most.
+
+    oneDNN makes a kernel for every number of rows and every shape of weights, keeps it, and takes more than half a MiB
+    for each: texts of all lengths would fill hundreds. 24 numbers serve them all: each one up to 16, where a row counts
+    most, and above with at most a quarter more rows.
+    """
+    step = 1 if rows <= 16 else 4 if rows <= 32 else 8
+    return (rows + step - 1) // step * step
 
 
 def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
@@ -58,6 +100,7 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
     weights: List[List[torch.Tensor]],  # noqa: UP006
     biases: List[List[Optional[torch.Tensor]]],  # noqa: UP006, UP045
     least: List[int],  # noqa: UP006
+    own: bool,
     heads: int,
     scaling: float,
 ) -> torch.Tensor:
@@ -77,6 +120,7 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
         weights: of four projections: query, key and value; output; gate and up; down. See `project`.
         biases: likewise.
         least: likewise.
+        own: likewise.
         heads: of queries.
         scaling: factor of the products of queries and keys.
     """
@@ -84,7 +128,7 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
     kv_heads, dim = keys.size(1), keys.size(3)
     group, half = heads // kv_heads, dim // 2
     normed = torch.rms_norm(stream, [hidden], norms[0], epsilon)
-    joint = project(normed, weights[0], biases[0], least[0]).view(rows, heads + 2 * kv_heads, dim)
+    joint = project(normed, weights[0], biases[0], least[0], own).view(rows, heads + 2 * kv_heads, dim)
     if len(norms) > 2:
         query = torch.rms_norm(joint.narrow(1, 0, heads), [dim], norms[2], epsilon)
         key = torch.rms_norm(joint.narrow(1, heads, kv_heads), [dim], norms[3], epsilon)
@@ -116,11 +160,11 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
         attended = attended.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3)
     mixed = torch.empty([rows, heads * dim], dtype=stream.dtype, device=stream.device)
     mixed.view(attended.size()).copy_(attended)
-    stream = stream + project(mixed, weights[1], biases[1], least[1])
-    gate_up = project(torch.rms_norm(stream, [hidden], norms[1], epsilon), weights[2], biases[2], least[2])
+    stream = stream + project(mixed, weights[1], biases[1], least[1], own)
+    gate_up = project(torch.rms_norm(stream, [hidden], norms[1], epsilon), weights[2], biases[2], least[2], own)
     width = gate_up.size(1) // 2
     gated = torch.nn.functional.silu(gate_up.narrow(1, 0, width)).mul_(gate_up.narrow(1, width, width))
-    return stream + project(gated, weights[3], biases[3], least[3])
+    return stream + project(gated, weights[3], biases[3], least[3], own)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
 from env.models.cache import KeyValueBuffer, TreeCache
-from env.models.layer import as_written, layer_function
+from env.models.layer import as_written, has_kernel, layer_function
 from env.models.packed import Projection, can_pack
 from env.tree import IntArray
 
@@ -124,6 +124,7 @@ class LeanModel:
         if mask is not None:
             mask = mask.to(self.dtype).repeat(1, 1, self.group, 1)
         outputs = []
+        cache.make_room(len(tokens))
         with as_written():
             for number, (layer, buffer) in enumerate(zip(self.layers, cache.layers, strict=True)):
                 stream = layer(stream, turn, mask, buffer, self.dtype)
@@ -169,9 +170,8 @@ class LeanLayer:
             [part.weights for part in parts],
             [part.biases for part in parts],
             [part.least for part in parts],
-            heads,
-            scaling,
         )
+        self._attention = heads, scaling
 
     def __call__(
         self,
@@ -185,7 +185,8 @@ class LeanLayer:
         start = buffer.reserve(len(stream), self._rows, dtype, stream.device)
         if mask is None and start and len(stream) > 1:
             raise ValueError(f"Without a mask, {len(stream)} rows need an empty cache; it holds {start}.")
-        return self._run(stream, *turn, mask, buffer.keys, buffer.values, start, *self._weights)
+        states, own = (buffer.keys, buffer.values, start), has_kernel(len(stream))
+        return self._run(stream, *turn, mask, *states, *self._weights, own, *self._attention)
 
 
 def _layer(layer: Any, pack: bool) -> LeanLayer:

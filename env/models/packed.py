@@ -4,6 +4,9 @@ A linear layer of a single text reads its weights once a forward, and little els
 weights in blocks of its own; torch's plain linear rearranges them on every call, which takes about half of the time.
 The operators that keep them rearranged are those that Inductor's freezing puts in place of linear layers. They are not
 part of torch's public interface, so they are tried first, and where they are missing or wrong the plain ones serve.
+
+A packed weight takes the place of the layers' own in memory, where those are still as they stand in a file (see
+`env.models.resident`): one layer at a time, so that no more than one is there twice.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from env.models.layer import project
+from env.models.layer import MOST_ROWS, has_kernel, project
+from env.models.resident import return_pages
 
 __all__ = ["Projection", "can_pack", "row_invariant"]
 
 _RESULTS = 2**18  # numbers that a kernel is tried on
-_MOST = 64  # rows at a time that a kernel is tried on
 
 
 class Projection:
@@ -45,14 +48,17 @@ class Projection:
             self.biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
             self.least = 0
             return
-        weight, bias = _packed(layers)
-        self.weights, self.biases = [weight], [bias]
+        # Trying the kernel takes memory too: before there is a copy.
         outs = sum(layer.out_features for layer in layers)
         self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
+        weight, bias = _packed(layers)
+        self.weights, self.biases = [weight], [bias]
+        for layer in layers:
+            return_pages(layer.weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, in]` to `[rows, all outs]`."""
-        return project(x, self.weights, self.biases, self.least)
+        return project(x, self.weights, self.biases, self.least, has_kernel(len(x)))
 
 
 @functools.cache
@@ -65,7 +71,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     try:
         with torch.inference_mode():
             weight, bias = _packed([layer])
-            found = project(x, [weight], [bias], 1)
+            found = project(x, [weight], [bias], 1, True)
             return bool(torch.allclose(found.float(), layer(x).float(), rtol=0.02, atol=0.02))
     except (AttributeError, RuntimeError, TypeError):  # no such operator, or with another signature
         return False
@@ -82,11 +88,11 @@ def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, o
         outs: width of its output.
         least: rows at a time, at least.
     """
-    rows = max(_RESULTS // outs // _MOST, 1) * _MOST
+    rows = max(_RESULTS // outs // MOST_ROWS, 1) * MOST_ROWS
     x = torch.randn(rows, features, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     reference, *others = (
         torch.cat([call(x[first : first + count]) for first in range(0, rows, count)])
-        for count in (2**power for power in range(_MOST.bit_length()))
+        for count in (2**power for power in range(MOST_ROWS.bit_length()))
         if count >= least
     )
     return all(torch.equal(reference, other) for other in others)
@@ -95,7 +101,8 @@ def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, o
 def _packed(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The layers' weights in one, rearranged, and their biases."""
     with torch.inference_mode():
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weights = [layer.weight.detach() for layer in layers]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         bias = torch.cat(biases) if biases else None
         if bias is not None and len(bias) != len(weight):
@@ -111,6 +118,6 @@ def _least(features: int, outs: int, threads: int) -> int:
     weight, bias = _packed([nn.Linear(features, outs, bias=False, dtype=torch.bfloat16)])
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        return project(x, [weight], [bias], 1)
+        return project(x, [weight], [bias], 1, True)
 
     return next((least for least in (1, 2) if row_invariant(call, features, outs, least)), 1)

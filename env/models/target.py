@@ -45,6 +45,11 @@ class CachedModel:
         self._previous_attention = model.config._attn_implementation
         model.set_attn_implementation(ATTENTION)
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The precision that keys and values are kept in."""
+        return self.dtype if self._lean is None else self._lean.dtype
+
     def restore(self) -> None:
         """Gives the model object its former attention back."""
         self.model.set_attn_implementation(self._previous_attention)

@@ -12,7 +12,7 @@ from env.drafts.network import FeatureDraftNetwork
 from env.errors import ParameterError
 from env.latency.account import PARTS, WORKING, Accountant, AccountGrid, tree_of
 from env.latency.floor import Work, draft_shape, model_shape
-from env.latency.memory import forget_peak, memory_held, memory_peak
+from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
 from env.latency.operators import GROUPS, OTHER, OVERHEAD, Operator, group_of, record_operators, seconds_by_group
 from env.latency.rates import MachineRates, last_level_cache, multiply_rate, read_rate
 from env.live import LiveDecoder
@@ -151,7 +151,7 @@ class TestFloor:
         assert shape.head == vocabulary * hidden
         assert shape.weight_bytes == 4 * (matrices + vocabulary * hidden + hidden * (2 * layers + 1))
         assert shape.table_bytes == 4 * vocabulary * hidden
-        assert shape.state_bytes == 4 * layers * 2 * 16
+        assert shape.state_bytes == shape.kept_bytes == 4 * layers * 2 * 16
         work = shape.work(rows=5, context=100)
         assert work.bytes == shape.weight_bytes + 100 * shape.state_bytes
         assert work.operations == 5 * (2 * (matrices + vocabulary * hidden) + 101 * 4 * layers * 32)
@@ -162,6 +162,17 @@ class TestFloor:
         free = model_shape(tiny_target(dtype=torch.bfloat16))
         assert (tied.weight_bytes, tied.head, tied.matrices) == (free.weight_bytes, free.head, free.matrices)
         assert (tied.table_bytes, free.table_bytes) == (0, 2 * SHAPE["vocab_size"] * 32)
+
+    @torch.inference_mode()
+    def test_states_count_as_the_model_has_them_and_as_the_cache_keeps_them(self) -> None:
+        """Which is float32 for half precision on a CPU."""
+        half = tiny_target(dtype=torch.bfloat16)
+        for shape in (model_shape(half), draft_shape(feature_draft(half))):
+            assert shape is not None
+            assert shape.kept_bytes == 2 * shape.state_bytes > 0
+        half.extend_all(TEXT[:8])
+        kept = sum(part[:, :, :1].nbytes for layer in half.cache.layers for part in (layer.keys, layer.values))
+        assert model_shape(half).kept_bytes == kept
 
     @pytest.mark.parametrize("layers", [(), (0, 1)])
     def test_a_feature_draft_is_all_its_weights_but_the_fusion(self, target: TargetModel, layers: tuple[int]) -> None:
@@ -199,4 +210,7 @@ def test_memory_is_told_in_bytes() -> None:
     if before is None or after is None or peak is None:
         pytest.skip("this system does not tell")
     assert after - before > 0.9 * size
+    libraries = library_pages()
+    assert libraries is not None
+    assert 2**20 < libraries < after - size  # torch's own are some of all that is held
     assert peak - before > 0.9 * size

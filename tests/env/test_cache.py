@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,20 @@ class TestBuffer:
         torch.testing.assert_close(held_values, torch.cat([values for _, values in pieces], dim=2))
         assert buffer.get_seq_length() == 18
         assert buffer.get_mask_sizes(4) == (22, 0)
+
+    def test_room_for_rows_to_come_is_made_in_steps_and_keeps_what_is_there(self) -> None:
+        buffer = KeyValueBuffer(capacity=3)
+        assert not buffer.make_room(5), "there is no buffer yet"
+        keys, values = states(3)
+        buffer.update(keys, values)
+        capacities = [buffer.capacity]
+        while buffer.capacity < 4000:
+            assert buffer.make_room(buffer.capacity - buffer.length + 1)
+            assert not buffer.make_room(buffer.capacity - buffer.length)
+            capacities.append(buffer.capacity)
+        assert all(256 <= larger - less <= max(256, less / 4) for less, larger in itertools.pairwise(capacities))
+        assert buffer.length == 3
+        torch.testing.assert_close((buffer.keys[:, :, :3], buffer.values[:, :, :3]), (keys, values))
 
     def test_a_first_piece_over_the_capacity_fits(self) -> None:
         keys, values = states(9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controllers.evaluation.account import Memory
 from env.latency.account import PARTS
 from env.latency.operators import GROUPS
 from tests.scripts import Caller, assert_refused, finish, start
@@ -55,13 +57,25 @@ def test_the_account_adds_up_and_says_what_it_was_measured_on(
     for each in account["ratios"]:
         assert each["ratio"] == pytest.approx(each["seconds"] / each["floor"]["seconds"])
     assert account["growth"]["requests"] == 2
-    assert account["memory"]["weights"] > 0
+    memory = Memory(**account["memory"])
+    assert memory.weights > 0
+    assert memory.states > 0
+    if memory.peak is not None and memory.before is not None:
+        assert memory.ratio is not None
+        assert 0 <= (memory.libraries or 0) <= memory.peak - memory.before
     shown = (output / "results.md").read_text(encoding="utf-8")
     for text in (ended.out, shown):
         assert "Against the floor" in text
         assert "Operators of no group took 0.00 %" in text
     assert str(tmp_path) not in (output / "results.json").read_text(encoding="utf-8") + shown
     assert f"Written to {output}/" in ended.err
+
+
+def test_memory_is_set_against_weights_and_caches_without_python_and_libraries() -> None:
+    memory = Memory(before=100, peak=200, libraries=10, weights=50, states=10)
+    assert memory.ratio == 1.5
+    assert dataclasses.replace(memory, libraries=None).ratio == 100 / 60
+    assert dataclasses.replace(memory, peak=None).ratio is None
 
 
 def test_a_pair_without_a_draft_model_has_an_account_too(folders: TinyFolders, call: Caller, tmp_path: Path) -> None:

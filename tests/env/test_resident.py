@@ -1,0 +1,86 @@
+"""Weights of a file leave memory and come back as they were; numbers that are nowhere else stay."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from env.models.fingerprint import fingerprint
+from env.models.loading import load_causal_model
+from env.models.packed import can_pack
+from env.models.resident import return_freed, return_pages
+from env.models.target import TargetModel
+from tests.tiny import tiny_llama
+
+CPU = torch.device("cpu")
+PAGES = Path("/proc/self/pagemap")
+pytestmark = pytest.mark.skipif(not PAGES.exists(), reason="this system does not say which pages it holds")
+
+
+def held(weight: torch.Tensor) -> float:
+    """Share of the pages that lie wholly within a tensor and are in memory."""
+    first = -(-weight.data_ptr() // mmap.PAGESIZE)
+    count = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE - first
+    pages = np.fromfile(PAGES, np.uint64, count, offset=8 * first)
+    return float(np.mean(pages >> np.uint64(63)))
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> torch.Tensor:
+    """A mebibyte of a file, all of it looked at."""
+    save_file({"weight": torch.arange(2**19, dtype=torch.int16)}, tmp_path / "file.safetensors")
+    weight = load_file(tmp_path / "file.safetensors")["weight"]
+    assert weight.sum() == torch.arange(2**19, dtype=torch.int16).sum()
+    assert held(weight) == 1, "the test would be vacuous"
+    return weight
+
+
+def test_pages_of_a_file_go_and_come_back_with_the_same_numbers(mapped: torch.Tensor) -> None:
+    assert return_pages(mapped)
+    assert held(mapped) == 0
+    assert torch.equal(mapped, torch.arange(2**19, dtype=torch.int16))
+    assert held(mapped) == 1
+
+
+def test_numbers_that_were_changed_since_stay(mapped: torch.Tensor) -> None:
+    mapped[1000] = -5
+    assert not return_pages(mapped)
+    assert mapped[1000] == -5
+    assert held(mapped) == 1
+
+
+def test_numbers_that_were_made_in_memory_stay() -> None:
+    made = torch.full((2**19,), 7, dtype=torch.int16)
+    assert not return_pages(made)
+    assert bool((made == 7).all())
+
+
+def test_what_is_no_plain_stretch_of_memory_is_left_alone(mapped: torch.Tensor) -> None:
+    assert not return_pages(mapped.view(1024, 512).T)
+    assert not return_pages(torch.empty(4, device="meta"))
+    assert held(mapped) == 1
+
+
+def test_what_was_freed_can_be_returned_at_any_time() -> None:
+    kept = torch.arange(1000)
+    return_freed()
+    assert torch.equal(kept, torch.arange(1000))
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16, CPU), reason="this machine has no packed bfloat16 kernels")
+def test_a_packed_model_holds_no_second_copy_of_its_weights_and_can_show_them_all_the_same(tmp_path: Path) -> None:
+    made = tiny_llama(dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, vocab_size=4096)
+    made.save_pretrained(tmp_path)
+    model = TargetModel(load_causal_model(tmp_path, torch.bfloat16, CPU)).model
+    matrices = [weight for name, weight in model.named_parameters() if "proj" in name or "head" in name]
+    assert len(matrices) == 7 * made.config.num_hidden_layers + 1, "the test would be vacuous"
+    # A few pages come back with their neighbours in the file.
+    assert sum(held(weight) * weight.numel() for weight in matrices) < sum(weight.numel() for weight in matrices) / 4
+    assert fingerprint(model) == fingerprint(made)
+    for name, weight in made.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
