@@ -16,10 +16,10 @@ from typing import List, Optional  # noqa: UP035  # what TorchScript reads
 
 import torch
 
-__all__ = ["MOST_ROWS", "as_written", "computed_rows", "decoder_layer", "has_kernel", "layer_function", "project"]
+__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "filled_up", "has_kernel", "layer_function", "project"]
 
 MOST_ROWS = 64
-"""rows that a packed weight is multiplied with at once, at most"""
+"""rows of a tree that have kernels of their own, at most"""
 
 
 def project(
@@ -40,7 +40,7 @@ def project(
     """
     if least > 0:
         if not own:
-            return _project_pieces(x, weights[0], biases[0], least)
+            return _project_more(x, weights[0], biases[0])
         if x.size(0) >= least:
             whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights[0], biases[0], "none", [], "")
             return whole
@@ -52,39 +52,37 @@ def project(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def _project_pieces(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: Optional[torch.Tensor],  # noqa: UP045
-    least: int,
-) -> torch.Tensor:
-    """`project` with a packed weight, by kernels that are there for other numbers of rows."""
-    found: List[torch.Tensor] = []  # noqa: UP006
-    for at in range(0, x.size(0), 64):  # MOST_ROWS, which TorchScript cannot see
-        piece = x[at : at + 64]
-        rows = piece.size(0)
-        missing = max(computed_rows(rows), least) - rows
-        if missing > 0:
-            piece = torch.nn.functional.pad(piece, [0, 0, 0, missing])
-        whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(piece, weight, bias, "none", [], "")
-        found.append(whole.narrow(0, 0, rows))
-    return found[0] if len(found) == 1 else torch.cat(found)
+def _project_more(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:  # noqa: UP045
+    """`project` with a packed weight, by a kernel for as many rows or a few more."""
+    rows = x.size(0)
+    whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        torch.nn.functional.pad(x, [0, 0, 0, filled_up(rows) - rows]), weight, bias, "none", [], ""
+    )
+    return whole.narrow(0, 0, rows)
 
 
-def has_kernel(rows: int) -> bool:
-    """Whether a packed weight is multiplied with just as many rows at once."""
-    return rows <= MOST_ROWS and computed_rows(rows) == rows
-
-
-def computed_rows(rows: int) -> int:
-    """How many rows a packed weight is multiplied with in place of `rows`, which are `MOST_ROWS` at most.
+def filled_up(rows: int) -> int:
+    """To how many rows a text is filled up: full eights, and of more than 128 rows full sixteenths of a power of two.
 
     oneDNN makes a kernel for every number of rows and every shape of weights, keeps it, and takes more than half a MiB
-    for each: texts of all lengths would fill hundreds. 24 numbers serve them all: each one up to 16, where a row counts
-    most, and above with at most a quarter more rows.
+    for each. Texts have all lengths, which would fill hundreds.
     """
-    step = 1 if rows <= 16 else 4 if rows <= 32 else 8
+    step = 8
+    while rows > 16 * step:
+        step *= 2
     return (rows + step - 1) // step * step
+
+
+def has_kernel(rows: int, text: bool) -> bool:
+    """Whether a packed weight is multiplied with just as many rows.
+
+    Trees are not filled up: there every row counts, and a controller grows them to a few sizes.
+
+    Args:
+        rows: how many there are.
+        text: whether they are a text rather than a tree.
+    """
+    return rows == 1 or rows == filled_up(rows) or (rows <= MOST_ROWS and not text)
 
 
 def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position

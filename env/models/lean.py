@@ -131,7 +131,7 @@ class LeanModel:
                 if shown and number in shown:
                     outputs.append(stream)
         final = self.norm(stream)
-        logits = self.head(final[-keep:])
+        logits = self.head(final[-keep:], text=mask is None)
         if shown is None:
             return logits, None
         return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
@@ -185,7 +185,7 @@ class LeanLayer:
         start = buffer.reserve(len(stream), self._rows, dtype, stream.device)
         if mask is None and start and len(stream) > 1:
             raise ValueError(f"Without a mask, {len(stream)} rows need an empty cache; it holds {start}.")
-        states, own = (buffer.keys, buffer.values, start), has_kernel(len(stream))
+        states, own = (buffer.keys, buffer.values, start), has_kernel(len(stream), mask is None)
         return self._run(stream, *turn, mask, *states, *self._weights, own, *self._attention)
 
 

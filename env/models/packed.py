@@ -22,6 +22,7 @@ from env.models.resident import return_pages
 
 __all__ = ["Projection", "can_pack", "row_invariant"]
 
+_LEVEL = 16  # rows that a level of a tree or the tokens of a round have at most; more of them are a text
 _RESULTS = 2**18  # numbers that a kernel is tried on
 
 
@@ -56,9 +57,15 @@ class Projection:
         for layer in layers:
             return_pages(layer.weight)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[rows, in]` to `[rows, all outs]`."""
-        return project(x, self.weights, self.biases, self.least, has_kernel(len(x)))
+    def __call__(self, x: torch.Tensor, *, text: bool | None = None) -> torch.Tensor:
+        """`[rows, in]` to `[rows, all outs]`.
+
+        Args:
+            x: the rows.
+            text: whether they are a text, see `has_kernel`; by default if they are many.
+        """
+        own = has_kernel(len(x), len(x) > _LEVEL if text is None else text)
+        return project(x, self.weights, self.biases, self.least, own)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from env.models.layer import MOST_ROWS, computed_rows
+from env.models.layer import MOST_ROWS, filled_up, has_kernel
 from env.models.packed import Projection, can_pack, row_invariant
 
 CPU = torch.device("cpu")
@@ -45,20 +45,21 @@ def test_a_projection_that_is_not_packed_follows_its_layers() -> None:
 def test_a_packed_row_has_the_same_bits_alone_and_in_company(features: int) -> None:
     projection, x = Projection(layers(256, features=features), pack=True), rows(256, features)
     alone = torch.cat([projection(row[None]) for row in x])
-    for company in (2, 3, 7, 11, 16, 17, 50, 64, 65, 200):  # also with rows that are made up, and in pieces
-        assert torch.equal(torch.cat([projection(part) for part in x.split(company)]), alone)
+    for company in (2, 3, 7, 11, 16, 17, 50, 64, 65, 200):  # also with rows that are made up
+        for text in (False, True):
+            together = torch.cat([projection(part, text=text) for part in x.split(company)])
+            assert torch.equal(together, alone)
 
 
-def test_few_kernels_serve_texts_and_trees_of_all_lengths() -> None:
-    numbers = [computed_rows(rows) for rows in range(1, MOST_ROWS + 1)]
-    assert len(set(numbers)) == 24
-    assert all(rows <= number <= min(1.25 * rows, MOST_ROWS) for rows, number in enumerate(numbers, start=1))
-    assert numbers[:16] == list(range(1, 17))
+def test_texts_of_all_lengths_are_filled_up_to_few() -> None:
+    lengths = {rows: filled_up(rows) for rows in range(1, 1025)}
+    assert len(set(lengths.values())) == 40
+    assert all(0 <= filled - rows < max(8, rows / 8) for rows, filled in lengths.items())
 
 
 @packing
 @torch.inference_mode()
-def test_no_more_rows_are_multiplied_at_once_than_a_kernel_was_tried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_is_multiplied_by_kernels_that_others_use_and_a_tree_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     projection, multiplied = Projection(layers(256), pack=True), list[int]()
     operator = torch.ops.mkldnn._linear_pointwise
 
@@ -67,8 +68,20 @@ def test_no_more_rows_are_multiplied_at_once_than_a_kernel_was_tried_on(monkeypa
         return operator(x, *more)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorded)
-    assert len(projection(rows(146))) == 146
-    assert multiplied == [64, 64, 20]
+    for length in (17, 24, 146, 300):
+        assert len(projection(rows(length))) == length
+    assert multiplied == [24, 24, 160, 320]
+    multiplied.clear()
+    for size in (2, 9, 17, 33, MOST_ROWS - 1):
+        assert len(projection(rows(size), text=False)) == size
+    assert multiplied == [2, 9, 17, 33, MOST_ROWS - 1]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_step_of_plain_decoding_is_one_row(text: bool) -> None:
+    assert has_kernel(1, text)
+    assert has_kernel(17, text) != text
+    assert not has_kernel(MOST_ROWS + 1, text)
 
 
 def test_a_kernel_that_depends_on_the_company_is_found_out() -> None:
