@@ -60,7 +60,9 @@ _LOOK = 40  # held-out conversations that are looked at during training
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Everything that decides what comes out; as it stands, it made the shipped draft, from an earlier one.
+    """Everything that decides what comes out; as it stands, for some hours on a CPU.
+
+    The values that made a shipped draft stand beside it, in its ``training.json`` and in the command of its card.
 
     Raises:
         LimitError: a count that is not positive.
@@ -333,10 +335,9 @@ class Distillation:
         """All settings that decide what is learned."""
         others = ("feature", "feature_training") if self.config.kind == "causal" else ("causal", "causal_training")
         settings = dataclasses.asdict(self.config)
-        for name in (*others, "exams", "shelf"):
+        for name in (*others, "exams"):
             del settings[name]
-        if self._shelved:
-            settings["shelf"] = True
+        settings["shelf"] = self._shelved
         if isinstance(student, FeatureStudent) and student.scales is not None:
             settings["scales"] = student.scales.tolist()[:: student.embedding.embedding_dim]
         return json.dumps(settings, sort_keys=True)

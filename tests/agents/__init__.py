@@ -55,6 +55,13 @@ def make_conversation(length: int, seed: int, answer_start: int = 1) -> Conversa
     return Conversation(tokens, min(answer_start, length - 1), 0.0, KINDS[seed % len(KINDS)], seed)
 
 
+def make_lessons_of(
+    model: PreTrainedModel, lengths: Sequence[int], folder: Path, layers: Sequence[int] = ()
+) -> list[Lesson]:
+    """Lessons of random tokens and of these lengths; the seed and the prompt hash of each is its number."""
+    return make_lessons(model, [make_conversation(length, seed) for seed, length in enumerate(lengths)], folder, layers)
+
+
 def make_lessons(
     model: PreTrainedModel, conversations: Sequence[Conversation], folder: Path, layers: Sequence[int] = ()
 ) -> list[Lesson]:

@@ -21,7 +21,7 @@ from agents.distillation.shelf import Shelf
 from agents.distillation.states import Teacher
 from agents.distillation.students import FeatureStudent
 from agents.distillation.training import Trainer, TrainingConfig
-from tests.agents import make_conversation, make_lessons
+from tests.agents import make_lessons_of
 from tests.tiny import tiny_llama
 
 LAYERS = (0,)
@@ -36,8 +36,7 @@ def target() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    conversations = [make_conversation(length, seed) for seed, length in enumerate(LENGTHS)]
-    return make_lessons(target, conversations, tmp_path_factory.mktemp("lessons"), LAYERS)
+    return make_lessons_of(target, LENGTHS, tmp_path_factory.mktemp("lessons"), LAYERS)
 
 
 def make_student(target: PreTrainedModel, lessons: Sequence[Lesson]) -> FeatureStudent:

@@ -215,6 +215,14 @@ class TestCard:
         assert ("98.7 %" in text) == (kind == "feature")
         assert "7,654,321 parameters" in text
 
+    def test_a_course_of_so_many_batches_and_a_remark_are_told(self, folders: dict[str, Path], kind: str) -> None:
+        record = json.loads((folders[kind] / "training.json").read_text(encoding="utf-8"))
+        assert "Remark" not in card(record)
+        record["config"][f"{kind}_training"]["updates"] = record["updates"] = 1234
+        text = card(record | {"remark": "Written by four."})
+        assert "**Training:** 1,234 batches of at most 256 tokens, on a machine" in text
+        assert "- **Remark:** Written by four.\n" in text
+
     def test_errors_are_never_rounded_down(self, text: str, kind: str) -> None:
         assert "| greedy | 1 | 4,321 | 0.789 | 0.011 | 0.001 |" in text.splitlines()
 

@@ -49,9 +49,10 @@ def room(folder: Path) -> Classroom:
 
 class TestLearning:
     def test_one_policy_learns_what_is_best_on_each_of_two_machines(self, folder: Path, tmp_path: Path) -> None:
-        room = classroom(folder, PLAN)
+        grid = dataclasses.replace(GRID, source=("model",))  # which source is best differs from text to text there
+        room = classroom(folder, dataclasses.replace(PLAN, grid=grid))
         best = np.zeros(2)
-        for action in np.ndindex(*GRID.nvec):
+        for action in np.ndindex(*grid.nvec):
             always = np.tile(action, (room.validation.envs.num_envs, 1))
             best = np.maximum(best, room.validation(lambda seen, first, always=always: always).by_profile())
         assert best[0] == pytest.approx(1.0), "trees never pay there"
@@ -61,7 +62,7 @@ class TestLearning:
         learner.run()
         after = room.validation(model_act(learner.model)).by_profile()
         assert min(before / best) < 0.95, "the test would be vacuous"
-        assert min(after / best) > 0.97
+        assert after == pytest.approx(best)
 
     def test_prices_go_over_to_the_policys_own_throughput(self, room: Classroom, tmp_path: Path) -> None:
         learner = room.learner(0, tmp_path)

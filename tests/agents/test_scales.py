@@ -16,7 +16,7 @@ from agents.distillation.states import Teacher
 from agents.distillation.students import FeatureStudent
 from agents.distillation.training import Trainer, TrainingConfig
 from env.drafts.network import FeatureDraftNetwork, load_network, save_network
-from tests.agents import make_conversation, make_lessons
+from tests.agents import make_lessons_of
 from tests.tiny import VOCABULARY, tiny_llama, tiny_network
 
 LAYERS = (0, 1)
@@ -30,8 +30,7 @@ def target() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    conversations = [make_conversation(12 + seed, seed) for seed in range(5)]
-    return make_lessons(target, conversations, tmp_path_factory.mktemp("lessons"), LAYERS)
+    return make_lessons_of(target, range(12, 17), tmp_path_factory.mktemp("lessons"), LAYERS)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from agents.distillation.corpus import Lesson
 from agents.distillation.shelf import Shelf, shelf_bytes, shelf_room
 from agents.distillation.states import TOP, Teacher
 from controllers.evaluation.provenance import machine
-from tests.agents import make_conversation, make_lessons
+from tests.agents import make_lessons_of
 from tests.tiny import VOCABULARY, tiny_llama
 
 LENGTHS = (9, 2, 17, 30, 5)
@@ -31,8 +31,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def lessons(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    conversations = [make_conversation(length, seed) for seed, length in enumerate(LENGTHS)]
-    return make_lessons(model, conversations, tmp_path_factory.mktemp("lessons"), LAYERS)
+    return make_lessons_of(model, LENGTHS, tmp_path_factory.mktemp("lessons"), LAYERS)
 
 
 @pytest.fixture(scope="module")

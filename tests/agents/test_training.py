@@ -26,7 +26,7 @@ from agents.distillation.states import Teacher
 from agents.distillation.students import CausalStudent, FeatureStudent, Student
 from agents.distillation.training import Trainer, TrainingConfig
 from env.errors import LimitError, ModelFileError, ParameterError
-from tests.agents import make_conversation, make_lessons
+from tests.agents import make_lessons_of
 from tests.tiny import VOCABULARY, tiny_llama
 
 KINDS = ("feature", "causal")
@@ -42,8 +42,7 @@ def target() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    conversations = [make_conversation(10 + seed, seed) for seed in range(7)]
-    return make_lessons(target, conversations, tmp_path_factory.mktemp("lessons"))
+    return make_lessons_of(target, range(10, 17), tmp_path_factory.mktemp("lessons"))
 
 
 def make_student(kind: str, target: PreTrainedModel, seed: int = 0) -> Student:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from env.errors import NumericalError, ParameterError
 from env.sampling import GumbelNoise, SamplingSettings, TokenChooser
+from env.tree import FloatArray
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([1.2, 0.3, -0.5, 0.9, -2.0, 0.0])
@@ -148,13 +149,19 @@ class TestChoice:
             chooser.choose(torch.full((1, 3), -torch.inf), [0])
 
 
+def as_told(log_probs: FloatArray) -> FloatArray:
+    """Log-probabilities in the precision that candidates are told in."""
+    return torch.from_numpy(log_probs).bfloat16().double().numpy()
+
+
 class TestRank:
     def test_greedy_candidates_come_best_first_with_their_log_probabilities(self) -> None:
         candidates = TokenChooser(SamplingSettings(), 6, CPU).rank(LOGITS[None], [3], 4)
         expected = exact_distribution(LOGITS, SamplingSettings(1.0))
         assert candidates.tokens.tolist() == [[0, 3, 1, 5]]
-        np.testing.assert_allclose(candidates.log_probs[0], np.log(expected[[0, 3, 1, 5]]), rtol=2**-8)
-        np.testing.assert_allclose(np.log(candidates.confidence), np.log(expected[:1]), rtol=2**-8)
+        told = as_told(np.log(expected[[0, 3, 1, 5]]))
+        np.testing.assert_allclose(candidates.log_probs[0], told, rtol=1e-9)
+        np.testing.assert_allclose(candidates.confidence, np.exp(told[:1]), rtol=1e-9)
 
     @pytest.mark.parametrize("settings", SETTINGS, ids=str)
     def test_a_recording_in_float16_holds_what_is_offered_to_the_bit(self, settings: SamplingSettings) -> None:
@@ -186,7 +193,9 @@ class TestRank:
         assert candidates.tokens[:, 0].tolist() == chooser.choose(logits, positions).tolist()
         assert (candidates.tokens[:, 0] != logits.argmax(-1).numpy()).any(), "the test would be vacuous"
         assert (np.diff(candidates.log_probs.clip(-1e9)) <= 0).all()
-        np.testing.assert_allclose(np.exp(candidates.log_probs).sum(axis=1), 1, rtol=5e-3)
+        exact = chooser.scores(logits, positions).double().log_softmax(-1).sort(descending=True).values
+        np.testing.assert_allclose(exact.exp().sum(dim=1), 1, rtol=1e-9)
+        np.testing.assert_allclose(candidates.log_probs, as_told(exact.numpy()), rtol=1e-9)
 
     def test_a_trimmed_vocabulary_is_ranked_by_its_logits_and_the_targets_noise_for_its_tokens(self) -> None:
         token_ids = torch.tensor([17, 2, 30, 9, 21, 4])
