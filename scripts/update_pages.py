@@ -14,7 +14,10 @@ class PagesOptions:
     """Writes the results blocks of pages anew from the results files that they name."""
 
     pages: list[Path] = field(
-        default_factory=lambda: [Path("README.md"), *(Path("docs", f"{name}.md") for name in ("drafts", "learning"))]
+        default_factory=lambda: [
+            Path("README.md"),
+            *(Path("docs", f"{name}.md") for name in ("comparison", "drafts", "learning")),
+        ]
     )
     """the pages"""
 

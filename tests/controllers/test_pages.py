@@ -15,7 +15,7 @@ from env.errors import ParameterError
 from tests.controllers import make_results
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "drafts.md", ROOT / "docs" / "learning.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("comparison", "drafts", "learning"))]
 BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
 
 
