@@ -12,10 +12,11 @@ from controllers.evaluation.pages import render, update
 from controllers.evaluation.report import summary, write_results
 from controllers.evaluation.schema import Results
 from env.errors import ParameterError
+from scripts.update_pages import PagesOptions
 from tests.controllers import make_results
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("comparison", "drafts", "learning"))]
+PAGES = [ROOT / page for page in PagesOptions().pages]
 BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
 
 
@@ -134,3 +135,8 @@ def test_pages_show_the_committed_results(page: Path) -> None:
     assert named
     assert all((page.parent / path).is_file() for path in named)
     assert render(page) == page.read_text(encoding="utf-8"), "run python -m scripts.update_pages"
+
+
+def test_every_page_with_results_is_brought_up_to_date_by_default() -> None:
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    assert {page for page in pages if "<!-- results: " in page.read_text(encoding="utf-8")} == set(PAGES)
