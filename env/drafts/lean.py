@@ -13,7 +13,7 @@ from env.drafts.network import DecoderLayer, FeatureDraftNetwork
 from env.models.cache import KeyValueBuffer
 from env.models.layer import as_written
 from env.models.lean import LeanLayer, LeanNorm, Turns, state_dtype
-from env.models.packed import Projection, can_pack
+from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
 __all__ = ["LeanDraft"]
@@ -28,16 +28,18 @@ class LeanDraft:
 
     def __init__(self, network: FeatureDraftNetwork) -> None:
         config, weight = network.config, network.fuse.weight
-        device, pack = weight.device, can_pack(weight.dtype, weight.device)
-        self._dtype, self._group = state_dtype(weight.dtype, device), config.heads // config.kv_heads
-        self._reduce = Projection([network.reduce], pack) if isinstance(network.reduce, torch.nn.Linear) else None
+        linears = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        device, widths = weight.device, {linear.in_features for linear in linears}
+        packing = best_packing(weight.dtype, device, config.head_dim, *widths)
+        self._dtype = state_dtype(weight.dtype, device)
+        self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
         self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps)
         self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
-        self._fuse = Projection([network.fuse], pack)
+        self._fuse = Projection([network.fuse], packing)
         self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
-        self._layers = [_layer(block, pack) for block in network.blocks]
+        self._layers = [_layer(block, packing) for block in network.blocks]
         self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps)
-        self.head = Projection([network.head], pack)
+        self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
@@ -66,21 +68,20 @@ class LeanDraft:
         """
         stream = self._fuse(torch.cat([self._token_norm(tokens), self._feature_norm(features)], dim=-1))
         turn = self._turns(positions)
-        if mask is not None:
-            mask = mask.to(self._dtype).repeat(1, 1, self._group, 1)
+        mask = self._layers[0].mask_of(mask, self._dtype)
         with as_written():
             for layer, cache in zip(self._layers, caches, strict=True):
                 stream = layer(stream, turn, mask, cache, self._dtype)
         return self._output_norm(stream)
 
 
-def _layer(block: DecoderLayer, pack: bool) -> LeanLayer:
+def _layer(block: DecoderLayer, packing: Packing) -> LeanLayer:
     config = block.config
     linears = (block.query_key_value, block.attention_output, block.gate_up, block.down)
     return LeanLayer(
         [block.attention_norm, block.feed_forward_norm],
         config.norm_eps,
-        [Projection([linear], pack) for linear in linears],
+        [Projection([linear], packing) for linear in linears],
         heads=config.heads,
         kv_heads=config.kv_heads,
         dim=config.head_dim,

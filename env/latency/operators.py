@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from env.models.native import watched
+
 __all__ = ["GROUPS", "OTHER", "OVERHEAD", "Operator", "group_of", "record_operators", "seconds_by_group"]
 
 OVERHEAD = "overhead"
@@ -24,21 +26,21 @@ _NAMES = {
     "linears": """
         linear mm addmm matmul mv addmv addbmm _addmm_activation _scaled_mm mkldnn_linear
         mkldnn::_linear_pointwise mkldnn::_mkl_linear mkl::_mkl_linear mkldnn::_reorder_linear_weight
-        quantized::linear_dynamic _weight_int8pack_mm _weight_int4pack_mm
+        quantized::linear_dynamic _weight_int8pack_mm _weight_int4pack_mm native::linear
     """,
     "attention": """
         scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
         _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable
         _fused_sdp_choice _flash_attention_forward _efficient_attention_forward _cudnn_attention_forward
-        bmm baddbmm einsum softmax _softmax _safe_softmax
+        bmm baddbmm einsum softmax _softmax _safe_softmax native::attention
     """,
     "element-wise": """
         rms_norm _fused_rms_norm layer_norm native_layer_norm group_norm rsqrt sqrt pow mean sum square
         mul add sub rsub div neg reciprocal abs addcmul addcdiv clamp clamp_min clamp_max minimum maximum
         cos sin exp sigmoid tanh erf silu gelu relu softplus softcap floor_divide remainder
         where masked_fill lt le gt ge eq ne logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not
-        tril triu cumsum any all
+        tril triu cumsum any all native::rest
     """,
     "moves": """
         copy to _to_copy type_as contiguous clone cat stack repeat repeat_interleave index index_select index_copy
@@ -104,12 +106,14 @@ def record_operators(call: Callable[[], _Result], device: torch.device) -> tuple
             before = time.perf_counter()
             with record_function(_MARK):
                 marked = (before + time.perf_counter()) / 2
-        result = call()
+        with watched() as stretches:
+            result = call()
         if cuda:
             torch.cuda.synchronize(device)
     events: list[Any] = [event for event in profiler.events() or () if event.device_type.name == "CPU"]
     mark = max(event.time_range.start for event in events if event.name == _MARK)
-    return result, [
+    compiled = [Operator(*stretch) for stretch in stretches]
+    return result, compiled + [
         Operator(
             event.name,
             marked + 1e-6 * (event.time_range.start - mark),

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
-from env.models.packed import Projection, can_pack
+from env.models.native import NativeLayer
+from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
 __all__ = ["LeanLayer", "LeanModel", "LeanNorm", "Turns", "lean_model", "state_dtype"]
@@ -86,14 +87,13 @@ class LeanModel:
 
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.model
-        pack = can_pack(model.dtype, model.device)
+        packing = _packing(model)
         self.embedding: nn.Embedding = decoder.embed_tokens
         self.dtype = state_dtype(model.dtype, model.device)
         self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
-        self.layers = [_layer(layer, pack) for layer in decoder.layers]
+        self.layers = [_layer(layer, packing) for layer in decoder.layers]
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
-        self.head = Projection([model.get_output_embeddings()], pack)
-        self.group = self.layers[0].group
+        self.head = Projection([model.get_output_embeddings()], packing)
 
     def __call__(
         self,
@@ -121,8 +121,7 @@ class LeanModel:
         """
         stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
         turn = self.turns(positions)
-        if mask is not None:
-            mask = mask.to(self.dtype).repeat(1, 1, self.group, 1)
+        mask = self.layers[0].mask_of(mask, self.dtype)
         outputs = []
         cache.make_room(len(tokens))
         with as_written():
@@ -161,11 +160,14 @@ class LeanLayer:
         dim: int,
         scaling: float,
     ) -> None:
-        self.group = heads // kv_heads
+        self._group = heads // kv_heads
         self._rows = (1, kv_heads, 1, dim)  # of a row of keys or values
+        weights, shape = [norm.weight.detach() for norm in norms], {"heads": heads, "kv_heads": kv_heads, "dim": dim}
+        matrices = [part.native for part in parts if part.native is not None]
+        self._native = NativeLayer(weights, epsilon, matrices, **shape, scaling=scaling) if matrices else None
         self._run = layer_function(norms[0].weight.device.type)
         self._weights = (
-            [norm.weight.detach() for norm in norms],
+            weights,
             epsilon,
             [part.weights for part in parts],
             [part.biases for part in parts],
@@ -185,21 +187,37 @@ class LeanLayer:
         start = buffer.reserve(len(stream), self._rows, dtype, stream.device)
         if mask is None and start and len(stream) > 1:
             raise ValueError(f"Without a mask, {len(stream)} rows need an empty cache; it holds {start}.")
+        if self._native is not None:
+            return self._native(stream, turn, mask, buffer, start)
         states, own = (buffer.keys, buffer.values, start), has_kernel(len(stream), mask is None)
         return self._run(stream, *turn, mask, *states, *self._weights, own, *self._attention)
 
+    def mask_of(self, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """An additive mask `[1, 1, rows, columns]` as layers of this shape take it."""
+        if mask is None:
+            return None
+        return mask.to(dtype).repeat(1, 1, 1 if self._native is not None else self._group, 1)
 
-def _layer(layer: Any, pack: bool) -> LeanLayer:
+
+def _packing(model: PreTrainedModel) -> Packing:
+    """The best for a model of one of the families."""
+    layer: Any = model.model.layers[0]
+    linears = (linear for linear in _linears(layer) if isinstance(linear, nn.Linear))
+    widths = {linear.in_features for linear in linears}
+    return best_packing(model.dtype, model.device, int(layer.self_attn.head_dim), *widths)
+
+
+def _layer(layer: Any, packing: Packing) -> LeanLayer:
     """Of a layer of one of the families."""
     attention, gated = layer.self_attn, layer.mlp
     dim = int(attention.head_dim)
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
     parts = (
-        Projection([attention.q_proj, attention.k_proj, attention.v_proj], pack),
-        Projection([attention.o_proj], pack),
-        Projection([gated.gate_proj, gated.up_proj], pack),
-        Projection([gated.down_proj], pack),
+        Projection([attention.q_proj, attention.k_proj, attention.v_proj], packing),
+        Projection([attention.o_proj], packing),
+        Projection([gated.gate_proj, gated.up_proj], packing),
+        Projection([gated.down_proj], packing),
     )
     return LeanLayer(
         norms,

@@ -1,9 +1,10 @@
 """Linear layers in the layout that the CPU's bfloat16 kernels read fastest, one matrix for several layers of one input.
 
-A linear layer of a single text reads its weights once a forward, and little else takes time. oneDNN multiplies bfloat16
-weights in blocks of its own; torch's plain linear rearranges them on every call, which takes about half of the time.
-The operators that keep them rearranged are those that Inductor's freezing puts in place of linear layers. They are not
-part of torch's public interface, so they are tried first, and where they are missing or wrong the plain ones serve.
+A linear layer of a single text reads its weights once a forward, and little else takes time. There are three ways, the
+first that a machine has: our own compiled functions (see `env.models.native`); oneDNN's operators on weights in blocks
+of its own; and torch's plain linear, which rearranges weights on every call, which takes about half of the time.
+oneDNN's operators are those that Inductor's freezing puts in place of linear layers. They are not part of torch's
+public interface, so they are tried first.
 
 A packed weight takes the place of the layers' own in memory, where those are still as they stand in a file (see
 `env.models.resident`): one layer at a time, so that no more than one is there twice.
@@ -13,14 +14,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from env.models.layer import MOST_ROWS, has_kernel, project
+from env.models.native import NativeMatrix, can_run
 from env.models.resident import return_pages
 
-__all__ = ["Projection", "can_pack", "row_invariant"]
+__all__ = ["Packing", "Projection", "best_packing", "can_pack", "row_invariant"]
+
+Packing: TypeAlias = Literal["native", "library", "none"]
+"""where weights are kept: rearranged for our own functions, or for oneDNN's; or as they are"""
 
 _LEVEL = 16  # rows that a level of a tree or the tokens of a round have at most; more of them are a text
 _RESULTS = 2**18  # numbers that a kernel is tried on
@@ -31,9 +37,10 @@ class Projection:
 
     Args:
         layers: their results stand side by side.
-        pack: whether to keep a rearranged copy of the weights (see `can_pack`); otherwise the layers' own are read.
+        packing: one that the machine has, see `best_packing`.
 
     Attributes:
+        native: the weights, if our own functions read them; then there is none of the following.
         weights: of the layers, or one that is packed.
         biases: likewise, None for a layer without one.
         least: 0 if nothing is packed; else rows of a call at least: 2 where a kernel adds up in another order for a
@@ -41,19 +48,24 @@ class Projection:
             decoding. A single row goes twice.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], pack: bool) -> None:
-        self.weights: list[torch.Tensor]
-        self.biases: list[torch.Tensor | None]
-        if not pack:
+    def __init__(self, layers: Sequence[nn.Linear], packing: Packing) -> None:
+        self.weights: list[torch.Tensor] = []
+        self.biases: list[torch.Tensor | None] = []
+        self.native: NativeMatrix | None = None
+        self.least = 0
+        if packing == "none":
             self.weights = [layer.weight.detach() for layer in layers]
             self.biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
-            self.least = 0
             return
-        # Trying the kernel takes memory too: before there is a copy.
-        outs = sum(layer.out_features for layer in layers)
-        self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
-        weight, bias = _packed(layers)
-        self.weights, self.biases = [weight], [bias]
+        if packing == "native":
+            with torch.inference_mode():
+                self.native = NativeMatrix(*_joined(layers))
+        else:
+            # Trying the kernel takes memory too: before there is a copy.
+            outs = sum(layer.out_features for layer in layers)
+            self.least = _least(layers[0].in_features, outs, torch.get_num_threads())
+            weight, bias = _packed(layers)
+            self.weights, self.biases = [weight], [bias]
         for layer in layers:
             return_pages(layer.weight)
 
@@ -64,8 +76,24 @@ class Projection:
             x: the rows.
             text: whether they are a text, see `has_kernel`; by default if they are many.
         """
+        if self.native is not None:
+            return self.native(x)
         own = has_kernel(len(x), len(x) > _LEVEL if text is None else text)
         return project(x, self.weights, self.biases, self.least, own)
+
+
+def best_packing(dtype: torch.dtype, device: torch.device, dim: int, *widths: int) -> Packing:
+    """The fastest packing that this machine has for a model.
+
+    Args:
+        dtype: the model's.
+        device: the model's.
+        dim: width of an attention head.
+        widths: of the inputs of linear layers.
+    """
+    if dtype == torch.bfloat16 and device.type == "cpu" and can_run(dim, *widths):
+        return "native"
+    return "library" if can_pack(dtype, device) else "none"
 
 
 @functools.cache
@@ -108,14 +136,20 @@ def row_invariant(call: Callable[[torch.Tensor], torch.Tensor], features: int, o
 def _packed(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The layers' weights in one, rearranged, and their biases."""
     with torch.inference_mode():
-        weights = [layer.weight.detach() for layer in layers]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        if bias is not None and len(bias) != len(weight):
-            raise ValueError("Expected a bias in all layers or in none.")
+        weight, bias = _joined(layers)
         # The kernel for one row is the one that counts; its layout serves more rows as well.
         return torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
+
+
+def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The layers' weights and biases, each in one."""
+    weights = [layer.weight.detach() for layer in layers]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    if bias is not None and len(bias) != len(weight):
+        raise ValueError("Expected a bias in all layers or in none.")
+    return weight, bias
 
 
 @functools.cache

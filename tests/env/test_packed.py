@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from env.models.layer import MOST_ROWS, filled_up, has_kernel
-from env.models.packed import Projection, can_pack, row_invariant
+from env.models.native import can_run
+from env.models.packed import Packing, Projection, best_packing, can_pack, row_invariant
 
 CPU = torch.device("cpu")
-packing = pytest.mark.skipif(not can_pack(torch.bfloat16, CPU), reason="this machine has no packed bfloat16 kernels")
+library = pytest.mark.skipif(not can_pack(torch.bfloat16, CPU), reason="this machine has no packed bfloat16 kernels")
+native = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile AVX-512 BF16")
+PACKED = [pytest.param("library", marks=library), pytest.param("native", marks=native)]
 
 
 def layers(*outs: int, features: int = 96, bias: bool = False, dtype: torch.dtype = torch.bfloat16) -> list[nn.Linear]:
@@ -24,26 +27,26 @@ def rows(count: int, features: int = 96, dtype: torch.dtype = torch.bfloat16) ->
 
 @torch.inference_mode()
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("pack", [False, pytest.param(True, marks=packing)])
-def test_a_projection_gives_its_layers_results_side_by_side(pack: bool, bias: bool) -> None:
+@pytest.mark.parametrize("packing", ["none", *PACKED])
+def test_a_projection_gives_its_layers_results_side_by_side(packing: Packing, bias: bool) -> None:
     each, x = layers(24, 40, bias=bias), rows(5)
     expected = torch.cat([layer(x) for layer in each], dim=-1)
-    torch.testing.assert_close(Projection(each, pack)(x), expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(Projection(each, packing)(x), expected, rtol=0.01, atol=0.01)
 
 
 @torch.inference_mode()
 def test_a_projection_that_is_not_packed_follows_its_layers() -> None:
     (layer,) = layers(24, dtype=torch.float64)
-    projection, x = Projection([layer], pack=False), rows(2, dtype=torch.float64)
+    projection, x = Projection([layer], "none"), rows(2, dtype=torch.float64)
     layer.weight.mul_(2)
     assert torch.equal(projection(x), layer(x))
 
 
-@packing
 @torch.inference_mode()
 @pytest.mark.parametrize("features", [96, 576, 1536])
-def test_a_packed_row_has_the_same_bits_alone_and_in_company(features: int) -> None:
-    projection, x = Projection(layers(256, features=features), pack=True), rows(256, features)
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_packed_row_has_the_same_bits_alone_and_in_company(packing: Packing, features: int) -> None:
+    projection, x = Projection(layers(256, features=features), packing), rows(256, features)
     alone = torch.cat([projection(row[None]) for row in x])
     for company in (2, 3, 7, 11, 16, 17, 50, 64, 65, 200):  # also with rows that are made up
         for text in (False, True):
@@ -57,10 +60,10 @@ def test_texts_of_all_lengths_are_filled_up_to_few() -> None:
     assert all(0 <= filled - rows < max(8, rows / 8) for rows, filled in lengths.items())
 
 
-@packing
+@library
 @torch.inference_mode()
 def test_a_text_is_multiplied_by_kernels_that_others_use_and_a_tree_by_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    projection, multiplied = Projection(layers(256), pack=True), list[int]()
+    projection, multiplied = Projection(layers(256), "library"), list[int]()
     operator = torch.ops.mkldnn._linear_pointwise
 
     def recorded(x: torch.Tensor, *more: object) -> torch.Tensor:
@@ -93,3 +96,9 @@ def test_a_kernel_that_depends_on_the_company_is_found_out() -> None:
 
 def test_other_precisions_are_not_packed() -> None:
     assert not can_pack(torch.float64, CPU)
+
+
+def test_what_our_functions_are_not_written_for_goes_another_way() -> None:
+    assert best_packing(torch.bfloat16, CPU, 24, 96) == ("library" if can_pack(torch.bfloat16, CPU) else "none")
+    assert best_packing(torch.bfloat16, CPU, 64, 96, 100) != "native"
+    assert best_packing(torch.float32, CPU, 64, 96) == "none"

@@ -1,0 +1,498 @@
+// One decoder layer, and a linear layer, in bfloat16 on a CPU with AVX-512 BF16; see native.py for who calls them.
+//
+// A row's numbers do not depend on its company. Every result of a product is added up by one thread over the input's
+// features in their order, and attention goes over the columns that a row sees in their order, as if the others were not
+// there. So a row of a tree gets the very bits that it would get alone, as plain decoding's last row.
+//
+// Numbers are rounded to bfloat16 where transformers rounds them, but for attention: keys, values and the weights of
+// attention are float32.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+
+#ifndef __AVX512BF16__
+#error "this machine has no AVX-512 BF16"
+#endif
+
+namespace {
+
+using bf16 = std::uint16_t;
+
+constexpr std::int64_t LANES = 16;        // float32 in a register: results of a block of weights
+constexpr int TILE_ROWS = 6;              // 6 rows by 4 blocks: 24 sums, 4 weights and an input fill the registers
+constexpr int TILE_BLOCKS = 4;
+constexpr std::int64_t AHEAD = 48;        // pairs of features that weights are fetched ahead
+constexpr std::int64_t KEPT = 4 << 20;    // bytes of working memory that a thread keeps between calls
+
+}  // namespace
+
+extern "C" {
+
+// Weights [outs, features] as [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
+struct Matrix {
+    const std::uint32_t* pairs;
+    const bf16* bias;  // or null
+    std::int64_t features, outs;
+};
+
+struct Layer {
+    Matrix joint, output, gate_up, down;
+    const bf16 *attention_norm, *feed_forward_norm, *query_norm, *key_norm;  // the last two may be null
+    std::int64_t heads, kv_heads, dim;
+    float epsilon, scaling;
+};
+
+// What a call works on. Seconds are added up, of linear layers, attention and the rest.
+struct Work {
+    const bf16* stream;        // [rows, hidden]
+    bf16* result;              // likewise
+    const float *cos, *sin;    // [rows, dim] and [rows, dim / 2]
+    const float* mask;         // [rows, start + rows], under 0 where a row does not see; null: each sees those before it
+    float *keys, *values;      // [kv_heads, capacity, dim]
+    std::int64_t rows, start, capacity, threads;
+    double seconds[3];
+};
+}
+
+namespace {
+
+inline __m512 widen(const bf16* from) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline __m256i narrow(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
+
+inline void store(bf16* to, __m512 value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value)); }
+
+inline __m512 rounded(__m512 value) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(value)), 16));
+}
+
+// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x <= 0 or not much over it.
+inline __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
+    rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
+    __m512 sum = _mm512_set1_ps(1.9875691500e-4f);
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+    sum = _mm512_fmadd_ps(sum, _mm512_mul_ps(rest, rest), _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(sum, power);
+}
+
+// The part of `count` things that falls to a thread.
+struct Share {
+    std::int64_t first, last;
+    Share(std::int64_t count) {
+        const std::int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        first = count * thread / threads, last = count * (thread + 1) / threads;
+    }
+};
+
+// Working memory of the calling thread; much of it is not kept.
+struct Scratch {
+    static thread_local char* memory;
+    static thread_local std::int64_t size;
+    std::int64_t used = 0;
+
+    explicit Scratch(std::int64_t bytes) {
+        if (bytes <= size) return;
+        std::free(memory);
+        size = (bytes + 4095) / 4096 * 4096;
+        memory = static_cast<char*>(std::aligned_alloc(4096, size));
+    }
+    ~Scratch() {
+        if (size <= KEPT) return;
+        std::free(memory);
+        memory = nullptr, size = 0;
+    }
+    template <class T>
+    T* take(std::int64_t count) {
+        T* found = reinterpret_cast<T*>(memory + used);
+        used += padded(count * sizeof(T));
+        return found;
+    }
+    static std::int64_t padded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+};
+thread_local char* Scratch::memory = nullptr;
+thread_local std::int64_t Scratch::size = 0;
+
+// ROWS rows times BLOCKS blocks of weights.
+template <int ROWS, int BLOCKS>
+void tile(const bf16* x, const std::uint32_t* const* blocks, std::int64_t features, float* sums) {
+    __m512 sum[ROWS][BLOCKS];
+    for (auto& row : sum)
+        for (auto& value : row) value = _mm512_setzero_ps();
+    const std::uint32_t* weights[BLOCKS];
+    for (int block = 0; block < BLOCKS; ++block) weights[block] = blocks[block];
+    for (std::int64_t pair = 0; pair < features / 2; ++pair) {
+        __m512bh weight[BLOCKS];
+        for (int block = 0; block < BLOCKS; ++block) {
+            const std::uint32_t* here = weights[block] + pair * LANES;
+            weight[block] = (__m512bh)_mm512_loadu_si512(here);
+            if (ROWS <= 2) _mm_prefetch(reinterpret_cast<const char*>(here + AHEAD * LANES), _MM_HINT_T0);
+        }
+        for (int row = 0; row < ROWS; ++row) {
+            const auto* input = reinterpret_cast<const std::int32_t*>(x + row * features) + pair;
+            const auto two = (__m512bh)_mm512_set1_epi32(*input);
+            for (int block = 0; block < BLOCKS; ++block)
+                sum[row][block] = _mm512_dpbf16_ps(sum[row][block], two, weight[block]);
+        }
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int block = 0; block < BLOCKS; ++block)
+            _mm512_storeu_ps(sums + (row * TILE_BLOCKS + block) * LANES, sum[row][block]);
+}
+
+using Tile = void (*)(const bf16*, const std::uint32_t* const*, std::int64_t, float*);
+#define TILES(rows) {tile<rows, 1>, tile<rows, 2>, tile<rows, 3>, tile<rows, 4>}
+constexpr Tile TILE[TILE_ROWS][TILE_BLOCKS] = {TILES(1), TILES(2), TILES(3), TILES(4), TILES(5), TILES(6)};
+#undef TILES
+
+// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block.
+template <class Done>
+void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count, Done done) {
+    const std::uint32_t* blocks[TILE_BLOCKS];
+    for (int block = 0; block < count; ++block)
+        blocks[block] = matrix.pairs + numbers[block] * matrix.features / 2 * LANES;
+    alignas(64) float sums[TILE_ROWS * TILE_BLOCKS * LANES];
+    const std::int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
+        const std::int64_t first = rows * number / tiles, last = rows * (number + 1) / tiles;
+        TILE[last - first - 1][count - 1](x + first * matrix.features, blocks, matrix.features, sums);
+        for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * TILE_BLOCKS * LANES);
+    }
+}
+
+inline __m512 with_bias(const Matrix& matrix, std::int64_t block, const float* sums) {
+    const __m512 value = _mm512_load_ps(sums);
+    return matrix.bias ? _mm512_add_ps(value, widen(matrix.bias + block * LANES)) : value;
+}
+
+// This thread's part of a linear layer. `done(row, block, value)` gets 16 results.
+template <class Done>
+void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
+    const Share share((matrix.outs + LANES - 1) / LANES);
+    for (std::int64_t first = share.first; first < share.last; first += TILE_BLOCKS) {
+        const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
+        const int count = static_cast<int>(std::min<std::int64_t>(TILE_BLOCKS, share.last - first));
+        multiply(x, rows, matrix, numbers, count, [&](std::int64_t row, const float* sums) {
+            for (int block = 0; block < count; ++block)
+                done(row, first + block, with_bias(matrix, first + block, sums + block * LANES));
+        });
+    }
+}
+
+// This thread's part of silu(gate) * up, [rows, width].
+void gate(const bf16* x, std::int64_t rows, const Matrix& matrix, bf16* gated) {
+    const std::int64_t width = matrix.outs / 2, apart = width / LANES;
+    const Share share(apart);
+    for (std::int64_t first = share.first; first < share.last; first += TILE_BLOCKS / 2) {
+        const int half = static_cast<int>(std::min<std::int64_t>(TILE_BLOCKS / 2, share.last - first));
+        const std::int64_t second = half == 2 ? first + 1 : first + apart;
+        const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
+        multiply(x, rows, matrix, numbers, 2 * half, [&](std::int64_t row, const float* sums) {
+            for (int block = 0; block < half; ++block) {
+                const __m512 open = rounded(with_bias(matrix, first + block, sums + block * LANES));
+                const __m512 up = rounded(with_bias(matrix, first + block + apart, sums + (half + block) * LANES));
+                const __m512 decay = exponential(_mm512_sub_ps(_mm512_setzero_ps(), open));
+                const __m512 silu = _mm512_div_ps(open, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
+                store(gated + row * width + (first + block) * LANES, _mm512_mul_ps(rounded(silu), up));
+            }
+        });
+    }
+}
+
+void norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t width, bf16* result) {
+    __m512 squares = _mm512_setzero_ps();
+    for (std::int64_t at = 0; at < width; at += LANES) {
+        const __m512 value = widen(x + at);
+        squares = _mm512_fmadd_ps(value, value, squares);
+    }
+    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon));
+    for (std::int64_t at = 0; at < width; at += LANES)
+        store(result + at, _mm512_mul_ps(_mm512_mul_ps(widen(x + at), factor), widen(weight + at)));
+}
+
+// A head of a row, turned by the angles of its position.
+void turn(const bf16* x, const float* cos, const float* sin, std::int64_t dim, float* result) {
+    const std::int64_t half = dim / 2;
+    for (std::int64_t at = 0; at < half; at += LANES) {
+        const __m512 left = widen(x + at), right = widen(x + half + at), slope = _mm512_loadu_ps(sin + at);
+        const __m512 before = _mm512_mul_ps(left, _mm512_loadu_ps(cos + at));
+        const __m512 after = _mm512_mul_ps(right, _mm512_loadu_ps(cos + half + at));
+        _mm512_storeu_ps(result + at, _mm512_fnmadd_ps(right, slope, before));
+        _mm512_storeu_ps(result + half + at, _mm512_fmadd_ps(left, slope, after));
+    }
+}
+
+// The columns that each row sees, in their order.
+struct Seen {
+    std::int32_t* columns;   // [rows, all] with a mask, otherwise [all]
+    std::int32_t* counts;    // [rows]
+    std::int64_t all;
+    bool apart;              // whether rows have columns of their own
+
+    const std::int32_t* of(std::int64_t row) const { return columns + (apart ? row * all : 0); }
+
+    void list(const Work& work, std::int64_t row) const {
+        const __m512i step = _mm512_set1_epi32(LANES);
+        __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        std::int32_t* next = columns + (apart ? row * all : 0);
+        for (std::int64_t at = 0; at < all; at += LANES, numbers = _mm512_add_epi32(numbers, step)) {
+            __mmask16 seen = all - at < LANES ? static_cast<__mmask16>((1u << (all - at)) - 1) : 0xffff;
+            if (apart) {
+                const __m512 values = _mm512_maskz_loadu_ps(seen, work.mask + row * all + at);
+                seen = _mm512_mask_cmp_ps_mask(seen, values, _mm512_setzero_ps(), _CMP_GE_OQ);
+            }
+            _mm512_mask_compressstoreu_epi32(next, seen, numbers);
+            next += _mm_popcnt_u32(seen);
+        }
+        if (apart) counts[row] = static_cast<std::int32_t>(next - (columns + row * all));
+    }
+};
+
+// Attention of HEADS heads of a row that share keys and values, each VECTORS registers wide.
+template <int HEADS, int VECTORS>
+void attend(const float* queries, const float* keys, const float* values, const std::int32_t* columns, std::int64_t count,
+            float scaling, float* scores, std::int64_t apart, bf16* result) {
+    constexpr std::int64_t dim = VECTORS * LANES;
+    {
+        __m512 query[HEADS][VECTORS];
+        for (int head = 0; head < HEADS; ++head)
+            for (int part = 0; part < VECTORS; ++part)
+                query[head][part] =
+                    _mm512_mul_ps(_mm512_loadu_ps(queries + head * dim + part * LANES), _mm512_set1_ps(scaling));
+        for (std::int64_t at = 0; at < count; ++at) {
+            const float* key = keys + columns[at] * dim;
+            __m512 product[HEADS];
+            for (int head = 0; head < HEADS; ++head) product[head] = _mm512_setzero_ps();
+            for (int part = 0; part < VECTORS; ++part) {
+                const __m512 vector = _mm512_loadu_ps(key + part * LANES);
+                for (int head = 0; head < HEADS; ++head)
+                    product[head] = _mm512_fmadd_ps(vector, query[head][part], product[head]);
+            }
+            for (int head = 0; head < HEADS; ++head) scores[head * apart + at] = _mm512_reduce_add_ps(product[head]);
+        }
+    }
+    __m512 whole[HEADS];
+    for (int head = 0; head < HEADS; ++head) {
+        float* mine = scores + head * apart;
+        for (std::int64_t at = count; at % LANES; ++at) mine[at] = -INFINITY;
+        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        for (std::int64_t at = 0; at < count; at += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(mine + at));
+        most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        for (std::int64_t at = 0; at < count; at += LANES) {
+            const std::int64_t left = std::min<std::int64_t>(LANES, count - at);
+            const auto real = static_cast<__mmask16>((1u << left) - 1);
+            const __m512 weight = _mm512_maskz_mov_ps(real, exponential(_mm512_sub_ps(_mm512_loadu_ps(mine + at), most)));
+            sum = _mm512_add_ps(sum, weight);
+            _mm512_storeu_ps(mine + at, weight);
+        }
+        whole[head] = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+    }
+    __m512 mixed[HEADS][VECTORS];
+    for (auto& head : mixed)
+        for (auto& part : head) part = _mm512_setzero_ps();
+    for (std::int64_t at = 0; at < count; ++at) {
+        const float* value = values + columns[at] * dim;
+        for (int part = 0; part < VECTORS; ++part) {
+            const __m512 vector = _mm512_loadu_ps(value + part * LANES);
+            for (int head = 0; head < HEADS; ++head)
+                mixed[head][part] = _mm512_fmadd_ps(vector, _mm512_set1_ps(scores[head * apart + at]), mixed[head][part]);
+        }
+    }
+    for (int head = 0; head < HEADS; ++head)
+        for (int part = 0; part < VECTORS; ++part)
+            store(result + head * dim + part * LANES, _mm512_div_ps(mixed[head][part], whole[head]));
+}
+
+using Attend = void (*)(const float*, const float*, const float*, const std::int32_t*, std::int64_t, float, float*,
+                        std::int64_t, bf16*);
+
+// Heads that are attended together, and how; as many as registers hold.
+struct Attention {
+    int heads;
+    Attend together, alone;
+};
+
+Attention attention_of(std::int64_t dim) {
+    switch (dim) {
+        case 32: return {4, attend<4, 2>, attend<1, 2>};
+        case 64: return {3, attend<3, 4>, attend<1, 4>};
+        case 96: return {2, attend<2, 6>, attend<1, 6>};
+        case 128: return {2, attend<2, 8>, attend<1, 8>};
+        default: return {0, nullptr, nullptr};
+    }
+}
+
+// Buffers of a call, shared by its threads.
+struct Buffers {
+    std::int64_t heads_width, group;
+    bf16 *normed, *joint, *mixed, *middle, *gated;
+    float *queries, *scores;
+    std::int64_t columns;  // of scores
+    Seen seen;
+
+    static std::int64_t of_scores(const Layer& layer, const Work& work) {
+        return Scratch::padded((work.start + work.rows) * sizeof(float)) / sizeof(float) * attention_of(layer.dim).heads;
+    }
+
+    static std::int64_t bytes(const Layer& layer, const Work& work) {
+        const std::int64_t hidden = layer.joint.features, all = work.start + work.rows;
+        const std::int64_t narrow = 2 * hidden + layer.joint.outs + layer.output.features + layer.down.features;
+        const std::int64_t group = layer.heads / layer.kv_heads * layer.dim;
+        return 1024 + work.rows * narrow * sizeof(bf16) +
+               work.threads * (of_scores(layer, work) + group) * sizeof(float) +
+               ((work.mask ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
+    }
+
+    Buffers(const Layer& layer, const Work& work, Scratch& scratch) {
+        const std::int64_t rows = work.rows, hidden = layer.joint.features, all = work.start + rows;
+        heads_width = layer.joint.outs, group = layer.heads / layer.kv_heads;
+        columns = of_scores(layer, work);
+        normed = scratch.take<bf16>(rows * hidden);
+        middle = scratch.take<bf16>(rows * hidden);
+        joint = scratch.take<bf16>(rows * heads_width);
+        mixed = scratch.take<bf16>(rows * layer.output.features);
+        gated = scratch.take<bf16>(rows * layer.down.features);
+        scores = scratch.take<float>(work.threads * columns);
+        queries = scratch.take<float>(work.threads * group * layer.dim);
+        seen.all = all, seen.apart = work.mask != nullptr;
+        seen.counts = scratch.take<std::int32_t>(rows);
+        seen.columns = scratch.take<std::int32_t>((seen.apart ? rows : 1) * all + LANES);
+    }
+};
+
+// Keys and values of this thread's rows go to the cache, and what the rows see is listed.
+void remember(const Layer& layer, Work& work, const Buffers& at) {
+    const Share share(work.rows);
+    const std::int64_t dim = layer.dim;
+    for (std::int64_t row = share.first; row < share.last; ++row) {
+        bf16* states = at.joint + row * at.heads_width;
+        for (std::int64_t head = 0; head < layer.heads + layer.kv_heads; ++head) {
+            const bf16* weight = head < layer.heads ? layer.query_norm : layer.key_norm;
+            if (weight) norm(states + head * dim, weight, layer.epsilon, dim, states + head * dim);
+        }
+        for (std::int64_t head = 0; head < layer.kv_heads; ++head) {
+            const std::int64_t place = (head * work.capacity + work.start + row) * dim;
+            const bf16* key = states + (layer.heads + head) * dim;
+            const bf16* value = key + layer.kv_heads * dim;
+            turn(key, work.cos + row * dim, work.sin + row * dim / 2, dim, work.keys + place);
+            for (std::int64_t part = 0; part < dim; part += LANES)
+                _mm512_storeu_ps(work.values + place + part, widen(value + part));
+        }
+        if (at.seen.apart) at.seen.list(work, row);
+        else at.seen.counts[row] = static_cast<std::int32_t>(work.start + row + 1);
+    }
+    if (!at.seen.apart && omp_get_thread_num() == omp_get_num_threads() - 1) at.seen.list(work, 0);
+}
+
+// Attention of this thread's part of rows and heads.
+void attend_all(const Layer& layer, const Work& work, const Buffers& at) {
+    const Attention attention = attention_of(layer.dim);
+    const std::int64_t dim = layer.dim, apart = at.columns / attention.heads;
+    float* scores = at.scores + omp_get_thread_num() * at.columns;
+    float* queries = at.queries + omp_get_thread_num() * at.group * dim;
+    const std::int64_t steps = (at.group + attention.heads - 1) / attention.heads;
+    const Share share(work.rows * layer.kv_heads * steps);
+    for (std::int64_t number = share.first; number < share.last; ++number) {
+        // Heads outside, rows inside: rows share the keys and values that are in the near caches.
+        const std::int64_t row = number % work.rows, kv = number / work.rows / steps;
+        const std::int64_t from = number / work.rows % steps * attention.heads;
+        const std::int64_t till = std::min<std::int64_t>(from + attention.heads, at.group), head = kv * at.group + from;
+        const float *keys = work.keys + kv * work.capacity * dim, *values = work.values + kv * work.capacity * dim;
+        bf16* result = at.mixed + row * layer.output.features + head * dim;
+        for (std::int64_t next = 0; next < till - from; ++next)
+            turn(at.joint + row * at.heads_width + (head + next) * dim, work.cos + row * dim, work.sin + row * dim / 2, dim,
+                 queries + next * dim);
+        if (till - from == attention.heads) {
+            attention.together(queries, keys, values, at.seen.of(row), at.seen.counts[row], layer.scaling, scores, apart,
+                               result);
+            continue;
+        }
+        for (std::int64_t next = 0; next < till - from; ++next)
+            attention.alone(queries + next * dim, keys, values, at.seen.of(row), at.seen.counts[row], layer.scaling, scores,
+                            apart, result + next * dim);
+    }
+}
+
+void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::int64_t rows, bf16* result) {
+    const std::int64_t hidden = layer.joint.features;
+    const Share share(rows);
+    for (std::int64_t row = share.first; row < share.last; ++row)
+        norm(stream + row * hidden, weight, layer.epsilon, hidden, result + row * hidden);
+}
+
+// A linear layer whose rounded results are added to a stream.
+void add_linear(const bf16* x, std::int64_t rows, const Matrix& matrix, const bf16* stream, bf16* result) {
+    linear(x, rows, matrix, [&](std::int64_t row, std::int64_t block, __m512 value) {
+        const std::int64_t place = row * matrix.outs + block * LANES;
+        store(result + place, _mm512_add_ps(widen(stream + place), rounded(value)));
+    });
+}
+
+// Waits for the other threads, and has the first one take the time.
+struct Clock {
+    Work& work;
+    double last;
+    explicit Clock(Work& work) : work(work), last(omp_get_wtime()) {}
+    void wait(int what) {
+#pragma omp barrier
+        if (omp_get_thread_num()) return;
+        const double now = omp_get_wtime();
+        work.seconds[what] += now - last;
+        last = now;
+    }
+};
+
+enum Part { LINEARS, ATTENTION, REST };
+
+}  // namespace
+
+extern "C" {
+
+void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    linear(x, rows, *matrix, [&](std::int64_t row, std::int64_t block, __m512 value) {
+        const std::int64_t left = std::min(LANES, matrix->outs - block * LANES);
+        const auto real = static_cast<__mmask16>((1u << left) - 1);
+        _mm256_mask_storeu_epi16(result + row * matrix->outs + block * LANES, real, narrow(value));
+    });
+}
+
+void specgym_layer(const Layer* layer, Work* work) {
+    Scratch scratch(Buffers::bytes(*layer, *work));
+    const Buffers at(*layer, *work, scratch);
+    const std::int64_t rows = work->rows;
+#pragma omp parallel num_threads(work->threads)
+    {
+        Clock clock(*work);
+        norm_all(work->stream, layer->attention_norm, *layer, rows, at.normed);
+        clock.wait(REST);
+        linear(at.normed, rows, layer->joint, [&](std::int64_t row, std::int64_t block, __m512 value) {
+            store(at.joint + row * at.heads_width + block * LANES, value);
+        });
+        clock.wait(LINEARS);
+        remember(*layer, *work, at);
+        clock.wait(REST);
+        attend_all(*layer, *work, at);
+        clock.wait(ATTENTION);
+        add_linear(at.mixed, rows, layer->output, work->stream, at.middle);
+        clock.wait(LINEARS);
+        norm_all(at.middle, layer->feed_forward_norm, *layer, rows, at.normed);
+        clock.wait(REST);
+        gate(at.normed, rows, layer->gate_up, at.gated);
+        clock.wait(LINEARS);
+        add_linear(at.gated, rows, layer->down, at.middle, work->result);
+        clock.wait(LINEARS);
+    }
+}
+}

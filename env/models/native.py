@@ -1,0 +1,237 @@
+"""A decoder layer as one call of a compiled function, where the machine can compile it and run it.
+
+A plain step of a small model reads its weights once, and could take as long as that. Through a library it takes two to
+three times as long: every operator begins and ends its own work on all threads, and kernels for a single row do not
+read as fast as the memory gives. `native.cpp` does a whole layer in one piece, in bfloat16 on CPUs with AVX-512 BF16.
+
+It is compiled by the system's own compiler when it is first needed, which takes a few seconds, and kept in the cache
+folder. Where there is no compiler, no such CPU or no folder to write to, layers go the library's way (see
+`env.models.layer`), with nearly the same numbers. `SPECGYM_NATIVE=0` in the environment asks for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from env.errors import SpecGymError
+from env.files import atomic_path
+from env.home import cache_home
+from env.models.cache import KeyValueBuffer
+
+__all__ = ["NativeLayer", "NativeMatrix", "Stretch", "can_run", "watched"]
+
+_SOURCE = Path(__file__).with_name("native.cpp")
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_PATIENCE = 120  # seconds that compiling may take
+_LANES = 16  # results in a block of weights
+_WIDTHS = 2 * _LANES  # that features are multiples of
+_DIMS = (32, 64, 96, 128)  # of heads that attention is written for
+
+
+class _Matrix(Structure):
+    _fields_ = (("pairs", c_void_p), ("bias", c_void_p), ("features", c_int64), ("outs", c_int64))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("joint", "output", "gate_up", "down")),
+        *((name, c_void_p) for name in ("attention_norm", "feed_forward_norm", "query_norm", "key_norm")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "dim")),
+        *((name, c_float) for name in ("epsilon", "scaling")),
+    )
+
+
+class _Work(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("stream", "result", "cos", "sin", "mask", "keys", "values")),
+        *((name, c_int64) for name in ("rows", "start", "capacity", "threads")),
+        ("seconds", c_double * 3),
+    )
+
+
+class Stretch(NamedTuple):
+    """A piece of work of a compiled function."""
+
+    name: str
+    """``"native::linear"``, ``"native::attention"`` or ``"native::rest"``"""
+    began: float
+    """when the function was called, by the clock of `time.perf_counter` [s]"""
+    seconds: float
+
+
+_PARTS = ("native::linear", "native::attention", "native::rest")  # as in `Work::seconds`
+_watching: list[list[Stretch]] = []
+
+
+@contextmanager
+def watched() -> Iterator[list[Stretch]]:
+    """Gives a list that is filled with what compiled functions do meanwhile."""
+    found: list[Stretch] = []
+    _watching.append(found)
+    try:
+        yield found
+    finally:
+        _watching.remove(found)
+
+
+def can_run(dim: int, *widths: int) -> bool:
+    """Whether this machine has the compiled functions, and they do layers of such a shape.
+
+    Args:
+        dim: width of a head.
+        widths: of the inputs of linear layers.
+    """
+    return dim in _DIMS and all(width % _WIDTHS == 0 for width in widths) and _works()
+
+
+class NativeMatrix:
+    """Weights of linear layers that read the same input, in the order in which they are read.
+
+    Args:
+        weight: `bfloat16[outs, features]`; `features` a multiple of 32.
+        bias: `[outs]`, if there is one.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.outs, features = weight.shape
+        if missing := -self.outs % _LANES:
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+            bias = None if bias is None else torch.nn.functional.pad(bias, (0, missing))
+        self._pairs = weight.view(-1, _LANES, features // 2, 2).transpose(1, 2).contiguous()
+        self._bias = bias
+        self.struct = _Matrix(self._pairs.data_ptr(), _address(self._bias), features, self.outs)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`bfloat16[rows, features]` to `[rows, outs]`."""
+        x, began = x.contiguous(), time.perf_counter()
+        result = torch.empty((len(x), self.outs), dtype=x.dtype)
+        _functions().specgym_linear(self.struct, x.data_ptr(), result.data_ptr(), len(x), torch.get_num_threads())
+        for found in _watching:
+            found.append(Stretch(_PARTS[0], began, time.perf_counter() - began))
+        return result
+
+
+class NativeLayer:
+    """A decoder layer, as `env.models.layer.decoder_layer` computes it.
+
+    Args:
+        norms: weights of the norms: before attention, before the feed-forward part, and maybe of queries and of keys.
+        epsilon: added to the mean square in norms.
+        parts: query, key and value; output; gate and up; down.
+        heads: of queries.
+        kv_heads: of keys and values; divides `heads`.
+        dim: width of a head.
+        scaling: factor of the products of queries and keys.
+    """
+
+    def __init__(
+        self,
+        norms: Sequence[torch.Tensor],
+        epsilon: float,
+        parts: Sequence[NativeMatrix],
+        *,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        scaling: float,
+    ) -> None:
+        self._norms, self._parts = [norm.contiguous() for norm in norms], parts  # the structure points into them
+        addresses = [_address(norm) for norm in self._norms] + [None] * (4 - len(norms))
+        self._struct = _Layer(*(part.struct for part in parts), *addresses, heads, kv_heads, dim, epsilon, scaling)
+
+    def __call__(
+        self,
+        stream: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        buffer: KeyValueBuffer,
+        start: int,
+    ) -> torch.Tensor:
+        """The stream after the layer; see `decoder_layer` for the arguments, of which the mask has a row for a row."""
+        stream, result, began = stream.contiguous(), torch.empty_like(stream), time.perf_counter()
+        tensors = (stream, result, *turn, mask, buffer.keys, buffer.values)
+        sizes = (len(stream), start, buffer.keys.shape[2], torch.get_num_threads())
+        work = _Work(*(_address(tensor) for tensor in tensors), *sizes)
+        _functions().specgym_layer(self._struct, work)
+        for found in _watching:
+            found += [Stretch(*part) for part in zip(_PARTS, [began] * len(_PARTS), work.seconds, strict=True)]
+        return result
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def _works() -> bool:
+    """Whether the functions are there and multiply as torch does, tried on a small layer."""
+    if os.environ.get("SPECGYM_NATIVE") == "0":
+        return False
+    weight = torch.linspace(-1, 1, 24 * 64).view(24, 64).to(torch.bfloat16)
+    x = torch.linspace(-1, 1, 7 * 64).view(7, 64).to(torch.bfloat16)
+    try:
+        found = NativeMatrix(weight, None)(x)
+    except (OSError, SpecGymError, subprocess.SubprocessError):
+        return False
+    return torch.allclose(found.float(), x.float() @ weight.float().T, rtol=0.02, atol=0.02)
+
+
+@functools.cache
+def _functions() -> ctypes.CDLL:
+    """The compiled functions.
+
+    Raises:
+        OSError: no compiler, or a library that cannot be loaded.
+        SubprocessError: it cannot be compiled.
+        SpecGymError: it cannot be written.
+    """
+    path = _compiled()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # not what was written: made anew
+        path.unlink(missing_ok=True)
+        library = ctypes.CDLL(str(_compiled()))
+    library.specgym_linear.argtypes = [POINTER(_Matrix), c_void_p, c_void_p, c_int64, c_int64]
+    library.specgym_layer.argtypes = [POINTER(_Layer), POINTER(_Work)]
+    library.specgym_linear.restype = library.specgym_layer.restype = None
+    return library
+
+
+def _compiled() -> Path:
+    """The library's file, compiled for this machine unless it is there."""
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
+    source = _SOURCE.read_bytes()
+    made_of = [source, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
+    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+    path = cache_home() / "native" / f"{name}.so"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            command = [compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
+    return path
+
+
+def _processor() -> str:
+    """What tells processors with different instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -1,0 +1,175 @@
+"""Layers by compiled functions: transformers' numbers, and the same bits for a row alone and in a tree."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from env.models import native
+from env.models.lean import lean_model
+from env.models.native import NativeMatrix, can_run, watched
+from env.models.target import CachedModel
+from tests.tiny import SHAPE
+
+TEXT = [5, 6, 7, 8, 9, 3]
+WIDE = SHAPE | {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"head_dim": 64}),
+    "llama with biases": (LlamaForCausalLM, LlamaConfig, {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+    "llama without groups": (LlamaForCausalLM, LlamaConfig, {"head_dim": 96, "num_key_value_heads": 4}),
+    "llama with one group": (LlamaForCausalLM, LlamaConfig, {"head_dim": 64, "num_key_value_heads": 1}),
+    "qwen 2": (Qwen2ForCausalLM, Qwen2Config, {"head_dim": 128}),
+    "qwen 3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+}
+
+compiled = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile AVX-512 BF16")
+
+
+def build(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model_class, config_class, details = FAMILIES[family]
+    model = model_class(config_class(**(WIDE | details))).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name or "bias" in name:  # they begin as ones and zeros
+                weight.add_(0.3 * torch.randn_like(weight))
+            elif "embed" not in name:
+                weight.mul_(1.5)  # so that attention and gates have something to choose
+    return model.to(torch.bfloat16)
+
+
+def visible(rows: int) -> np.ndarray:
+    """A tree in which each row but the first two hangs on the one before its last."""
+    seen = np.eye(rows, dtype=bool)
+    for row in range(2, rows):
+        seen[row] |= seen[row - 2]
+    return seen
+
+
+@compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_and_a_tree_get_the_logits_of_transformers(family: str) -> None:
+    model, exact = build(family), build(family).double()
+    branches = [[*TEXT, 4, 2], [*TEXT, 11, 12]]
+    expected, rounded = ([each(torch.tensor([branch])).logits[0] for branch in branches] for each in (exact, model))
+    lean, cached = lean_model(model), CachedModel(model)
+    assert lean is not None
+    assert lean.head.native is not None, "the test would be vacuous"
+    read = cached.extend_all(TEXT)
+    tree = cached.extend_tree(np.array([4, 11, 2, 12]), len(TEXT) + np.array([0, 0, 1, 1]), visible(4))
+    for branch, (logits, theirs) in enumerate(zip(expected, rounded, strict=True)):
+        # As near to the exact numbers as transformers in the same precision.
+        error = torch.cat([read, tree[branch::2]]) - logits
+        assert error.norm() < 2 * (theirs - logits).norm() < 0.2 * logits.norm()
+    assert not torch.allclose(tree[0], tree[1], atol=0.01), "the test would be vacuous"
+
+
+@compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prefix", [1, 15, 40])
+def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int) -> None:
+    model = build(family)
+    text, rows = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 40))
+    tree_model, plain_model = CachedModel(model), CachedModel(model)
+    for reader in (tree_model, plain_model):
+        reader.extend_all(text[:prefix].tolist())
+    depth = np.arange(21) // 2
+    tree = tree_model.extend_tree(rows[:21], prefix + depth, visible(21))
+    for row in range(0, 21, 2):  # the first branch, and the second as far as it goes after it
+        assert torch.equal(plain_model.extend([int(rows[row])])[0], tree[row])
+
+
+@compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("outs", [16, 24, 100])
+def test_a_matrix_of_any_number_of_results_gives_them_all_and_writes_no_others(outs: int) -> None:
+    weight, bias = torch.randn(outs, 64).bfloat16(), torch.randn(outs).bfloat16()
+    x = torch.randn(13, 64).bfloat16()
+    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(NativeMatrix(weight, bias)(x).double(), expected, rtol=0.01, atol=0.02)
+
+
+@compiled
+def test_what_the_functions_do_can_be_watched() -> None:
+    model = CachedModel(build("llama"))
+    with torch.inference_mode(), watched() as stretches:
+        model.extend(TEXT)
+    names = [stretch.name for stretch in stretches]
+    layers = model.model.config.num_hidden_layers
+    assert {name: names.count(name) for name in names} == {
+        "native::linear": layers + 1,
+        "native::attention": layers,
+        "native::rest": layers,
+    }
+    assert all(stretch.seconds > 0 for stretch in stretches)
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache folder, and nothing known of the functions."""
+    monkeypatch.setenv("SPECGYM_HOME", str(tmp_path))
+    caches = native._works, native._functions
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path / "native"
+    for cache in caches:
+        cache.cache_clear()
+
+
+@compiled
+def test_the_functions_are_compiled_once(anew: Path) -> None:
+    assert can_run(64)
+    (made,) = anew.iterdir()
+    written = made.stat().st_mtime_ns
+    native._works.cache_clear()
+    native._functions.cache_clear()
+    assert can_run(64)
+    assert [path.stat().st_mtime_ns for path in anew.iterdir()] == [written]
+
+
+@compiled
+def test_a_broken_library_is_compiled_anew(anew: Path) -> None:
+    path = native._compiled()
+    path.write_bytes(b"half a library")
+    assert can_run(64)
+    assert ctypes.CDLL(str(path))
+
+
+@pytest.mark.parametrize("lacks", ["a compiler", "a working compiler", "a folder", "the wish"])
+def test_where_something_is_missing_layers_go_another_way(
+    anew: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    if lacks == "a compiler":
+        monkeypatch.setenv("PATH", str(anew))
+    elif lacks == "a working compiler":
+        compiler = anew.parent / "c++"
+        compiler.write_text("#!/bin/sh\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{anew.parent}:/usr/bin:/bin")
+    elif lacks == "a folder":
+        anew.write_text("not a folder")
+    else:
+        monkeypatch.setenv("SPECGYM_NATIVE", "0")
+    assert not can_run(64)
+    model = build("llama")
+    lean = lean_model(model)
+    assert lean is not None
+    assert lean.head.native is None
+    with torch.inference_mode():
+        assert CachedModel(model).extend(TEXT).isfinite().all()
