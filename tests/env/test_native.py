@@ -66,16 +66,16 @@ def visible(rows: int) -> np.ndarray:
 def test_a_text_and_a_tree_get_the_logits_of_transformers(family: str) -> None:
     model, exact = build(family), build(family).double()
     branches = [[*TEXT, 4, 2], [*TEXT, 11, 12]]
-    expected, rounded = ([each(torch.tensor([branch])).logits[0] for branch in branches] for each in (exact, model))
+    expected = [exact(torch.tensor([branch])).logits[0] for branch in branches]
     lean, cached = lean_model(model), CachedModel(model)
     assert lean is not None
     assert lean.head.native is not None, "the test would be vacuous"
     read = cached.extend_all(TEXT)
     tree = cached.extend_tree(np.array([4, 11, 2, 12]), len(TEXT) + np.array([0, 0, 1, 1]), visible(4))
-    for branch, (logits, theirs) in enumerate(zip(expected, rounded, strict=True)):
-        # As near to the exact numbers as transformers in the same precision.
+    for branch, logits in enumerate(expected):
+        # bfloat16 keeps 8 bits; transformers' own forward is as far off.
         error = torch.cat([read, tree[branch::2]]) - logits
-        assert error.norm() < 2 * (theirs - logits).norm() < 0.2 * logits.norm()
+        assert error.norm() < 0.08 * logits.norm()
     assert not torch.allclose(tree[0], tree[1], atol=0.01), "the test would be vacuous"
 
 
