@@ -11,8 +11,7 @@ import torch
 
 from env.drafts.network import DecoderLayer, FeatureDraftNetwork
 from env.models.cache import KeyValueBuffer
-from env.models.layer import as_written
-from env.models.lean import LeanLayer, LeanNorm, Turns, state_dtype
+from env.models.lean import LeanLayer, LeanNorm, LeanStack, Turns, state_dtype
 from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
@@ -37,7 +36,7 @@ class LeanDraft:
         self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
         self._fuse = Projection([network.fuse], packing)
         self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
-        self._layers = [_layer(block, packing) for block in network.blocks]
+        self._layers = LeanStack([_layer(block, packing) for block in network.blocks], self._dtype)
         self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps)
         self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
@@ -68,10 +67,7 @@ class LeanDraft:
         """
         stream = self._fuse(torch.cat([self._token_norm(tokens), self._feature_norm(features)], dim=-1))
         turn = self._turns(positions)
-        mask = self._layers[0].mask_of(mask, self._dtype)
-        with as_written():
-            for layer, cache in zip(self._layers, caches, strict=True):
-                stream = layer(stream, turn, mask, cache, self._dtype)
+        stream, _ = self._layers(stream, turn, mask, caches)
         return self._output_norm(stream)
 
 

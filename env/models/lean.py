@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
-from env.models.native import NativeLayer
+from env.models.native import NativeLayer, NativeStack
 from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
-__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "Turns", "lean_model", "state_dtype"]
+__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "Turns", "lean_model", "state_dtype"]
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Whose angle at a position does not depend on the length of the text.
@@ -91,7 +91,7 @@ class LeanModel:
         self.embedding: nn.Embedding = decoder.embed_tokens
         self.dtype = state_dtype(model.dtype, model.device)
         self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
-        self.layers = [_layer(layer, packing) for layer in decoder.layers]
+        self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], packing)
 
@@ -121,14 +121,8 @@ class LeanModel:
         """
         stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
         turn = self.turns(positions)
-        mask = self.layers[0].mask_of(mask, self.dtype)
-        outputs = []
         cache.make_room(len(tokens))
-        with as_written():
-            for number, (layer, buffer) in enumerate(zip(self.layers, cache.layers, strict=True)):
-                stream = layer(stream, turn, mask, buffer, self.dtype)
-                if shown and number in shown:
-                    outputs.append(stream)
+        stream, outputs = self.layers(stream, turn, mask, cache.layers, shown or ())
         final = self.norm(stream)
         logits = self.head(final[-keep:], text=mask is None)
         if shown is None:
@@ -160,11 +154,11 @@ class LeanLayer:
         dim: int,
         scaling: float,
     ) -> None:
-        self._group = heads // kv_heads
+        self.group = heads // kv_heads
         self._rows = (1, kv_heads, 1, dim)  # of a row of keys or values
         weights, shape = [norm.weight.detach() for norm in norms], {"heads": heads, "kv_heads": kv_heads, "dim": dim}
         matrices = [part.native for part in parts if part.native is not None]
-        self._native = NativeLayer(weights, epsilon, matrices, **shape, scaling=scaling) if matrices else None
+        self.native = NativeLayer(weights, epsilon, matrices, **shape, scaling=scaling) if matrices else None
         self._run = layer_function(norms[0].weight.device.type)
         self._weights = (
             weights,
@@ -175,28 +169,77 @@ class LeanLayer:
         )
         self._attention = heads, scaling
 
+    def reserve(self, buffer: KeyValueBuffer, rows: int, dtype: torch.dtype, device: torch.device) -> int:
+        """Appends rows to the buffer, which are yet to be written, and returns where they begin."""
+        return buffer.reserve(rows, self._rows, dtype, device)
+
+    def __call__(
+        self, stream: torch.Tensor, turn: Turn, mask: torch.Tensor | None, buffer: KeyValueBuffer, start: int
+    ) -> torch.Tensor:
+        """The stream `[rows, hidden]` after the layer.
+
+        Args:
+            stream: before it.
+            turn: of the rows' positions.
+            mask: additive, `[1, 1, group * rows, columns]`, see `attend`.
+            buffer: of keys and values; the rows are already counted in.
+            start: where they begin.
+        """
+        own = has_kernel(len(stream), mask is None)
+        return self._run(stream, *turn, mask, buffer.keys, buffer.values, start, *self._weights, own, *self._attention)
+
+
+class LeanStack:
+    """Decoder layers, one after the other.
+
+    Args:
+        layers: of one shape.
+        dtype: in which keys and values are kept.
+    """
+
+    def __init__(self, layers: Sequence[LeanLayer], dtype: torch.dtype) -> None:
+        self._layers, self._dtype = layers, dtype
+        natives = [layer.native for layer in layers if layer.native is not None]
+        self._native = NativeStack(natives) if natives else None
+
     def __call__(
         self,
         stream: torch.Tensor,
         turn: Turn,
         mask: torch.Tensor | None,
-        buffer: KeyValueBuffer,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        """The stream `[rows, hidden]` after the layer; keys and values are kept in `dtype`."""
-        start = buffer.reserve(len(stream), self._rows, dtype, stream.device)
-        if mask is None and start and len(stream) > 1:
-            raise ValueError(f"Without a mask, {len(stream)} rows need an empty cache; it holds {start}.")
-        if self._native is not None:
-            return self._native(stream, turn, mask, buffer, start)
-        states, own = (buffer.keys, buffer.values, start), has_kernel(len(stream), mask is None)
-        return self._run(stream, *turn, mask, *states, *self._weights, own, *self._attention)
+        buffers: Sequence[KeyValueBuffer],
+        shown: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Appends rows to the buffers.
 
-    def mask_of(self, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """An additive mask `[1, 1, rows, columns]` as layers of this shape take it."""
-        if mask is None:
-            return None
-        return mask.to(dtype).repeat(1, 1, 1 if self._native is not None else self._group, 1)
+        Args:
+            stream: `[rows, hidden]`.
+            turn: of the rows' positions.
+            mask: additive, `[1, 1, rows, columns]`; None for one row, or for several without a prefix.
+            buffers: one for each layer.
+            shown: layers whose outputs are wanted, counted from 0, ascending.
+
+        Returns:
+            The stream after the last layer, and after each of those in `shown`.
+
+        Raises:
+            ValueError: several rows without a mask, and a prefix.
+        """
+        rows, outputs = len(stream), list[torch.Tensor]()
+        places = zip(self._layers, buffers, strict=True)
+        starts = [layer.reserve(buffer, rows, self._dtype, stream.device) for layer, buffer in places]
+        if mask is None and starts[0] and rows > 1:
+            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {starts[0]}.")
+        mask = None if mask is None else mask.to(self._dtype)
+        if self._native is not None:
+            return self._native(stream, turn, mask, buffers, shown)
+        mask = None if mask is None else mask.repeat(1, 1, self._layers[0].group, 1)
+        with as_written():
+            for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
+                stream = layer(stream, turn, mask, buffer, starts[number])
+                if number in shown:
+                    outputs.append(stream)
+        return stream, outputs
 
 
 def _packing(model: PreTrainedModel) -> Packing:

@@ -1,4 +1,4 @@
-// One decoder layer, and a linear layer, in bfloat16 on a CPU with AVX-512 BF16; see native.py for who calls them.
+// Decoder layers, and a linear layer, in bfloat16 on a CPU with AVX-512 BF16; see native.py for who calls them.
 //
 // A row's numbers do not depend on its company. Every result of a product is added up by one thread over the input's
 // features in their order, and attention goes over the columns that a row sees in their order, as if the others were not
@@ -50,11 +50,11 @@ struct Layer {
 // What a call works on. Seconds are added up, of linear layers, attention and the rest.
 struct Work {
     const bf16* stream;        // [rows, hidden]
-    bf16* result;              // likewise
+    bf16* const* results;      // the stream after each layer, likewise; they may share memory, but not with the one before
+    float *const *keys, *const *values;  // of each layer, [kv_heads, capacity, dim]
     const float *cos, *sin;    // [rows, dim] and [rows, dim / 2]
     const float* mask;         // [rows, start + rows], under 0 where a row does not see; null: each sees those before it
-    float *keys, *values;      // [kv_heads, capacity, dim]
-    std::int64_t rows, start, capacity, threads;
+    std::int64_t layers, rows, start, capacity, threads;
     double seconds[3];
 };
 }
@@ -371,8 +371,8 @@ struct Buffers {
     }
 };
 
-// Keys and values of this thread's rows go to the cache, and what the rows see is listed.
-void remember(const Layer& layer, Work& work, const Buffers& at) {
+// Keys and values of this thread's rows go to the cache.
+void remember(const Layer& layer, const Work& work, const Buffers& at, float* keys, float* values) {
     const Share share(work.rows);
     const std::int64_t dim = layer.dim;
     for (std::int64_t row = share.first; row < share.last; ++row) {
@@ -385,18 +385,25 @@ void remember(const Layer& layer, Work& work, const Buffers& at) {
             const std::int64_t place = (head * work.capacity + work.start + row) * dim;
             const bf16* key = states + (layer.heads + head) * dim;
             const bf16* value = key + layer.kv_heads * dim;
-            turn(key, work.cos + row * dim, work.sin + row * dim / 2, dim, work.keys + place);
+            turn(key, work.cos + row * dim, work.sin + row * dim / 2, dim, keys + place);
             for (std::int64_t part = 0; part < dim; part += LANES)
-                _mm512_storeu_ps(work.values + place + part, widen(value + part));
+                _mm512_storeu_ps(values + place + part, widen(value + part));
         }
-        if (at.seen.apart) at.seen.list(work, row);
-        else at.seen.counts[row] = static_cast<std::int32_t>(work.start + row + 1);
     }
-    if (!at.seen.apart && omp_get_thread_num() == omp_get_num_threads() - 1) at.seen.list(work, 0);
+}
+
+// Lists what this thread's rows see.
+void look(const Work& work, const Seen& seen) {
+    const Share share(work.rows);
+    for (std::int64_t row = share.first; row < share.last; ++row) {
+        if (seen.apart) seen.list(work, row);
+        else seen.counts[row] = static_cast<std::int32_t>(work.start + row + 1);
+    }
+    if (!seen.apart && omp_get_thread_num() == 0) seen.list(work, 0);
 }
 
 // Attention of this thread's part of rows and heads.
-void attend_all(const Layer& layer, const Work& work, const Buffers& at) {
+void attend_all(const Layer& layer, const Work& work, const Buffers& at, const float* all_keys, const float* all_values) {
     const Attention attention = attention_of(layer.dim);
     const std::int64_t dim = layer.dim, apart = at.columns / attention.heads;
     float* scores = at.scores + omp_get_thread_num() * at.columns;
@@ -408,7 +415,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at) {
         const std::int64_t row = number % work.rows, kv = number / work.rows / steps;
         const std::int64_t from = number / work.rows % steps * attention.heads;
         const std::int64_t till = std::min<std::int64_t>(from + attention.heads, at.group), head = kv * at.group + from;
-        const float *keys = work.keys + kv * work.capacity * dim, *values = work.values + kv * work.capacity * dim;
+        const float *keys = all_keys + kv * work.capacity * dim, *values = all_values + kv * work.capacity * dim;
         bf16* result = at.mixed + row * layer.output.features + head * dim;
         for (std::int64_t next = 0; next < till - from; ++next)
             turn(at.joint + row * at.heads_width + (head + next) * dim, work.cos + row * dim, work.sin + row * dim / 2, dim,
@@ -468,31 +475,40 @@ void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int6
     });
 }
 
-void specgym_layer(const Layer* layer, Work* work) {
-    Scratch scratch(Buffers::bytes(*layer, *work));
-    const Buffers at(*layer, *work, scratch);
+// Layers of the same shape, one after the other.
+void specgym_layers(const Layer* const* layers, Work* work) {
+    Scratch scratch(Buffers::bytes(*layers[0], *work));
+    const Buffers at(*layers[0], *work, scratch);
     const std::int64_t rows = work->rows;
 #pragma omp parallel num_threads(work->threads)
     {
         Clock clock(*work);
-        norm_all(work->stream, layer->attention_norm, *layer, rows, at.normed);
-        clock.wait(REST);
-        linear(at.normed, rows, layer->joint, [&](std::int64_t row, std::int64_t block, __m512 value) {
-            store(at.joint + row * at.heads_width + block * LANES, value);
-        });
-        clock.wait(LINEARS);
-        remember(*layer, *work, at);
-        clock.wait(REST);
-        attend_all(*layer, *work, at);
-        clock.wait(ATTENTION);
-        add_linear(at.mixed, rows, layer->output, work->stream, at.middle);
-        clock.wait(LINEARS);
-        norm_all(at.middle, layer->feed_forward_norm, *layer, rows, at.normed);
-        clock.wait(REST);
-        gate(at.normed, rows, layer->gate_up, at.gated);
-        clock.wait(LINEARS);
-        add_linear(at.gated, rows, layer->down, at.middle, work->result);
-        clock.wait(LINEARS);
+        look(*work, at.seen);
+        const bf16* stream = work->stream;
+        for (std::int64_t number = 0; number < work->layers; ++number) {
+            const Layer& layer = *layers[number];
+            float *keys = work->keys[number], *values = work->values[number];
+            bf16* result = work->results[number];
+            norm_all(stream, layer.attention_norm, layer, rows, at.normed);
+            clock.wait(REST);
+            linear(at.normed, rows, layer.joint, [&](std::int64_t row, std::int64_t block, __m512 value) {
+                store(at.joint + row * at.heads_width + block * LANES, value);
+            });
+            clock.wait(LINEARS);
+            remember(layer, *work, at, keys, values);
+            clock.wait(REST);
+            attend_all(layer, *work, at, keys, values);
+            clock.wait(ATTENTION);
+            add_linear(at.mixed, rows, layer.output, stream, at.middle);
+            clock.wait(LINEARS);
+            norm_all(at.middle, layer.feed_forward_norm, layer, rows, at.normed);
+            clock.wait(REST);
+            gate(at.normed, rows, layer.gate_up, at.gated);
+            clock.wait(LINEARS);
+            add_linear(at.gated, rows, layer.down, at.middle, result);
+            clock.wait(LINEARS);
+            stream = result;
+        }
     }
 }
 }

@@ -1,8 +1,8 @@
-"""A decoder layer as one call of a compiled function, where the machine can compile it and run it.
+"""Decoder layers as one call of a compiled function, where the machine can compile it and run it.
 
 A plain step of a small model reads its weights once, and could take as long as that. Through a library it takes two to
 three times as long: every operator begins and ends its own work on all threads, and kernels for a single row do not
-read as fast as the memory gives. `native.cpp` does a whole layer in one piece, in bfloat16 on CPUs with AVX-512 BF16.
+read as fast as the memory gives. `native.cpp` does all layers in one piece, in bfloat16 on CPUs with AVX-512 BF16.
 
 It is compiled by the system's own compiler when it is first needed, which takes a few seconds, and kept in the cache
 folder. Where there is no compiler, no such CPU or no folder to write to, layers go the library's way (see
@@ -32,7 +32,7 @@ from env.files import atomic_path
 from env.home import cache_home
 from env.models.cache import KeyValueBuffer
 
-__all__ = ["NativeLayer", "NativeMatrix", "Stretch", "can_run", "watched"]
+__all__ = ["NativeLayer", "NativeMatrix", "NativeStack", "Stretch", "can_run", "watched"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -58,8 +58,8 @@ class _Layer(Structure):
 
 class _Work(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("stream", "result", "cos", "sin", "mask", "keys", "values")),
-        *((name, c_int64) for name in ("rows", "start", "capacity", "threads")),
+        *((name, c_void_p) for name in ("stream", "results", "keys", "values", "cos", "sin", "mask")),
+        *((name, c_int64) for name in ("layers", "rows", "start", "capacity", "threads")),
         ("seconds", c_double * 3),
     )
 
@@ -127,7 +127,7 @@ class NativeMatrix:
 
 
 class NativeLayer:
-    """A decoder layer, as `env.models.layer.decoder_layer` computes it.
+    """The weights of a decoder layer, as compiled functions read them.
 
     Args:
         norms: weights of the norms: before attention, before the feed-forward part, and maybe of queries and of keys.
@@ -152,25 +152,49 @@ class NativeLayer:
     ) -> None:
         self._norms, self._parts = [norm.contiguous() for norm in norms], parts  # the structure points into them
         addresses = [_address(norm) for norm in self._norms] + [None] * (4 - len(norms))
-        self._struct = _Layer(*(part.struct for part in parts), *addresses, heads, kv_heads, dim, epsilon, scaling)
+        self.struct = _Layer(*(part.struct for part in parts), *addresses, heads, kv_heads, dim, epsilon, scaling)
+
+
+class NativeStack:
+    """Decoder layers, one after the other, as `env.models.layer.decoder_layer` computes each.
+
+    Args:
+        layers: of one shape.
+    """
+
+    def __init__(self, layers: Sequence[NativeLayer]) -> None:
+        self._layers = layers
+        self._structs = (POINTER(_Layer) * len(layers))(*(ctypes.pointer(layer.struct) for layer in layers))
 
     def __call__(
         self,
         stream: torch.Tensor,
         turn: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor | None,
-        buffer: KeyValueBuffer,
-        start: int,
-    ) -> torch.Tensor:
-        """The stream after the layer; see `decoder_layer` for the arguments, of which the mask has a row for a row."""
-        stream, result, began = stream.contiguous(), torch.empty_like(stream), time.perf_counter()
-        tensors = (stream, result, *turn, mask, buffer.keys, buffer.values)
-        sizes = (len(stream), start, buffer.keys.shape[2], torch.get_num_threads())
-        work = _Work(*(_address(tensor) for tensor in tensors), *sizes)
-        _functions().specgym_layer(self._struct, work)
+        buffers: Sequence[KeyValueBuffer],
+        shown: Sequence[int],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream after all layers, and after each of those in `shown`.
+
+        Args:
+            stream: `[rows, hidden]`.
+            turn: cosines `[rows, dim]` and sines `[rows, dim / 2]`.
+            mask: additive, `[1, 1, rows, columns]`; None where each row sees all before it.
+            buffers: of the layers; the rows are already counted in.
+            shown: numbers of layers, ascending.
+        """
+        stream, began = stream.contiguous(), time.perf_counter()
+        spare, rows, count = torch.empty((2, *stream.shape), dtype=stream.dtype), len(stream), len(self._layers)
+        results = [torch.empty_like(stream) if number in shown else spare[number % 2] for number in range(count)]
+        tables = (results, [buffer.keys for buffer in buffers], [buffer.values for buffer in buffers])
+        addresses = [(c_void_p * count)(*map(_address, table)) for table in tables]
+        first, pointers = buffers[0], (ctypes.cast(table, c_void_p) for table in addresses)
+        sizes = (count, rows, first.length - rows, first.keys.shape[2], torch.get_num_threads())
+        work = _Work(stream.data_ptr(), *pointers, *map(_address, (*turn, mask)), *sizes)
+        _functions().specgym_layers(self._structs, work)
         for found in _watching:
             found += [Stretch(*part) for part in zip(_PARTS, [began] * len(_PARTS), work.seconds, strict=True)]
-        return result
+        return results[-1], [results[number] for number in shown]
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -207,8 +231,8 @@ def _functions() -> ctypes.CDLL:
         path.unlink(missing_ok=True)
         library = ctypes.CDLL(str(_compiled()))
     library.specgym_linear.argtypes = [POINTER(_Matrix), c_void_p, c_void_p, c_int64, c_int64]
-    library.specgym_layer.argtypes = [POINTER(_Layer), POINTER(_Work)]
-    library.specgym_linear.restype = library.specgym_layer.restype = None
+    library.specgym_layers.argtypes = [POINTER(POINTER(_Layer)), POINTER(_Work)]
+    library.specgym_linear.restype = library.specgym_layers.restype = None
     return library
 
 

@@ -111,12 +111,8 @@ def test_what_the_functions_do_can_be_watched() -> None:
     with torch.inference_mode(), watched() as stretches:
         model.extend(TEXT)
     names = [stretch.name for stretch in stretches]
-    layers = model.model.config.num_hidden_layers
-    assert {name: names.count(name) for name in names} == {
-        "native::linear": layers + 1,
-        "native::attention": layers,
-        "native::rest": layers,
-    }
+    # All layers together, and the head.
+    assert sorted(names) == ["native::attention", "native::linear", "native::linear", "native::rest"]
     assert all(stretch.seconds > 0 for stretch in stretches)
 
 
