@@ -11,9 +11,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #ifndef __AVX512BF16__
 #error "this machine has no AVX-512 BF16"
@@ -24,9 +26,9 @@ namespace {
 using bf16 = std::uint16_t;
 
 constexpr std::int64_t LANES = 16;        // float32 in a register: results of a block of weights
-constexpr int TILE_ROWS = 6;              // 6 rows by 4 blocks: 24 sums, 4 weights and an input fill the registers
-constexpr int TILE_BLOCKS = 4;
-constexpr std::int64_t AHEAD = 48;        // pairs of features that weights are fetched ahead
+constexpr int BLOCKS = 4;                 // of weights that are multiplied together
+constexpr int TREE = 16;                  // rows for which weights are read once
+constexpr int TEXT = 6;                   // rows at a time of more: 6 rows by 4 blocks fill the registers with sums
 constexpr std::int64_t KEPT = 4 << 20;    // bytes of working memory that a thread keeps between calls
 
 }  // namespace
@@ -124,50 +126,74 @@ struct Scratch {
 thread_local char* Scratch::memory = nullptr;
 thread_local std::int64_t Scratch::size = 0;
 
-// ROWS rows times BLOCKS blocks of weights.
-template <int ROWS, int BLOCKS>
+// As many blocks at a time as leave registers for the sums of all rows.
+constexpr int width_of(int rows) { return rows <= 6 ? 4 : rows <= 8 ? 3 : rows <= 12 ? 2 : 1; }
+
+// Pairs of features that weights are fetched ahead, as measured: with few blocks at a time or little to multiply the
+// processor does not see by itself what comes next.
+constexpr int ahead_of(int rows) { return rows <= 2 ? 48 : rows <= 6 ? 0 : rows <= 8 ? 20 : 48; }
+
+// ROWS rows times WIDTH blocks of weights.
+template <int ROWS, int WIDTH>
 void tile(const bf16* x, const std::uint32_t* const* blocks, std::int64_t features, float* sums) {
-    __m512 sum[ROWS][BLOCKS];
+    constexpr int ahead = ahead_of(ROWS);
+    __m512 sum[ROWS][WIDTH];
     for (auto& row : sum)
         for (auto& value : row) value = _mm512_setzero_ps();
-    const std::uint32_t* weights[BLOCKS];
-    for (int block = 0; block < BLOCKS; ++block) weights[block] = blocks[block];
+    const std::uint32_t* weights[WIDTH];
+    for (int block = 0; block < WIDTH; ++block) weights[block] = blocks[block];
     for (std::int64_t pair = 0; pair < features / 2; ++pair) {
-        __m512bh weight[BLOCKS];
-        for (int block = 0; block < BLOCKS; ++block) {
+        __m512bh weight[WIDTH];
+        for (int block = 0; block < WIDTH; ++block) {
             const std::uint32_t* here = weights[block] + pair * LANES;
             weight[block] = (__m512bh)_mm512_loadu_si512(here);
-            if (ROWS <= 2) _mm_prefetch(reinterpret_cast<const char*>(here + AHEAD * LANES), _MM_HINT_T0);
+            if (ahead > 0) _mm_prefetch(reinterpret_cast<const char*>(here + ahead * LANES), _MM_HINT_T0);
         }
         for (int row = 0; row < ROWS; ++row) {
             const auto* input = reinterpret_cast<const std::int32_t*>(x + row * features) + pair;
             const auto two = (__m512bh)_mm512_set1_epi32(*input);
-            for (int block = 0; block < BLOCKS; ++block)
+            for (int block = 0; block < WIDTH; ++block)
                 sum[row][block] = _mm512_dpbf16_ps(sum[row][block], two, weight[block]);
         }
     }
     for (int row = 0; row < ROWS; ++row)
-        for (int block = 0; block < BLOCKS; ++block)
-            _mm512_storeu_ps(sums + (row * TILE_BLOCKS + block) * LANES, sum[row][block]);
+        for (int block = 0; block < WIDTH; ++block)
+            _mm512_storeu_ps(sums + (row * BLOCKS + block) * LANES, sum[row][block]);
 }
 
 using Tile = void (*)(const bf16*, const std::uint32_t* const*, std::int64_t, float*);
-#define TILES(rows) {tile<rows, 1>, tile<rows, 2>, tile<rows, 3>, tile<rows, 4>}
-constexpr Tile TILE[TILE_ROWS][TILE_BLOCKS] = {TILES(1), TILES(2), TILES(3), TILES(4), TILES(5), TILES(6)};
-#undef TILES
 
-// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block.
+template <int ROWS>
+constexpr std::array<Tile, BLOCKS> tiles_of() {
+    constexpr int most = width_of(ROWS);
+    return {tile<ROWS, 1>, tile<ROWS, std::min(2, most)>, tile<ROWS, std::min(3, most)>, tile<ROWS, most>};
+}
+
+template <int... ROWS>
+constexpr std::array<std::array<Tile, BLOCKS>, sizeof...(ROWS)> all_tiles(std::integer_sequence<int, ROWS...>) {
+    return {tiles_of<ROWS + 1>()...};
+}
+
+constexpr auto TILES = all_tiles(std::make_integer_sequence<int, TREE>());
+
+// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. Up to TREE rows go at once:
+// then the time to read the weights and the time to multiply do not add up.
 template <class Done>
 void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count, Done done) {
-    const std::uint32_t* blocks[TILE_BLOCKS];
+    const std::uint32_t* blocks[BLOCKS];
     for (int block = 0; block < count; ++block)
         blocks[block] = matrix.pairs + numbers[block] * matrix.features / 2 * LANES;
-    alignas(64) float sums[TILE_ROWS * TILE_BLOCKS * LANES];
-    const std::int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    alignas(64) float sums[TREE * BLOCKS * LANES];
+    const std::int64_t tiles = rows <= TREE ? 1 : (rows + TEXT - 1) / TEXT;
     for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
         const std::int64_t first = rows * number / tiles, last = rows * (number + 1) / tiles;
-        TILE[last - first - 1][count - 1](x + first * matrix.features, blocks, matrix.features, sums);
-        for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * TILE_BLOCKS * LANES);
+        const int height = static_cast<int>(last - first), width = width_of(height);
+        for (int block = 0; block < count; block += width) {
+            const int blocks_left = std::min(width, count - block);
+            TILES[height - 1][blocks_left - 1](x + first * matrix.features, blocks + block, matrix.features,
+                                               sums + block * LANES);
+        }
+        for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * BLOCKS * LANES);
     }
 }
 
@@ -180,9 +206,9 @@ inline __m512 with_bias(const Matrix& matrix, std::int64_t block, const float* s
 template <class Done>
 void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
     const Share share((matrix.outs + LANES - 1) / LANES);
-    for (std::int64_t first = share.first; first < share.last; first += TILE_BLOCKS) {
+    for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
         const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
-        const int count = static_cast<int>(std::min<std::int64_t>(TILE_BLOCKS, share.last - first));
+        const int count = static_cast<int>(std::min<std::int64_t>(BLOCKS, share.last - first));
         multiply(x, rows, matrix, numbers, count, [&](std::int64_t row, const float* sums) {
             for (int block = 0; block < count; ++block)
                 done(row, first + block, with_bias(matrix, first + block, sums + block * LANES));
@@ -194,8 +220,8 @@ void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
 void gate(const bf16* x, std::int64_t rows, const Matrix& matrix, bf16* gated) {
     const std::int64_t width = matrix.outs / 2, apart = width / LANES;
     const Share share(apart);
-    for (std::int64_t first = share.first; first < share.last; first += TILE_BLOCKS / 2) {
-        const int half = static_cast<int>(std::min<std::int64_t>(TILE_BLOCKS / 2, share.last - first));
+    for (std::int64_t first = share.first; first < share.last; first += BLOCKS / 2) {
+        const int half = static_cast<int>(std::min<std::int64_t>(BLOCKS / 2, share.last - first));
         const std::int64_t second = half == 2 ? first + 1 : first + apart;
         const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
         multiply(x, rows, matrix, numbers, 2 * half, [&](std::int64_t row, const float* sums) {
