@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <utility>
 
 #ifndef __AVX512BF16__
@@ -78,7 +79,7 @@ inline __m512 rounded(__m512 value) {
 
 // By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x <= 0 or not much over it.
 inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
     const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
     __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
     rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
@@ -98,32 +99,36 @@ struct Share {
     }
 };
 
+struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+};
+
 // Working memory of the calling thread; much of it is not kept.
 struct Scratch {
-    static thread_local char* memory;
+    static thread_local std::unique_ptr<char, Free> memory;
     static thread_local std::int64_t size;
     std::int64_t used = 0;
 
     explicit Scratch(std::int64_t bytes) {
         if (bytes <= size) return;
-        std::free(memory);
+        memory.reset();  // before there is more
         size = (bytes + 4095) / 4096 * 4096;
-        memory = static_cast<char*>(std::aligned_alloc(4096, size));
+        memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
     }
     ~Scratch() {
         if (size <= KEPT) return;
-        std::free(memory);
-        memory = nullptr, size = 0;
+        memory.reset();
+        size = 0;
     }
     template <class T>
     T* take(std::int64_t count) {
-        T* found = reinterpret_cast<T*>(memory + used);
+        T* found = reinterpret_cast<T*>(memory.get() + used);
         used += padded(count * sizeof(T));
         return found;
     }
     static std::int64_t padded(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 };
-thread_local char* Scratch::memory = nullptr;
+thread_local std::unique_ptr<char, Free> Scratch::memory;
 thread_local std::int64_t Scratch::size = 0;
 
 // As many blocks at a time as leave registers for the sums of all rows.

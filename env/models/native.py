@@ -86,7 +86,7 @@ def watched() -> Iterator[list[Stretch]]:
     try:
         yield found
     finally:
-        _watching.remove(found)
+        _watching.pop()
 
 
 def can_run(dim: int, *widths: int) -> bool:

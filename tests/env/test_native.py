@@ -106,6 +106,15 @@ def test_a_matrix_of_any_number_of_results_gives_them_all_and_writes_no_others(o
 
 
 @compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "input_layernorm"])
+def test_what_is_no_number_shows_in_the_logits(part: str) -> None:
+    model = build("llama")
+    model.get_parameter(f"model.layers.0.{part}.weight").view(-1)[0] = torch.nan
+    assert CachedModel(model).extend(TEXT).isnan().any()
+
+
+@compiled
 def test_what_the_functions_do_can_be_watched() -> None:
     model = CachedModel(build("llama"))
     with torch.inference_mode(), watched() as stretches:
