@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
-from env.models.native import NativeLayer, NativeStack
+from env.models.native import LayerShape, NativeLayer, NativeStack
 from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
@@ -156,9 +156,9 @@ class LeanLayer:
     ) -> None:
         self.group = heads // kv_heads
         self._rows = (1, kv_heads, 1, dim)  # of a row of keys or values
-        weights, shape = [norm.weight.detach() for norm in norms], {"heads": heads, "kv_heads": kv_heads, "dim": dim}
+        weights, shape = [norm.weight.detach() for norm in norms], LayerShape(heads, kv_heads, dim, epsilon, scaling)
         matrices = [part.native for part in parts if part.native is not None]
-        self.native = NativeLayer(weights, epsilon, matrices, **shape, scaling=scaling) if matrices else None
+        self.native = NativeLayer(weights, matrices, shape) if matrices else None
         self._run = layer_function(norms[0].weight.device.type)
         self._weights = (
             weights,

@@ -32,7 +32,7 @@ from env.files import atomic_path
 from env.home import cache_home
 from env.models.cache import KeyValueBuffer
 
-__all__ = ["NativeLayer", "NativeMatrix", "NativeStack", "Stretch", "can_run", "watched"]
+__all__ = ["LayerShape", "NativeLayer", "NativeMatrix", "NativeStack", "Stretch", "can_run", "watched"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -126,33 +126,29 @@ class NativeMatrix:
         return result
 
 
+class LayerShape(NamedTuple):
+    """What a decoder layer is besides its weights; see `env.models.lean.LeanLayer`."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    epsilon: float
+    scaling: float
+
+
 class NativeLayer:
     """The weights of a decoder layer, as compiled functions read them.
 
     Args:
         norms: weights of the norms: before attention, before the feed-forward part, and maybe of queries and of keys.
-        epsilon: added to the mean square in norms.
         parts: query, key and value; output; gate and up; down.
-        heads: of queries.
-        kv_heads: of keys and values; divides `heads`.
-        dim: width of a head.
-        scaling: factor of the products of queries and keys.
+        shape: the rest.
     """
 
-    def __init__(
-        self,
-        norms: Sequence[torch.Tensor],
-        epsilon: float,
-        parts: Sequence[NativeMatrix],
-        *,
-        heads: int,
-        kv_heads: int,
-        dim: int,
-        scaling: float,
-    ) -> None:
+    def __init__(self, norms: Sequence[torch.Tensor], parts: Sequence[NativeMatrix], shape: LayerShape) -> None:
         self._norms, self._parts = [norm.contiguous() for norm in norms], parts  # the structure points into them
         addresses = [_address(norm) for norm in self._norms] + [None] * (4 - len(norms))
-        self.struct = _Layer(*(part.struct for part in parts), *addresses, heads, kv_heads, dim, epsilon, scaling)
+        self.struct = _Layer(*(part.struct for part in parts), *addresses, *shape)
 
 
 class NativeStack:
