@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from env.choosing import best, gumbel
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
 from env.tree import FloatArray, IntArray
@@ -80,7 +81,7 @@ class GumbelNoise:
 
     def __init__(self, seed: int, vocabulary: int, device: torch.device) -> None:
         self.seed = seed & 0xFFFFFFFFFFFFFFFF
-        self.tokens = torch.arange(vocabulary, dtype=torch.int32, device=device)
+        self.vocabulary, self.device = vocabulary, device
         self._rows: dict[int, torch.Tensor] = {}
 
     def row(self, position: int) -> torch.Tensor:
@@ -94,24 +95,7 @@ class GumbelNoise:
 
     def _make(self, position: int) -> torch.Tensor:
         key = _mix64(_mix64(self.seed + _GOLDEN) + position * _GOLDEN & 0xFFFFFFFFFFFFFFFF)
-        bits = _mix32(_mix32(self.tokens ^ _signed(key)) ^ _signed(key >> 32))
-        # The middle of one of 2^32 cells of (0, 1), never 0 or 1; float32 would round the last cells to 1.
-        uniform = (bits.to(torch.float64) + (2.0**31 + 0.5)) * 2.0**-32
-        return uniform.log_().neg_().log_().neg_().to(torch.float32)
-
-
-def _signed(key: int) -> int:
-    """The low 32 bits of `key` as a signed integer."""
-    return (key & 0xFFFFFFFF) - ((key & 0x80000000) << 1)
-
-
-def _mix32(bits: torch.Tensor) -> torch.Tensor:
-    """A full-avalanche 32-bit mixer (Wellons, "lowbias32") on int32, whose products wrap as unsigned ones do."""
-    bits = bits ^ ((bits >> 16) & 0xFFFF)  # int32 shifts copy the sign: the mask makes them logical
-    bits = bits * 0x7FEB352D
-    bits = bits ^ ((bits >> 15) & 0x1FFFF)
-    bits = bits * _signed(0x846CA68B)
-    return bits ^ ((bits >> 16) & 0xFFFF)
+        return gumbel(key, self.vocabulary, self.device)
 
 
 def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
@@ -154,9 +138,11 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        # The maximum of a row with NaN is NaN: no second pass is needed to find one.
-        best, tokens = self.scores(logits, positions).max(dim=-1)
-        values, indices = _read(best, tokens)
+        if self.noise is not None and len(self.warpers) == 0:  # nothing to process: no copy is needed either
+            found = best(logits, [self.noise.row(position) for position in positions])
+        else:
+            found = best(self.scores(logits, positions))
+        values, indices = _read(*found)
         if not np.isfinite(values).all():
             raise NumericalError(
                 "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
@@ -194,10 +180,10 @@ class TokenChooser:
         scores = self.scores(logits, positions, token_ids)
         # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
         width = logits.shape[-1]
-        best, indices = scores.float().log_softmax(dim=-1).topk(min(max(k, _RANKED), width), dim=-1)
-        best, indices = best[:, :k], indices[:, :k]
+        likeliest, indices = scores.float().log_softmax(dim=-1).topk(min(max(k, _RANKED), width), dim=-1)
+        likeliest, indices = likeliest[:, :k], indices[:, :k]
         tokens = indices if token_ids is None else token_ids[indices]
-        told = best.bfloat16().half()
+        told = likeliest.bfloat16().half()
         values, ids = _read(*self._with_entropy(told, tokens, logits) if entropy else (told, tokens))
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")

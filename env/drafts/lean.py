@@ -32,12 +32,12 @@ class LeanDraft:
         packing = best_packing(weight.dtype, device, config.head_dim, *widths)
         self._dtype = state_dtype(weight.dtype, device)
         self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
-        self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps)
-        self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
+        self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps, packing)
+        self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps, packing)
         self._fuse = Projection([network.fuse], packing)
         self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
         self._layers = LeanStack([_layer(block, packing) for block in network.blocks], self._dtype)
-        self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps)
+        self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps, packing)
         self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
-from env.models.native import LayerShape, NativeLayer, NativeStack
+from env.models.native import LayerShape, NativeLayer, NativeNorm, NativeStack
 from env.models.packed import Packing, Projection, best_packing
 from env.tree import IntArray
 
@@ -92,7 +92,7 @@ class LeanModel:
         self.dtype = state_dtype(model.dtype, model.device)
         self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
         self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
-        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
+        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon), packing)
         self.head = Projection([model.get_output_embeddings()], packing)
 
     def __call__(
@@ -279,13 +279,17 @@ class LeanNorm:
     Args:
         weight: `[width]`.
         epsilon: added to the mean square.
+        packing: of the model that it belongs to.
     """
 
-    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+    def __init__(self, weight: torch.Tensor, epsilon: float, packing: Packing) -> None:
         self.weight, self.epsilon = weight.detach(), epsilon
+        self._native = NativeNorm(self.weight, epsilon) if packing == "native" else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[…, width]`."""
+        """`[rows, width]`."""
+        if self._native is not None:
+            return self._native(x)
         return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
 
 

@@ -506,6 +506,12 @@ void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int6
     });
 }
 
+// Of [rows, width]; so little work that one thread is done before others would have begun.
+void specgym_norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t rows, std::int64_t width, bf16* result) {
+    for (std::int64_t row = 0; row < rows; ++row)
+        norm(x + row * width, weight, epsilon, width, result + row * width);
+}
+
 // Layers of the same shape, one after the other.
 void specgym_layers(const Layer* const* layers, Work* work) {
     Scratch scratch(Buffers::bytes(*layers[0], *work));

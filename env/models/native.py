@@ -4,20 +4,13 @@ A plain step of a small model reads its weights once, and could take as long as 
 three times as long: every operator begins and ends its own work on all threads, and kernels for a single row do not
 read as fast as the memory gives. `native.cpp` does all layers in one piece, in bfloat16 on CPUs with AVX-512 BF16.
 
-It is compiled by the system's own compiler when it is first needed, which takes a few seconds, and kept in the cache
-folder. Where there is no compiler, no such CPU or no folder to write to, layers go the library's way (see
-`env.models.layer`), with nearly the same numbers. `SPECGYM_NATIVE=0` in the environment asks for that.
+Where that is not to be had (see `env.compiled`), layers go the library's way (see `env.models.layer`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,17 +20,12 @@ from typing import NamedTuple
 
 import torch
 
-from env.errors import SpecGymError
-from env.files import atomic_path
-from env.home import cache_home
+from env.compiled import find_library
 from env.models.cache import KeyValueBuffer
 
-__all__ = ["LayerShape", "NativeLayer", "NativeMatrix", "NativeStack", "Stretch", "can_run", "watched"]
+__all__ = ["LayerShape", "NativeLayer", "NativeMatrix", "NativeNorm", "NativeStack", "Stretch", "can_run", "watched"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
-_COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-_PATIENCE = 120  # seconds that compiling may take
 _LANES = 16  # results in a block of weights
 _WIDTHS = 2 * _LANES  # that features are multiples of
 _DIMS = (32, 64, 96, 128)  # of heads that attention is written for
@@ -121,8 +109,28 @@ class NativeMatrix:
         x, began = x.contiguous(), time.perf_counter()
         result = torch.empty((len(x), self.outs), dtype=x.dtype)
         _functions().specgym_linear(self.struct, x.data_ptr(), result.data_ptr(), len(x), torch.get_num_threads())
-        for found in _watching:
-            found.append(Stretch(_PARTS[0], began, time.perf_counter() - began))
+        _tell(_PARTS[0], began)
+        return result
+
+
+class NativeNorm:
+    """A root mean square norm.
+
+    Args:
+        weight: `bfloat16[width]`; `width` a multiple of 32.
+        epsilon: added to the mean square.
+    """
+
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
+        self._weight, self._epsilon = weight.contiguous(), epsilon
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`bfloat16[rows, width]`."""
+        x, began = x.contiguous(), time.perf_counter()
+        result = torch.empty_like(x)
+        addresses = x.data_ptr(), self._weight.data_ptr()
+        _functions().specgym_norm(*addresses, self._epsilon, *x.shape, result.data_ptr())
+        _tell(_PARTS[2], began)
         return result
 
 
@@ -193,6 +201,12 @@ class NativeStack:
         return results[-1], [results[number] for number in shown]
 
 
+def _tell(part: str, began: float) -> None:
+    """Tells whoever watches what a call that is over was."""
+    for found in _watching:
+        found.append(Stretch(part, began, time.perf_counter() - began))
+
+
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -200,58 +214,21 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 @functools.cache
 def _works() -> bool:
     """Whether the functions are there and multiply as torch does, tried on a small layer."""
-    if os.environ.get("SPECGYM_NATIVE") == "0":
+    if find_library(_SOURCE) is None:
         return False
     weight = torch.linspace(-1, 1, 24 * 64).view(24, 64).to(torch.bfloat16)
     x = torch.linspace(-1, 1, 7 * 64).view(7, 64).to(torch.bfloat16)
-    try:
-        found = NativeMatrix(weight, None)(x)
-    except (OSError, SpecGymError, subprocess.SubprocessError):
-        return False
+    found = NativeMatrix(weight, None)(x)
     return torch.allclose(found.float(), x.float() @ weight.float().T, rtol=0.02, atol=0.02)
 
 
 @functools.cache
 def _functions() -> ctypes.CDLL:
-    """The compiled functions.
-
-    Raises:
-        OSError: no compiler, or a library that cannot be loaded.
-        SubprocessError: it cannot be compiled.
-        SpecGymError: it cannot be written.
-    """
-    path = _compiled()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # not what was written: made anew
-        path.unlink(missing_ok=True)
-        library = ctypes.CDLL(str(_compiled()))
+    library = find_library(_SOURCE)
+    assert library is not None, "asked for before `can_run`"
     library.specgym_linear.argtypes = [POINTER(_Matrix), c_void_p, c_void_p, c_int64, c_int64]
+    library.specgym_norm.argtypes = [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]
     library.specgym_layers.argtypes = [POINTER(POINTER(_Layer)), POINTER(_Work)]
-    library.specgym_linear.restype = library.specgym_layers.restype = None
+    for function in (library.specgym_linear, library.specgym_norm, library.specgym_layers):
+        function.restype = None
     return library
-
-
-def _compiled() -> Path:
-    """The library's file, compiled for this machine unless it is there."""
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
-    source = _SOURCE.read_bytes()
-    made_of = [source, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
-    path = cache_home() / "native" / f"{name}.so"
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            command = [compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
-    return path
-
-
-def _processor() -> str:
-    """What tells processors with different instructions apart."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

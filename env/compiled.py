@@ -1,0 +1,78 @@
+"""C++ of our own, compiled by the system's compiler when it is first needed, which takes some seconds, and kept.
+
+Whoever calls it has another way, slower and with nearly the same numbers, for machines without a compiler, without the
+processor that the code is written for, or without a folder to write to. `SPECGYM_NATIVE=0` in the environment asks for
+that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from env.errors import SpecGymError
+from env.files import atomic_path
+from env.home import cache_home
+
+__all__ = ["compiled_path", "find_library", "load_library"]
+
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_PATIENCE = 120  # seconds that compiling may take
+
+
+@functools.cache
+def find_library(source: Path) -> ctypes.CDLL | None:
+    """The functions of a file of C++, or None if they are not wanted or this machine cannot have them."""
+    if os.environ.get("SPECGYM_NATIVE") == "0":
+        return None
+    try:
+        return load_library(source)
+    except (OSError, SpecGymError, subprocess.SubprocessError):
+        return None
+
+
+def load_library(source: Path) -> ctypes.CDLL:
+    """The functions of a file of C++.
+
+    Raises:
+        OSError: no compiler, or a library that cannot be loaded.
+        SubprocessError: it cannot be compiled.
+        FileWriteError: it cannot be written.
+    """
+    path = compiled_path(source)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not what was written: made anew
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(compiled_path(source)))
+
+
+def compiled_path(source: Path) -> Path:
+    """The library of a file of C++, compiled for this machine unless it is there; raises as `load_library` does."""
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
+    made_of = [source.read_bytes(), " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
+    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+    path = cache_home() / "native" / f"{name}.so"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            command = [compiler, *_FLAGS, "-o", str(temporary), str(source)]
+            subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
+    return path
+
+
+def _processor() -> str:
+    """What tells processors with different instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
