@@ -82,6 +82,74 @@ void best_of_rows(const Logit* logits, const float* const* noise, std::int64_t r
     }
 }
 
+// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x <= 0; of NaN, NaN.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const float power = std::nearbyint(x * 1.44269504f);
+    const float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = sum * rest + factor;
+    sum = sum * rest * rest + rest + 1.0f;
+    const std::int32_t bits = (static_cast<std::int32_t>(power) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return sum * scale;
+}
+
+// log(sum(exp(scores))); NaN if there is one.
+float log_sum(const float* scores, std::int64_t width, float most) {
+    float sums[LANES] = {};
+    const std::int64_t whole = width / LANES * LANES;
+    for (std::int64_t first = 0; first < whole; first += LANES)
+        for (std::int64_t lane = 0; lane < LANES; ++lane) sums[lane] += exponential(scores[first + lane] - most);
+    for (std::int64_t lane = 0; lane < width - whole; ++lane) sums[lane] += exponential(scores[whole + lane] - most);
+    double sum = 0;
+    for (const float part : sums) sum += part;
+    return static_cast<float>(std::log(sum)) + most;
+}
+
+// The `count` best of a row, best first; of equal ones the first.
+void take_best(const float* scores, std::int64_t width, std::int64_t count, float* values, std::int64_t* numbers) {
+    std::int64_t held = 0;
+    for (std::int64_t first = 0; first < width; first += LANES) {
+        const std::int64_t size = std::min(LANES, width - first);
+        bool any = held < count;
+        if (!any) {
+            const float least = values[count - 1];
+            int more = 0;
+            for (std::int64_t lane = 0; lane < size; ++lane) more |= scores[first + lane] > least;
+            any = more;
+        }
+        if (!any) continue;
+        for (std::int64_t number = first; number < first + size; ++number) {
+            if (held == count && !(scores[number] > values[count - 1])) continue;
+            std::int64_t place = held < count ? held++ : count - 1;
+            for (; place > 0 && values[place - 1] < scores[number]; --place)
+                values[place] = values[place - 1], numbers[place] = numbers[place - 1];
+            values[place] = scores[number], numbers[place] = number;
+        }
+    }
+}
+
+template <class Logit>
+void rank_rows(const Logit* logits, const float* const* noise, const std::int64_t* tokens, std::int64_t rows,
+               std::int64_t width, std::int64_t count, float* scores, float* values, std::int64_t* numbers) {
+    for (std::int64_t row = 0; row < rows; ++row, logits += width, values += count, numbers += count) {
+        if (!noise)
+            for (std::int64_t number = 0; number < width; ++number) scores[number] = value_of(logits[number]);
+        else if (!tokens)
+            for (std::int64_t number = 0; number < width; ++number)
+                scores[number] = value_of(logits[number]) + noise[row][number];
+        else
+            for (std::int64_t number = 0; number < width; ++number)
+                scores[number] = value_of(logits[number]) + noise[row][tokens[number]];
+        take_best(scores, width, count, values, numbers);
+        const float whole = log_sum(scores, width, values[0]);
+        for (std::int64_t place = 0; place < count; ++place) values[place] -= whole;
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -106,5 +174,18 @@ void specgym_best_bfloat16(const std::uint16_t* logits, const float* const* nois
 void specgym_best_float32(const float* logits, const float* const* noise, std::int64_t rows, std::int64_t vocabulary,
                           float* values, std::int64_t* tokens) {
     best_of_rows(logits, noise, rows, vocabulary, values, tokens);
+}
+
+// The `count` likeliest of each row and their log-probabilities under the softmax of the scores: the logits, with the
+// row's noise if there is some, of the tokens that the logits are for. `scores` is working memory for a row.
+void specgym_rank_bfloat16(const std::uint16_t* logits, const float* const* noise, const std::int64_t* tokens,
+                           std::int64_t rows, std::int64_t width, std::int64_t count, float* scores, float* values,
+                           std::int64_t* numbers) {
+    rank_rows(logits, noise, tokens, rows, width, count, scores, values, numbers);
+}
+
+void specgym_rank_float32(const float* logits, const float* const* noise, const std::int64_t* tokens, std::int64_t rows,
+                          std::int64_t width, std::int64_t count, float* scores, float* values, std::int64_t* numbers) {
+    rank_rows(logits, noise, tokens, rows, width, count, scores, values, numbers);
 }
 }

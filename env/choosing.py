@@ -1,14 +1,15 @@
-"""What choosing a token takes for every token of the vocabulary: noise, and finding the best.
+"""What choosing a token takes for every token of the vocabulary: noise, the best token, and the best few.
 
-On a CPU both are loops of our own where they can be compiled (`choosing.cpp`), with the very results of torch's
-operators, in a fifth of the time.
+On a CPU these are loops of our own where they can be compiled (`choosing.cpp`), in a fifth of the time of torch's
+operators: noise and the best token with the very results of theirs, log-probabilities with nearly the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_uint32, c_void_p
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 from env.compiled import find_library
 
-__all__ = ["best", "gumbel"]
+__all__ = ["best", "gumbel", "noisy", "ranked"]
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
@@ -27,8 +28,11 @@ def _functions() -> ctypes.CDLL | None:
     library = find_library(_SOURCE)
     if library is not None:
         library.specgym_gumbel.argtypes = [c_uint32, c_uint32, c_int64, c_int64, c_void_p]
-        for of_dtype in (library.specgym_best_bfloat16, library.specgym_best_float32):
-            of_dtype.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+        for dtype in ("bfloat16", "float32"):
+            best_of, rank = (getattr(library, f"specgym_{name}_{dtype}") for name in ("best", "rank"))
+            best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+            rank.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p]
+            best_of.restype = rank.restype = None
     return library
 
 
@@ -58,19 +62,70 @@ def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> t
     Returns:
         `[rows]` and `int64[rows]`; where the score is NaN, the token means nothing.
     """
-    functions = _functions() if logits.device.type == "cpu" else None
-    if functions is None or logits.dtype not in (torch.bfloat16, torch.float32):
-        rows, width = logits.shape
-        scores = logits if noise is None else logits.float() + torch.stack([row[:width] for row in noise])
-        found = scores.max(dim=-1)
+    if (call := _function("best", logits)) is None:
+        found = noisy(logits, noise).max(dim=-1)
+        return found.values, found.indices
+    logits = logits.contiguous()
+    rows = len(logits)
+    values, tokens = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+    call(logits.data_ptr(), _addresses(noise), *logits.shape, values.data_ptr(), tokens.data_ptr())
+    return values, tokens
+
+
+def ranked(
+    logits: torch.Tensor,
+    count: int,
+    noise: Sequence[torch.Tensor] | None = None,
+    token_ids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest entries of each row under the softmax of the scores, best first.
+
+    Args:
+        logits: of any precision, `[rows, vocabulary]`.
+        count: how many.
+        noise: what is added to each row, `float32[tokens]` each; None for nothing.
+        token_ids: of which token the noise of each entry is, `int64[vocabulary]`; None if of the one of its number.
+
+    Returns:
+        Log-probabilities `float32[rows, count]` and numbers of the entries `int64[rows, count]`; NaN in all of a row
+        if there is one in the row.
+    """
+    if (call := _function("rank", logits)) is None:
+        found = noisy(logits, noise, token_ids).float().log_softmax(dim=-1).topk(count, dim=-1)
         return found.values, found.indices
     logits = logits.contiguous()
     rows, width = logits.shape
-    values, tokens = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
-    added = None if noise is None else (c_void_p * rows)(*(row.data_ptr() for row in noise))
-    call = functions.specgym_best_float32 if logits.dtype == torch.float32 else functions.specgym_best_bfloat16
-    call(logits.data_ptr(), added, rows, width, values.data_ptr(), tokens.data_ptr())
-    return values, tokens
+    values, entries = torch.empty((rows, count)), torch.empty((rows, count), dtype=torch.int64)
+    memory, tokens = torch.empty(width), None if token_ids is None else token_ids.data_ptr()
+    results = memory.data_ptr(), values.data_ptr(), entries.data_ptr()
+    call(logits.data_ptr(), _addresses(noise), tokens, rows, width, count, *results)
+    return values, entries
+
+
+def _function(name: str, logits: torch.Tensor) -> Callable[..., None] | None:
+    """The compiled function for such logits, if there is one."""
+    functions = _functions() if logits.device.type == "cpu" else None
+    dtype = {torch.bfloat16: "bfloat16", torch.float32: "float32"}.get(logits.dtype)
+    return None if functions is None or dtype is None else getattr(functions, f"specgym_{name}_{dtype}")
+
+
+def _addresses(rows: Sequence[torch.Tensor] | None) -> ctypes.Array[c_void_p] | None:
+    return None if rows is None else (c_void_p * len(rows))(*(row.data_ptr() for row in rows))
+
+
+def noisy(
+    logits: torch.Tensor, noise: Sequence[torch.Tensor] | None, token_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scores: the logits, with noise if there is some; the arguments as for `ranked`."""
+    if noise is None:
+        return logits
+    which = slice(logits.shape[1]) if token_ids is None else token_ids
+    scores, start = logits.to(torch.float32, copy=True), 0
+    for _, group in itertools.groupby(noise, key=id):  # rows of one depth stand together and share their noise
+        shared = list(group)
+        scores[start : start + len(shared)] += shared[0][which]
+        start += len(shared)
+    return scores
 
 
 def _gumbel(key: int, tokens: torch.Tensor) -> torch.Tensor:

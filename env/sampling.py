@@ -9,7 +9,6 @@ which makes it guess the very sample that the target will draw.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from env.choosing import best, gumbel
+from env.choosing import best, gumbel, noisy, ranked
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
 from env.tree import FloatArray, IntArray
@@ -100,6 +99,8 @@ class GumbelNoise:
 
 def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
     """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
+    if values.device.type == "cpu":
+        return values.double().numpy(), tokens.numpy()
     both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
     return both[0], both[1].astype(np.int64)
 
@@ -138,11 +139,7 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        if self.noise is not None and len(self.warpers) == 0:  # nothing to process: no copy is needed either
-            found = best(logits, [self.noise.row(position) for position in positions])
-        else:
-            found = best(self.scores(logits, positions))
-        values, indices = _read(*found)
+        values, indices = _read(*best(self._warped(logits), self._noise(positions)))
         if not np.isfinite(values).all():
             raise NumericalError(
                 "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
@@ -177,10 +174,9 @@ class TokenChooser:
         Raises:
             NumericalError: the draft returned NaN.
         """
-        scores = self.scores(logits, positions, token_ids)
         # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
-        width = logits.shape[-1]
-        likeliest, indices = scores.float().log_softmax(dim=-1).topk(min(max(k, _RANKED), width), dim=-1)
+        count = min(max(k, _RANKED), logits.shape[-1])
+        likeliest, indices = ranked(self._warped(logits), count, self._noise(positions), token_ids)
         likeliest, indices = likeliest[:, :k], indices[:, :k]
         tokens = indices if token_ids is None else token_ids[indices]
         told = likeliest.bfloat16().half()
@@ -192,31 +188,25 @@ class TokenChooser:
         nats = np.round(values[:, -1] / _ENTROPY_STEP) * _ENTROPY_STEP
         return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=nats)
 
-    def scores(
-        self, logits: torch.Tensor, positions: Sequence[int], token_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """What is maximised: the logits, or the processed logits plus noise. Arguments as for `rank`."""
-        if self.noise is None:
-            return logits
-        scores = self._warped(logits)
-        start = 0
-        for position, group in itertools.groupby(positions):  # rows of one depth stand together and share their noise
-            end = start + len(list(group))
-            # A draft may have fewer rows of padding than the target (Qwen2), or a trimmed vocabulary.
-            noise = self.noise.row(position)
-            scores[start:end] += noise[: scores.shape[-1]] if token_ids is None else noise[token_ids]
-            start = end
-        return scores
+    def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """What `choose` maximises, `[rows, vocabulary]`: the logits, or the processed logits plus noise."""
+        return noisy(self._warped(logits), self._noise(positions))
+
+    def _noise(self, positions: Sequence[int]) -> list[torch.Tensor] | None:
+        """Of each row; None if there is none."""
+        return None if self.noise is None else [self.noise.row(position) for position in positions]
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
-        """The processed logits, a new tensor."""
+        """The processed logits."""
+        if len(self.warpers) == 0:
+            return logits
         # The warpers take the tokens so far only for the sake of others that need them.
-        scores: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.to(torch.float32, copy=True))
-        return scores
+        processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
+        return processed
 
     def _with_entropy(
         self, values: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values and tokens with the entropies as a last column of values, so that one transfer reads them all."""
-        nats = torch.special.entr(self._warped(logits).softmax(dim=-1)).sum(dim=-1)
+        nats = torch.special.entr(self._warped(logits).float().softmax(dim=-1)).sum(dim=-1)
         return torch.cat([values, nats.half()[:, None]], dim=1), torch.nn.functional.pad(tokens, (0, 1))

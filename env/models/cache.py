@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from env.models.moving import move_rows
 from env.models.resident import return_freed
 from env.tree import IntArray
 
@@ -85,13 +86,9 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
             setattr(self, name, new)
         return True
 
-    def keep(self, prefix: int, rows: torch.Tensor | None = None) -> None:
-        """Keeps the first `prefix` rows and, moved up behind them, `rows` (ascending indices, all past the prefix)."""
+    def keep(self, prefix: int) -> None:
+        """Keeps the first `prefix` rows."""
         self.length = prefix
-        if rows is not None:
-            self.length += len(rows)
-            self.keys[:, :, prefix : self.length] = self.keys[:, :, rows]
-            self.values[:, :, prefix : self.length] = self.values[:, :, rows]
 
     def reset(self) -> None:
         """Forgets all rows; the buffers stay for the next request."""
@@ -143,6 +140,8 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
         in_place = 0
         while in_place < len(path) and path[in_place] == in_place:
             in_place += 1
-        moved = torch.from_numpy(prefix + path[in_place:]).to(self.device) if in_place < len(path) else None
+        if in_place < len(path):
+            buffers = [states for layer in self.layers for states in (layer.keys, layer.values)]
+            move_rows(buffers, prefix + in_place, prefix + path[in_place:])
         for layer in self.layers:
-            layer.keep(prefix + in_place, moved)
+            layer.keep(prefix + len(path))

@@ -28,8 +28,9 @@ using bf16 = std::uint16_t;
 
 constexpr std::int64_t LANES = 16;        // float32 in a register: results of a block of weights
 constexpr int BLOCKS = 4;                 // of weights that are multiplied together
-constexpr int TREE = 16;                  // rows for which weights are read once
-constexpr int TEXT = 6;                   // rows at a time of more: 6 rows by 4 blocks fill the registers with sums
+constexpr int TILE = 6;                   // rows at a time: 6 rows by 4 blocks fill the registers with sums
+constexpr int GROUP = 24;                 // rows that take turns
+constexpr std::int64_t STRETCH = 96;      // pairs of features over which they do, at most: 24 KiB of 4 blocks
 constexpr std::int64_t KEPT = 4 << 20;    // bytes of working memory that a thread keeps between calls
 
 }  // namespace
@@ -131,31 +132,37 @@ struct Scratch {
 thread_local std::unique_ptr<char, Free> Scratch::memory;
 thread_local std::int64_t Scratch::size = 0;
 
-// As many blocks at a time as leave registers for the sums of all rows.
-constexpr int width_of(int rows) { return rows <= 6 ? 4 : rows <= 8 ? 3 : rows <= 12 ? 2 : 1; }
+// Pairs of features ahead of which weights are fetched for so few rows that they are read once, as measured: with little
+// to multiply the processor does not see by itself what comes next.
+constexpr int ahead_of(int rows) { return rows <= 2 ? 48 : 0; }
 
-// Pairs of features that weights are fetched ahead, as measured: with few blocks at a time or little to multiply the
-// processor does not see by itself what comes next.
-constexpr int ahead_of(int rows) { return rows <= 2 ? 48 : rows <= 6 ? 0 : rows <= 8 ? 20 : 48; }
+// What a tile works on: some rows, some blocks of weights, and a stretch of their features.
+struct Piece {
+    const bf16* x;
+    const std::uint32_t* const* blocks;
+    const std::uint32_t* const* fetched;  // blocks that will be needed, of which as long a stretch is fetched
+    std::int64_t features, first, last;   // features of a row, and the pairs of the stretch
+    float* sums;                          // [rows, BLOCKS, LANES], zero before the first stretch
+};
 
-// ROWS rows times WIDTH blocks of weights.
-template <int ROWS, int WIDTH>
-void tile(const bf16* x, const std::uint32_t* const* blocks, std::int64_t features, float* sums) {
-    constexpr int ahead = ahead_of(ROWS);
+// ROWS rows times WIDTH blocks of weights, while FETCHED others are fetched.
+template <int ROWS, int WIDTH, int FETCHED>
+void tile(const Piece& piece) {
     __m512 sum[ROWS][WIDTH];
-    for (auto& row : sum)
-        for (auto& value : row) value = _mm512_setzero_ps();
-    const std::uint32_t* weights[WIDTH];
-    for (int block = 0; block < WIDTH; ++block) weights[block] = blocks[block];
-    for (std::int64_t pair = 0; pair < features / 2; ++pair) {
+    for (int row = 0; row < ROWS; ++row)
+        for (int block = 0; block < WIDTH; ++block)
+            sum[row][block] = piece.first ? _mm512_load_ps(piece.sums + (row * BLOCKS + block) * LANES) : _mm512_setzero_ps();
+    const std::uint32_t *weights[WIDTH], *fetched[FETCHED + 1];
+    for (int block = 0; block < WIDTH; ++block) weights[block] = piece.blocks[block];
+    for (int block = 0; block < FETCHED; ++block) fetched[block] = piece.fetched[block] - piece.first * LANES;
+    for (std::int64_t pair = piece.first; pair < piece.last; ++pair) {
         __m512bh weight[WIDTH];
-        for (int block = 0; block < WIDTH; ++block) {
-            const std::uint32_t* here = weights[block] + pair * LANES;
-            weight[block] = (__m512bh)_mm512_loadu_si512(here);
-            if (ahead > 0) _mm_prefetch(reinterpret_cast<const char*>(here + ahead * LANES), _MM_HINT_T0);
-        }
+        for (int block = 0; block < WIDTH; ++block)
+            weight[block] = (__m512bh)_mm512_loadu_si512(weights[block] + pair * LANES);
+        for (int block = 0; block < FETCHED; ++block)
+            _mm_prefetch(reinterpret_cast<const char*>(fetched[block] + pair * LANES), _MM_HINT_T1);
         for (int row = 0; row < ROWS; ++row) {
-            const auto* input = reinterpret_cast<const std::int32_t*>(x + row * features) + pair;
+            const auto* input = reinterpret_cast<const std::int32_t*>(piece.x + row * piece.features) + pair;
             const auto two = (__m512bh)_mm512_set1_epi32(*input);
             for (int block = 0; block < WIDTH; ++block)
                 sum[row][block] = _mm512_dpbf16_ps(sum[row][block], two, weight[block]);
@@ -163,41 +170,70 @@ void tile(const bf16* x, const std::uint32_t* const* blocks, std::int64_t featur
     }
     for (int row = 0; row < ROWS; ++row)
         for (int block = 0; block < WIDTH; ++block)
-            _mm512_storeu_ps(sums + (row * BLOCKS + block) * LANES, sum[row][block]);
+            _mm512_store_ps(piece.sums + (row * BLOCKS + block) * LANES, sum[row][block]);
 }
 
-using Tile = void (*)(const bf16*, const std::uint32_t* const*, std::int64_t, float*);
+using Tile = void (*)(const Piece&);
 
+// By blocks that are fetched and blocks that are multiplied.
 template <int ROWS>
-constexpr std::array<Tile, BLOCKS> tiles_of() {
-    constexpr int most = width_of(ROWS);
-    return {tile<ROWS, 1>, tile<ROWS, std::min(2, most)>, tile<ROWS, std::min(3, most)>, tile<ROWS, most>};
+constexpr std::array<std::array<Tile, BLOCKS>, BLOCKS + 1> tiles_of() {
+    return {{{tile<ROWS, 1, 0>, tile<ROWS, 2, 0>, tile<ROWS, 3, 0>, tile<ROWS, 4, 0>},
+             {tile<ROWS, 1, 1>, tile<ROWS, 2, 1>, tile<ROWS, 3, 1>, tile<ROWS, 4, 1>},
+             {tile<ROWS, 1, 2>, tile<ROWS, 2, 2>, tile<ROWS, 3, 2>, tile<ROWS, 4, 2>},
+             {tile<ROWS, 1, 3>, tile<ROWS, 2, 3>, tile<ROWS, 3, 3>, tile<ROWS, 4, 3>},
+             {tile<ROWS, 1, 4>, tile<ROWS, 2, 4>, tile<ROWS, 3, 4>, tile<ROWS, 4, 4>}}};
 }
 
 template <int... ROWS>
-constexpr std::array<std::array<Tile, BLOCKS>, sizeof...(ROWS)> all_tiles(std::integer_sequence<int, ROWS...>) {
-    return {tiles_of<ROWS + 1>()...};
+constexpr auto all_tiles(std::integer_sequence<int, ROWS...>) {
+    return std::array{tiles_of<ROWS + 1>()...};
 }
 
-constexpr auto TILES = all_tiles(std::make_integer_sequence<int, TREE>());
+constexpr auto TILES = all_tiles(std::make_integer_sequence<int, TILE>());
 
-// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. Up to TREE rows go at once:
-// then the time to read the weights and the time to multiply do not add up.
+// A group of rows times a few blocks of weights.
+//
+// Sums of few rows stay in registers. More rows take turns over a stretch of the weights that stays in the nearest cache,
+// and meanwhile fetch the next one to the cache behind it, each a part: then the time to read the weights and the time to
+// multiply do not add up.
+void multiply_group(const bf16* x, std::int64_t rows, std::int64_t features, const std::uint32_t* const* blocks, int count,
+                    std::int64_t step, float* sums) {
+    const std::int64_t pairs = features / 2, tiles = (rows + TILE - 1) / TILE;
+    const std::uint32_t* fetched[BLOCKS];
+    if (tiles == 1) {
+        const int ahead = ahead_of(static_cast<int>(rows));
+        for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + ahead * LANES;
+        TILES[rows - 1][ahead ? count : 0][count - 1]({x, blocks, fetched, features, 0, pairs, sums});
+        return;
+    }
+    const std::int64_t stretches = (pairs + STRETCH - 1) / STRETCH;
+    for (std::int64_t stretch = 0; stretch < stretches; ++stretch) {
+        const std::int64_t first = pairs * stretch / stretches, last = pairs * (stretch + 1) / stretches;
+        const bool more = last < pairs;
+        for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + (more ? last : step * pairs) * LANES;
+        for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
+            const std::int64_t row = rows * number / tiles, height = rows * (number + 1) / tiles - row;
+            const std::int64_t from = count * number / tiles, to = count * (number + 1) / tiles;
+            TILES[height - 1][to - from][count - 1](
+                {x + row * features, blocks, fetched + from, features, first, last, sums + row * BLOCKS * LANES});
+        }
+    }
+}
+
+// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. The next blocks to be
+// multiplied are `step` blocks further.
 template <class Done>
-void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count, Done done) {
+void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
+              std::int64_t step, Done done) {
     const std::uint32_t* blocks[BLOCKS];
     for (int block = 0; block < count; ++block)
         blocks[block] = matrix.pairs + numbers[block] * matrix.features / 2 * LANES;
-    alignas(64) float sums[TREE * BLOCKS * LANES];
-    const std::int64_t tiles = rows <= TREE ? 1 : (rows + TEXT - 1) / TEXT;
-    for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
-        const std::int64_t first = rows * number / tiles, last = rows * (number + 1) / tiles;
-        const int height = static_cast<int>(last - first), width = width_of(height);
-        for (int block = 0; block < count; block += width) {
-            const int blocks_left = std::min(width, count - block);
-            TILES[height - 1][blocks_left - 1](x + first * matrix.features, blocks + block, matrix.features,
-                                               sums + block * LANES);
-        }
+    alignas(64) float sums[GROUP * BLOCKS * LANES];
+    const std::int64_t groups = (rows + GROUP - 1) / GROUP;
+    for (std::int64_t number = 0; number < groups; ++number) {
+        const std::int64_t first = rows * number / groups, last = rows * (number + 1) / groups;
+        multiply_group(x + first * matrix.features, last - first, matrix.features, blocks, count, step, sums);
         for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * BLOCKS * LANES);
     }
 }
@@ -214,7 +250,7 @@ void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
     for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
         const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
         const int count = static_cast<int>(std::min<std::int64_t>(BLOCKS, share.last - first));
-        multiply(x, rows, matrix, numbers, count, [&](std::int64_t row, const float* sums) {
+        multiply(x, rows, matrix, numbers, count, BLOCKS, [&](std::int64_t row, const float* sums) {
             for (int block = 0; block < count; ++block)
                 done(row, first + block, with_bias(matrix, first + block, sums + block * LANES));
         });
@@ -229,7 +265,7 @@ void gate(const bf16* x, std::int64_t rows, const Matrix& matrix, bf16* gated) {
         const int half = static_cast<int>(std::min<std::int64_t>(BLOCKS / 2, share.last - first));
         const std::int64_t second = half == 2 ? first + 1 : first + apart;
         const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
-        multiply(x, rows, matrix, numbers, 2 * half, [&](std::int64_t row, const float* sums) {
+        multiply(x, rows, matrix, numbers, 2 * half, BLOCKS / 2, [&](std::int64_t row, const float* sums) {
             for (int block = 0; block < half; ++block) {
                 const __m512 open = rounded(with_bias(matrix, first + block, sums + block * LANES));
                 const __m512 up = rounded(with_bias(matrix, first + block + apart, sums + (half + block) * LANES));
