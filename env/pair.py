@@ -127,9 +127,10 @@ def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBa
         model = CachedModel(load_causal_model(folder, target.dtype, target.device))
         return CausalDraft(model, target.vocabulary, _calibrator(folder))
     network = load_network(Path(draft))
-    largest = int(network.token_ids.max())
-    if largest >= target.vocabulary:
-        raise PairError(f"The feature draft proposes token {largest}; the target knows {target.vocabulary} tokens.")
+    unknown = network.token_ids[(network.token_ids < 0) | (network.token_ids >= target.vocabulary)]
+    if len(unknown):
+        first = int(unknown[0])
+        raise PairError(f"The feature draft proposes token {first}; the target knows {target.vocabulary} tokens.")
     embedding = target.model.get_input_embeddings()
     return FeatureDraft(network, embedding, target.context_limit, _calibrator(Path(draft).parent))
 

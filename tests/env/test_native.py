@@ -98,11 +98,22 @@ def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int) -
 @compiled
 @torch.inference_mode()
 @pytest.mark.parametrize("outs", [16, 24, 100])
-def test_a_matrix_of_any_number_of_results_gives_them_all_and_writes_no_others(outs: int) -> None:
-    weight, bias = torch.randn(outs, 64).bfloat16(), torch.randn(outs).bfloat16()
-    x = torch.randn(13, 64).bfloat16()
+@pytest.mark.parametrize("features", [64, 672])
+def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(features: int, outs: int) -> None:
+    weight, bias = (torch.randn(outs, features) * (64 / features) ** 0.5).bfloat16(), torch.randn(outs).bfloat16()
+    x = torch.randn(13, features).bfloat16()
     expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(NativeMatrix(weight, bias)(x).double(), expected, rtol=0.01, atol=0.02)
+
+
+@compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("features", [64, 672])
+@pytest.mark.parametrize("rows", [1, 5, 7, 12, 16, 24, 25, 50])
+def test_rows_that_take_turns_over_stretches_of_weights_have_the_bits_of_single_ones(features: int, rows: int) -> None:
+    matrix = NativeMatrix(torch.randn(144, features).bfloat16(), None)
+    x = torch.randn(rows, features).bfloat16()
+    assert torch.equal(matrix(x), torch.cat([matrix(row) for row in x.split(1)]))
 
 
 @compiled

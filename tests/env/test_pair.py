@@ -132,11 +132,14 @@ class TestRefusals:
         with pytest.raises(PairError, match=r"expects hidden states of 16 numbers; the target's have 32"):
             load_pair(str(folders.target), str(tmp_path / "narrow.safetensors"))
 
+    @pytest.mark.parametrize("token", [-1, VOCABULARY])
     def test_a_feature_draft_that_proposes_tokens_unknown_to_the_target_is_refused(
-        self, folders: TinyFolders, tmp_path: Path
+        self, folders: TinyFolders, tmp_path: Path, token: int
     ) -> None:
-        save_network(tiny_network(vocabulary=VOCABULARY + 1), tmp_path / "wide.safetensors", {})
-        with pytest.raises(PairError, match=f"proposes token {VOCABULARY}; the target knows {VOCABULARY} tokens"):
+        network = tiny_network()
+        network.token_ids[-1] = token
+        save_network(network, tmp_path / "wide.safetensors", {})
+        with pytest.raises(PairError, match=f"proposes token {token}; the target knows {VOCABULARY} tokens"):
             load_pair(str(folders.target), str(tmp_path / "wide.safetensors"))
 
     def test_an_unknown_dtype_is_answered_with_the_known_ones(self, folders: TinyFolders) -> None:
