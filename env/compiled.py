@@ -59,7 +59,8 @@ def compiled_path(source: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
-    made_of = [source.read_bytes(), " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.hpp")))]
+    made_of = [*texts, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
     name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     path = cache_home() / "native" / f"{name}.so"
     if not path.exists():

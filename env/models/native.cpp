@@ -1,4 +1,4 @@
-// Decoder layers, and a linear layer, in bfloat16 on a CPU with AVX-512 BF16; see native.py for who calls them.
+// Decoder layers, and a linear layer, in bfloat16, on CPUs that vectors.hpp knows; see native.py for who calls them.
 //
 // A row's numbers do not depend on its company. Every result of a product is added up by one thread over the input's
 // features in their order, and attention goes over the columns that a row sees in their order, as if the others were not
@@ -7,7 +7,8 @@
 // Numbers are rounded to bfloat16 where transformers rounds them, but for attention: keys, values and the weights of
 // attention are float32.
 
-#include <immintrin.h>
+#include "vectors.hpp"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -16,22 +17,16 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 #include <utility>
-
-#ifndef __AVX512BF16__
-#error "this machine has no AVX-512 BF16"
-#endif
 
 namespace {
 
-using bf16 = std::uint16_t;
-
-constexpr std::int64_t LANES = 16;        // float32 in a register: results of a block of weights
-constexpr int BLOCKS = 4;                 // of weights that are multiplied together
-constexpr int TILE = 6;                   // rows at a time: 6 rows by 4 blocks fill the registers with sums
-constexpr int GROUP = 24;                 // rows that take turns
-constexpr std::int64_t STRETCH = 96;      // pairs of features over which they do, at most: 24 KiB of 4 blocks
-constexpr std::int64_t KEPT = 4 << 20;    // bytes of working memory that a thread keeps between calls
+constexpr int BLOCKS = 4;               // of weights that are multiplied together
+constexpr int TILE = 6;                 // rows at a time
+constexpr int GROUP = 24;               // rows that take turns
+constexpr std::int64_t STRETCH = 96;    // pairs of features over which they do, at most: 24 KiB of 4 blocks
+constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
 
 }  // namespace
 
@@ -64,32 +59,6 @@ struct Work {
 }
 
 namespace {
-
-inline __m512 widen(const bf16* from) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-inline __m256i narrow(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
-
-inline void store(bf16* to, __m512 value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(value)); }
-
-inline __m512 rounded(__m512 value) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(value)), 16));
-}
-
-// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x <= 0 or not much over it.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays NaN
-    const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
-    rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
-    __m512 sum = _mm512_set1_ps(1.9875691500e-4f);
-    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
-    sum = _mm512_fmadd_ps(sum, _mm512_mul_ps(rest, rest), _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(sum, power);
-}
 
 // The part of `count` things that falls to a thread.
 struct Share {
@@ -132,45 +101,42 @@ struct Scratch {
 thread_local std::unique_ptr<char, Free> Scratch::memory;
 thread_local std::int64_t Scratch::size = 0;
 
-// Pairs of features ahead of which weights are fetched for so few rows that they are read once, as measured: with little
-// to multiply the processor does not see by itself what comes next.
-constexpr int ahead_of(int rows) { return rows <= 2 ? 48 : 0; }
-
 // What a tile works on: some rows, some blocks of weights, and a stretch of their features.
 struct Piece {
-    const bf16* x;
+    const Operand* x;
     const std::uint32_t* const* blocks;
     const std::uint32_t* const* fetched;  // blocks that will be needed, of which as long a stretch is fetched
     std::int64_t features, first, last;   // features of a row, and the pairs of the stretch
     float* sums;                          // [rows, BLOCKS, LANES], zero before the first stretch
 };
 
-// ROWS rows times WIDTH blocks of weights, while FETCHED others are fetched.
-template <int ROWS, int WIDTH, int FETCHED>
-void tile(const Piece& piece) {
-    __m512 sum[ROWS][WIDTH];
+// ROWS rows times WIDTH blocks of weights from FIRST on, while some of the FETCHED others are fetched.
+template <int ROWS, int FIRST, int WIDTH, int FROM, int FETCHED>
+void pass(const Piece& piece) {
+    Vector sum[ROWS][WIDTH];
     for (int row = 0; row < ROWS; ++row)
         for (int block = 0; block < WIDTH; ++block)
-            sum[row][block] = piece.first ? _mm512_load_ps(piece.sums + (row * BLOCKS + block) * LANES) : _mm512_setzero_ps();
+            sum[row][block] = piece.first ? load(piece.sums + (row * BLOCKS + FIRST + block) * LANES) : zero();
     const std::uint32_t *weights[WIDTH], *fetched[FETCHED + 1];
-    for (int block = 0; block < WIDTH; ++block) weights[block] = piece.blocks[block];
-    for (int block = 0; block < FETCHED; ++block) fetched[block] = piece.fetched[block] - piece.first * LANES;
-    for (std::int64_t pair = piece.first; pair < piece.last; ++pair) {
-        __m512bh weight[WIDTH];
-        for (int block = 0; block < WIDTH; ++block)
-            weight[block] = (__m512bh)_mm512_loadu_si512(weights[block] + pair * LANES);
+    for (int block = 0; block < WIDTH; ++block) weights[block] = piece.blocks[FIRST + block];
+    for (int block = 0; block < FETCHED; ++block) fetched[block] = piece.fetched[FROM + block] - piece.first * LANES;
+    add_products(piece.x, piece.features, weights, piece.first, piece.last, sum, [&](std::int64_t pair) {
         for (int block = 0; block < FETCHED; ++block)
             _mm_prefetch(reinterpret_cast<const char*>(fetched[block] + pair * LANES), _MM_HINT_T1);
-        for (int row = 0; row < ROWS; ++row) {
-            const auto* input = reinterpret_cast<const std::int32_t*>(piece.x + row * piece.features) + pair;
-            const auto two = (__m512bh)_mm512_set1_epi32(*input);
-            for (int block = 0; block < WIDTH; ++block)
-                sum[row][block] = _mm512_dpbf16_ps(sum[row][block], two, weight[block]);
-        }
-    }
+    });
     for (int row = 0; row < ROWS; ++row)
         for (int block = 0; block < WIDTH; ++block)
-            _mm512_store_ps(piece.sums + (row * BLOCKS + block) * LANES, sum[row][block]);
+            save(piece.sums + (row * BLOCKS + FIRST + block) * LANES, sum[row][block]);
+}
+
+// ROWS rows times WIDTH blocks of weights, as many at once as the registers hold sums, while FETCHED others are fetched.
+template <int ROWS, int WIDTH, int FETCHED, int FIRST = 0>
+void tile(const Piece& piece) {
+    if constexpr (FIRST < WIDTH) {
+        constexpr int next = std::min(FIRST + SUMS / ROWS, WIDTH), from = FETCHED * FIRST / WIDTH;
+        pass<ROWS, FIRST, next - FIRST, from, FETCHED * next / WIDTH - from>(piece);
+        tile<ROWS, WIDTH, FETCHED, next>(piece);
+    }
 }
 
 using Tile = void (*)(const Piece&);
@@ -197,7 +163,7 @@ constexpr auto TILES = all_tiles(std::make_integer_sequence<int, TILE>());
 // Sums of few rows stay in registers. More rows take turns over a stretch of the weights that stays in the nearest cache,
 // and meanwhile fetch the next one to the cache behind it, each a part: then the time to read the weights and the time to
 // multiply do not add up.
-void multiply_group(const bf16* x, std::int64_t rows, std::int64_t features, const std::uint32_t* const* blocks, int count,
+void multiply_group(const Operand* x, std::int64_t rows, std::int64_t features, const std::uint32_t* const* blocks, int count,
                     std::int64_t step, float* sums) {
     const std::int64_t pairs = features / 2, tiles = (rows + TILE - 1) / TILE;
     const std::uint32_t* fetched[BLOCKS];
@@ -224,7 +190,7 @@ void multiply_group(const bf16* x, std::int64_t rows, std::int64_t features, con
 // All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. The next blocks to be
 // multiplied are `step` blocks further.
 template <class Done>
-void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
+void multiply(const Operand* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
               std::int64_t step, Done done) {
     const std::uint32_t* blocks[BLOCKS];
     for (int block = 0; block < count; ++block)
@@ -238,14 +204,14 @@ void multiply(const bf16* x, std::int64_t rows, const Matrix& matrix, const std:
     }
 }
 
-inline __m512 with_bias(const Matrix& matrix, std::int64_t block, const float* sums) {
-    const __m512 value = _mm512_load_ps(sums);
-    return matrix.bias ? _mm512_add_ps(value, widen(matrix.bias + block * LANES)) : value;
+inline Vector with_bias(const Matrix& matrix, std::int64_t block, const float* sums) {
+    const Vector value = load(sums);
+    return matrix.bias ? value + widened(matrix.bias + block * LANES) : value;
 }
 
 // This thread's part of a linear layer. `done(row, block, value)` gets 16 results.
 template <class Done>
-void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
+void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Done done) {
     const Share share((matrix.outs + LANES - 1) / LANES);
     for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
         const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
@@ -258,7 +224,7 @@ void linear(const bf16* x, std::int64_t rows, const Matrix& matrix, Done done) {
 }
 
 // This thread's part of silu(gate) * up, [rows, width].
-void gate(const bf16* x, std::int64_t rows, const Matrix& matrix, bf16* gated) {
+void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, Operand* gated) {
     const std::int64_t width = matrix.outs / 2, apart = width / LANES;
     const Share share(apart);
     for (std::int64_t first = share.first; first < share.last; first += BLOCKS / 2) {
@@ -267,36 +233,34 @@ void gate(const bf16* x, std::int64_t rows, const Matrix& matrix, bf16* gated) {
         const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
         multiply(x, rows, matrix, numbers, 2 * half, BLOCKS / 2, [&](std::int64_t row, const float* sums) {
             for (int block = 0; block < half; ++block) {
-                const __m512 open = rounded(with_bias(matrix, first + block, sums + block * LANES));
-                const __m512 up = rounded(with_bias(matrix, first + block + apart, sums + (half + block) * LANES));
-                const __m512 decay = exponential(_mm512_sub_ps(_mm512_setzero_ps(), open));
-                const __m512 silu = _mm512_div_ps(open, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
-                store(gated + row * width + (first + block) * LANES, _mm512_mul_ps(rounded(silu), up));
+                const Vector open = rounded(with_bias(matrix, first + block, sums + block * LANES));
+                const Vector up = rounded(with_bias(matrix, first + block + apart, sums + (half + block) * LANES));
+                const Vector silu = open / (spread(1.0f) + exponential(zero() - open));
+                store(gated + row * width + (first + block) * LANES, rounded(silu) * up);
             }
         });
     }
 }
 
-void norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t width, bf16* result) {
-    __m512 squares = _mm512_setzero_ps();
+template <class Number>
+void norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t width, Number* result) {
+    Vector squares = zero();
     for (std::int64_t at = 0; at < width; at += LANES) {
-        const __m512 value = widen(x + at);
-        squares = _mm512_fmadd_ps(value, value, squares);
+        const Vector value = widened(x + at);
+        squares = fused(value, value, squares);
     }
-    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + epsilon));
+    const Vector factor = spread(1.0f / std::sqrt(sum_of(squares) / width + epsilon));
     for (std::int64_t at = 0; at < width; at += LANES)
-        store(result + at, _mm512_mul_ps(_mm512_mul_ps(widen(x + at), factor), widen(weight + at)));
+        store(result + at, widened(x + at) * factor * widened(weight + at));
 }
 
 // A head of a row, turned by the angles of its position.
 void turn(const bf16* x, const float* cos, const float* sin, std::int64_t dim, float* result) {
     const std::int64_t half = dim / 2;
     for (std::int64_t at = 0; at < half; at += LANES) {
-        const __m512 left = widen(x + at), right = widen(x + half + at), slope = _mm512_loadu_ps(sin + at);
-        const __m512 before = _mm512_mul_ps(left, _mm512_loadu_ps(cos + at));
-        const __m512 after = _mm512_mul_ps(right, _mm512_loadu_ps(cos + half + at));
-        _mm512_storeu_ps(result + at, _mm512_fnmadd_ps(right, slope, before));
-        _mm512_storeu_ps(result + half + at, _mm512_fmadd_ps(left, slope, after));
+        const Vector left = widened(x + at), right = widened(x + half + at), slope = load(sin + at);
+        save(result + at, fused_less(right, slope, left * load(cos + at)));
+        save(result + half + at, fused(left, slope, right * load(cos + half + at)));
     }
 }
 
@@ -310,79 +274,83 @@ struct Seen {
     const std::int32_t* of(std::int64_t row) const { return columns + (apart ? row * all : 0); }
 
     void list(const Work& work, std::int64_t row) const {
-        const __m512i step = _mm512_set1_epi32(LANES);
-        __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        std::int32_t* next = columns + (apart ? row * all : 0);
-        for (std::int64_t at = 0; at < all; at += LANES, numbers = _mm512_add_epi32(numbers, step)) {
-            __mmask16 seen = all - at < LANES ? static_cast<__mmask16>((1u << (all - at)) - 1) : 0xffff;
-            if (apart) {
-                const __m512 values = _mm512_maskz_loadu_ps(seen, work.mask + row * all + at);
-                seen = _mm512_mask_cmp_ps_mask(seen, values, _mm512_setzero_ps(), _CMP_GE_OQ);
-            }
-            _mm512_mask_compressstoreu_epi32(next, seen, numbers);
-            next += _mm_popcnt_u32(seen);
+        std::int32_t* mine = columns + (apart ? row * all : 0);
+        std::int32_t count = 0;
+        for (std::int64_t at = 0; at < all; ++at) {
+            mine[count] = static_cast<std::int32_t>(at);
+            count += !apart || work.mask[row * all + at] >= 0;
         }
-        if (apart) counts[row] = static_cast<std::int32_t>(next - (columns + row * all));
+        if (apart) counts[row] = count;
     }
 };
 
-// Attention of HEADS heads of a row that share keys and values, each VECTORS registers wide.
-template <int HEADS, int VECTORS>
-void attend(const float* queries, const float* keys, const float* values, const std::int32_t* columns, std::int64_t count,
-            float scaling, float* scores, std::int64_t apart, bf16* result) {
-    constexpr std::int64_t dim = VECTORS * LANES;
-    {
-        __m512 query[HEADS][VECTORS];
+// Values summed up by the heads' weights, and divided by the `whole` of those; as many parts at once as registers hold.
+template <int HEADS, int PARTS, int FIRST = 0>
+void mix(const float* values, const std::int32_t* columns, std::int64_t count, const float* scores, std::int64_t apart,
+         const Vector (&whole)[HEADS], Operand* result) {
+    if constexpr (FIRST < PARTS) {
+        constexpr int many = std::min(PARTS - FIRST, MIXED_PARTS);
+        constexpr std::int64_t dim = PARTS * LANES;
+        Vector mixed[HEADS][many];
+        for (auto& head : mixed)
+            for (auto& part : head) part = zero();
+        for (std::int64_t at = 0; at < count; ++at) {
+            const float* value = values + columns[at] * dim + FIRST * LANES;
+            for (int part = 0; part < many; ++part) {
+                const Vector vector = load(value + part * LANES);
+                for (int head = 0; head < HEADS; ++head)
+                    mixed[head][part] = fused(vector, spread(scores[head * apart + at]), mixed[head][part]);
+            }
+        }
         for (int head = 0; head < HEADS; ++head)
-            for (int part = 0; part < VECTORS; ++part)
-                query[head][part] =
-                    _mm512_mul_ps(_mm512_loadu_ps(queries + head * dim + part * LANES), _mm512_set1_ps(scaling));
+            for (int part = 0; part < many; ++part)
+                store(result + head * dim + (FIRST + part) * LANES, mixed[head][part] / whole[head]);
+        mix<HEADS, PARTS, FIRST + many>(values, columns, count, scores, apart, whole, result);
+    }
+}
+
+// Attention of HEADS heads of a row that share keys and values, each PARTS vectors wide.
+template <int HEADS, int PARTS>
+void attend(const float* queries, const float* keys, const float* values, const std::int32_t* columns, std::int64_t count,
+            float scaling, float* scores, std::int64_t apart, Operand* result) {
+    constexpr std::int64_t dim = PARTS * LANES;
+    {
+        Vector query[HEADS][PARTS];
+        for (int head = 0; head < HEADS; ++head)
+            for (int part = 0; part < PARTS; ++part)
+                query[head][part] = load(queries + head * dim + part * LANES) * spread(scaling);
         for (std::int64_t at = 0; at < count; ++at) {
             const float* key = keys + columns[at] * dim;
-            __m512 product[HEADS];
-            for (int head = 0; head < HEADS; ++head) product[head] = _mm512_setzero_ps();
-            for (int part = 0; part < VECTORS; ++part) {
-                const __m512 vector = _mm512_loadu_ps(key + part * LANES);
+            Vector product[HEADS];
+            for (int head = 0; head < HEADS; ++head) product[head] = zero();
+            for (int part = 0; part < PARTS; ++part) {
+                const Vector vector = load(key + part * LANES);
                 for (int head = 0; head < HEADS; ++head)
-                    product[head] = _mm512_fmadd_ps(vector, query[head][part], product[head]);
+                    product[head] = fused(vector, query[head][part], product[head]);
             }
-            for (int head = 0; head < HEADS; ++head) scores[head * apart + at] = _mm512_reduce_add_ps(product[head]);
+            for (int head = 0; head < HEADS; ++head) scores[head * apart + at] = sum_of(product[head]);
         }
     }
-    __m512 whole[HEADS];
+    Vector whole[HEADS];
     for (int head = 0; head < HEADS; ++head) {
         float* mine = scores + head * apart;
         for (std::int64_t at = count; at % LANES; ++at) mine[at] = -INFINITY;
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-        for (std::int64_t at = 0; at < count; at += LANES) most = _mm512_max_ps(most, _mm512_loadu_ps(mine + at));
-        most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        Vector most = spread(-INFINITY), sum = zero();
+        for (std::int64_t at = 0; at < count; at += LANES) most = greatest(most, load(mine + at));
+        most = spread(most_of(most));
         for (std::int64_t at = 0; at < count; at += LANES) {
-            const std::int64_t left = std::min<std::int64_t>(LANES, count - at);
-            const auto real = static_cast<__mmask16>((1u << left) - 1);
-            const __m512 weight = _mm512_maskz_mov_ps(real, exponential(_mm512_sub_ps(_mm512_loadu_ps(mine + at), most)));
-            sum = _mm512_add_ps(sum, weight);
-            _mm512_storeu_ps(mine + at, weight);
+            Vector weight = exponential(load(mine + at) - most);
+            if (count - at < LANES) weight = first_of(weight, count - at);
+            sum = sum + weight;
+            save(mine + at, weight);
         }
-        whole[head] = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+        whole[head] = spread(sum_of(sum));
     }
-    __m512 mixed[HEADS][VECTORS];
-    for (auto& head : mixed)
-        for (auto& part : head) part = _mm512_setzero_ps();
-    for (std::int64_t at = 0; at < count; ++at) {
-        const float* value = values + columns[at] * dim;
-        for (int part = 0; part < VECTORS; ++part) {
-            const __m512 vector = _mm512_loadu_ps(value + part * LANES);
-            for (int head = 0; head < HEADS; ++head)
-                mixed[head][part] = _mm512_fmadd_ps(vector, _mm512_set1_ps(scores[head * apart + at]), mixed[head][part]);
-        }
-    }
-    for (int head = 0; head < HEADS; ++head)
-        for (int part = 0; part < VECTORS; ++part)
-            store(result + head * dim + part * LANES, _mm512_div_ps(mixed[head][part], whole[head]));
+    mix<HEADS, PARTS>(values, columns, count, scores, apart, whole, result);
 }
 
 using Attend = void (*)(const float*, const float*, const float*, const std::int32_t*, std::int64_t, float, float*,
-                        std::int64_t, bf16*);
+                        std::int64_t, Operand*);
 
 // Heads that are attended together, and how; as many as registers hold.
 struct Attention {
@@ -390,12 +358,17 @@ struct Attention {
     Attend together, alone;
 };
 
+template <int PARTS>
+constexpr Attention attention_by() {
+    return {heads_together(PARTS), attend<heads_together(PARTS), PARTS>, attend<1, PARTS>};
+}
+
 Attention attention_of(std::int64_t dim) {
     switch (dim) {
-        case 32: return {4, attend<4, 2>, attend<1, 2>};
-        case 64: return {3, attend<3, 4>, attend<1, 4>};
-        case 96: return {2, attend<2, 6>, attend<1, 6>};
-        case 128: return {2, attend<2, 8>, attend<1, 8>};
+        case 32: return attention_by<2>();
+        case 64: return attention_by<4>();
+        case 96: return attention_by<6>();
+        case 128: return attention_by<8>();
         default: return {0, nullptr, nullptr};
     }
 }
@@ -403,7 +376,8 @@ Attention attention_of(std::int64_t dim) {
 // Buffers of a call, shared by its threads.
 struct Buffers {
     std::int64_t heads_width, group;
-    bf16 *normed, *joint, *mixed, *middle, *gated;
+    bf16 *joint, *middle;
+    Operand *normed, *mixed, *gated;
     float *queries, *scores;
     std::int64_t columns;  // of scores
     Seen seen;
@@ -414,9 +388,10 @@ struct Buffers {
 
     static std::int64_t bytes(const Layer& layer, const Work& work) {
         const std::int64_t hidden = layer.joint.features, all = work.start + work.rows;
-        const std::int64_t narrow = 2 * hidden + layer.joint.outs + layer.output.features + layer.down.features;
+        const std::int64_t narrow = layer.joint.outs + hidden;
+        const std::int64_t read = hidden + layer.output.features + layer.down.features;
         const std::int64_t group = layer.heads / layer.kv_heads * layer.dim;
-        return 1024 + work.rows * narrow * sizeof(bf16) +
+        return 1024 + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
                work.threads * (of_scores(layer, work) + group) * sizeof(float) +
                ((work.mask ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
     }
@@ -425,11 +400,11 @@ struct Buffers {
         const std::int64_t rows = work.rows, hidden = layer.joint.features, all = work.start + rows;
         heads_width = layer.joint.outs, group = layer.heads / layer.kv_heads;
         columns = of_scores(layer, work);
-        normed = scratch.take<bf16>(rows * hidden);
+        normed = scratch.take<Operand>(rows * hidden);
         middle = scratch.take<bf16>(rows * hidden);
         joint = scratch.take<bf16>(rows * heads_width);
-        mixed = scratch.take<bf16>(rows * layer.output.features);
-        gated = scratch.take<bf16>(rows * layer.down.features);
+        mixed = scratch.take<Operand>(rows * layer.output.features);
+        gated = scratch.take<Operand>(rows * layer.down.features);
         scores = scratch.take<float>(work.threads * columns);
         queries = scratch.take<float>(work.threads * group * layer.dim);
         seen.all = all, seen.apart = work.mask != nullptr;
@@ -454,7 +429,7 @@ void remember(const Layer& layer, const Work& work, const Buffers& at, float* ke
             const bf16* value = key + layer.kv_heads * dim;
             turn(key, work.cos + row * dim, work.sin + row * dim / 2, dim, keys + place);
             for (std::int64_t part = 0; part < dim; part += LANES)
-                _mm512_storeu_ps(values + place + part, widen(value + part));
+                save(values + place + part, widened(value + part));
         }
     }
 }
@@ -483,7 +458,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
         const std::int64_t from = number / work.rows % steps * attention.heads;
         const std::int64_t till = std::min<std::int64_t>(from + attention.heads, at.group), head = kv * at.group + from;
         const float *keys = all_keys + kv * work.capacity * dim, *values = all_values + kv * work.capacity * dim;
-        bf16* result = at.mixed + row * layer.output.features + head * dim;
+        Operand* result = at.mixed + row * layer.output.features + head * dim;
         for (std::int64_t next = 0; next < till - from; ++next)
             turn(at.joint + row * at.heads_width + (head + next) * dim, work.cos + row * dim, work.sin + row * dim / 2, dim,
                  queries + next * dim);
@@ -498,7 +473,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
     }
 }
 
-void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::int64_t rows, bf16* result) {
+void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::int64_t rows, Operand* result) {
     const std::int64_t hidden = layer.joint.features;
     const Share share(rows);
     for (std::int64_t row = share.first; row < share.last; ++row)
@@ -506,11 +481,25 @@ void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::i
 }
 
 // A linear layer whose rounded results are added to a stream.
-void add_linear(const bf16* x, std::int64_t rows, const Matrix& matrix, const bf16* stream, bf16* result) {
-    linear(x, rows, matrix, [&](std::int64_t row, std::int64_t block, __m512 value) {
+void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, const bf16* stream, bf16* result) {
+    linear(x, rows, matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
         const std::int64_t place = row * matrix.outs + block * LANES;
-        store(result + place, _mm512_add_ps(widen(stream + place), rounded(value)));
+        store(result + place, widened(stream + place) + rounded(value));
     });
+}
+
+constexpr bool IS_READ_AS_IS = std::is_same_v<Operand, bf16>;
+
+// What a product takes of `count` numbers, a multiple of LANES.
+template <class Number>
+const Operand* operands(const Number* x, std::int64_t count, Scratch& scratch) {
+    if constexpr (IS_READ_AS_IS) {
+        return x;
+    } else {
+        auto* made = scratch.take<Operand>(count);
+        for (std::int64_t at = 0; at < count; at += LANES) store(made + at, widened(x + at));
+        return made;
+    }
 }
 
 // Waits for the other threads, and has the first one take the time.
@@ -534,11 +523,19 @@ enum Part { LINEARS, ATTENTION, REST };
 extern "C" {
 
 void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
+    const std::int64_t count = rows * matrix->features;
+    Scratch scratch(IS_READ_AS_IS ? 0 : Scratch::padded(count * sizeof(Operand)));
+    const Operand* inputs = operands(x, count, scratch);
 #pragma omp parallel num_threads(threads)
-    linear(x, rows, *matrix, [&](std::int64_t row, std::int64_t block, __m512 value) {
-        const std::int64_t left = std::min(LANES, matrix->outs - block * LANES);
-        const auto real = static_cast<__mmask16>((1u << left) - 1);
-        _mm256_mask_storeu_epi16(result + row * matrix->outs + block * LANES, real, narrow(value));
+    linear(inputs, rows, *matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
+        bf16* place = result + row * matrix->outs + block * LANES;
+        if (const std::int64_t left = matrix->outs - block * LANES; left >= LANES) {
+            store(place, value);
+        } else {
+            bf16 each[LANES];
+            store(each, value);
+            std::copy(each, each + left, place);
+        }
     });
 }
 
@@ -564,7 +561,7 @@ void specgym_layers(const Layer* const* layers, Work* work) {
             bf16* result = work->results[number];
             norm_all(stream, layer.attention_norm, layer, rows, at.normed);
             clock.wait(REST);
-            linear(at.normed, rows, layer.joint, [&](std::int64_t row, std::int64_t block, __m512 value) {
+            linear(at.normed, rows, layer.joint, [&](std::int64_t row, std::int64_t block, Vector value) {
                 store(at.joint + row * at.heads_width + block * LANES, value);
             });
             clock.wait(LINEARS);

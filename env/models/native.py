@@ -2,7 +2,8 @@
 
 A plain step of a small model reads its weights once, and could take as long as that. Through a library it takes two to
 three times as long: every operator begins and ends its own work on all threads, and kernels for a single row do not
-read as fast as the memory gives. `native.cpp` does all layers in one piece, in bfloat16 on CPUs with AVX-512 BF16.
+read as fast as the memory gives. `native.cpp` does all layers in one piece, in bfloat16 on CPUs with AVX-512 BF16, or
+with AVX2, which has no bfloat16: there weights are widened on the way from memory.
 
 Where that is not to be had (see `env.compiled`), layers go the library's way (see `env.models.layer`).
 """

@@ -54,6 +54,15 @@ def test_a_file_is_compiled_once_and_again_when_it_has_changed(source: Path) -> 
 
 
 @compiled
+def test_a_file_is_compiled_again_when_a_header_beside_it_has_changed(source: Path) -> None:
+    header = source.with_name("some.hpp")
+    header.write_text("// one\n")
+    path = compiled_path(source)
+    header.write_text("// other\n")
+    assert compiled_path(source) != path
+
+
+@compiled
 def test_a_broken_library_is_compiled_anew(source: Path) -> None:
     path = compiled_path(source)
     path.write_bytes(b"half a library")

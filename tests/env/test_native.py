@@ -36,7 +36,7 @@ FAMILIES = {
     "qwen 3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
 }
 
-compiled = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile AVX-512 BF16")
+compiled = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile such functions")
 
 
 def build(family: str) -> PreTrainedModel:

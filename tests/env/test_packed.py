@@ -12,7 +12,7 @@ from env.models.packed import Packing, Projection, best_packing, can_pack, row_i
 
 CPU = torch.device("cpu")
 library = pytest.mark.skipif(not can_pack(torch.bfloat16, CPU), reason="this machine has no packed bfloat16 kernels")
-native = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile AVX-512 BF16")
+native = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile such functions")
 PACKED = [pytest.param("library", marks=library), pytest.param("native", marks=native)]
 
 
