@@ -33,7 +33,7 @@ class MachineRates:
     read_bytes_per_second: float
     """bandwidth of reading memory [bytes/s]"""
     operations_per_second: float
-    """operations of a product of large square matrices in the models' precision, or in float32 if that is faster [1/s]"""
+    """operations of a large product in the models' precision, or in float32 if that is faster [1/s]"""
     buffer_bytes: int
     """the buffer that was read [bytes]"""
     cache_bytes: int
