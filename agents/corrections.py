@@ -3,8 +3,8 @@
 Goodput verifies a node if its reach exceeds what a row costs, and drafts a level if the reach that it expands exceeds
 what a level and its rows cost, both at a price of time. Here both thresholds stand on a short scale, so that replay can
 tabulate what they bring, and a policy moves them by some steps from where the machine's costs put them. So it never has
-to learn what a machine is: a policy that moves nothing is goodput at a fixed price, on machines that it has never seen
-too.
+to learn what a machine is: a policy that moves nothing is goodput at a price that follows from the machine's costs, on
+machines that it has never seen too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from controllers.goodput import CAPTURE, LEVEL_ROWS
+from controllers.goodput import CAPTURE
 from controllers.shapes import DEEPEST, FLOOR, spreading
 from env.errors import ParameterError
 from env.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsqueezed, unsqueezed_number
@@ -27,16 +27,16 @@ from env.parameters import PLAIN, Source, TreeParameters
 from env.traces.records import TraceHeader
 from env.tree import FloatArray, IntArray
 
-__all__ = ["CORRECTIONS", "PRICES", "Corrections", "PriceGrid", "covered_prices"]
+__all__ = ["CORRECTIONS", "Corrections", "PriceGrid", "base_price", "covered_prices"]
 
 Costs = TypeVar("Costs", float, FloatArray)
 
 CORRECTIONS = "corrections"
 """the name of this form of action"""
 
-PRICES = (2.0, 1.4)
-"""tokens that a plain step is taken to be worth where nothing is corrected, greedy and sampling: about what goodput
-comes to on the shipped trace [tokens per plain step]"""
+# About what goodput comes to on the shipped trace, on all shipped machines.
+_GAINS = (2.0, 0.95)  # what speculation brings where rows cost nothing, greedy and sampling [tokens per plain step]
+_DEAR_ROW = 1 / 15  # cost of a row at which it brings half as much [plain steps]
 _LEVEL, _ROW, _SAMPLING = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost", "sampling")
@@ -49,6 +49,20 @@ _CHOICES: tuple[tuple[Source | None, int, int], ...] = (
     *(("lookup", row, 0) for row in _ROW_STEPS),
     *itertools.product(_SOURCES, _ROW_STEPS, _LEVEL_STEPS),
 )
+
+
+def base_price(row: Costs, sampling: Costs) -> Costs:
+    """What a plain step is taken to be worth where nothing is corrected, on one machine or on many.
+
+    Args:
+        row: cost of a row [plain steps].
+        sampling: 1 where tokens are sampled, 0 where the likeliest one is always taken.
+
+    Returns:
+        Tokens per plain step.
+    """
+    gain = _GAINS[0] + (_GAINS[1] - _GAINS[0]) * sampling
+    return 1 + gain / (1 + row / _DEAR_ROW)
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,7 @@ class Corrections:
         unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
         if unknown.any():
             level, row = np.where(unknown, LEVEL_PRIOR, level), np.where(unknown, ROW_PRIOR, row)
-        price = np.where(seen[..., _SAMPLING] > 0, PRICES[1], PRICES[0])
-        expanded, verified = self._worth(level, row, price)
+        expanded, verified = self._worth(level, row, base_price(row, (seen[..., _SAMPLING] > 0).astype(np.float64)))
         pays = (expanded < 1).astype(np.int64)
         at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, verified)
         found: IntArray = self._actions[pays, at_level, at_row, choices[..., 0]]
@@ -147,14 +160,14 @@ class Corrections:
         level, row = unsqueezed_number(seen[_LEVEL], LEVEL_HALF), unsqueezed_number(seen[_ROW], ROW_HALF)
         if level == row == 0:
             level, row = LEVEL_PRIOR, ROW_PRIOR
-        expanded, verified = self._worth(level, row, PRICES[1] if seen[_SAMPLING] > 0 else PRICES[0])
+        expanded, verified = self._worth(level, row, base_price(row, float(seen[_SAMPLING] > 0)))
         at_level, at_row = bisect_left(self._level_ends, expanded), bisect_left(self._row_ends, verified)
         found: IntArray = self._actions[int(expanded < 1), at_level, at_row, choice]
         return found
 
     def _worth(self, level: Costs, row: Costs, price: Costs) -> tuple[Costs, Costs]:
         """Reach that pays for a level if it is expanded, and for a row if it is verified, of one or of many."""
-        return price * (level + LEVEL_ROWS * row) / self.grid.capture, price * row
+        return price * (level + row) / self.grid.capture, price * row
 
 
 def _actions(grid: PriceGrid) -> IntArray:

@@ -10,14 +10,12 @@ from env.errors import ParameterError
 from env.observation import Observation, PastRound
 from env.parameters import PLAIN, Source, TreeParameters
 
-__all__ = ["CAPTURE", "LEVEL_ROWS", "GoodputController"]
+__all__ = ["CAPTURE", "GoodputController"]
 
 Choice = Literal["auto", "model", "lookup", "both"]
 
 CAPTURE = 0.5
 """share of the reach of expanded nodes that their children are expected to have"""
-LEVEL_ROWS = 2
-"""nodes that a level adds to what is verified, on average [nodes]"""
 
 
 class GoodputController:
@@ -28,7 +26,7 @@ class GoodputController:
     time is spent where it brings more than the throughput itself. So a plain step costs as many tokens as this
     controller has lately got for one, and a node is verified if its reach exceeds that times `row_cost`. A node passes
     on the share `capture` of its reach. It is expanded if that would pay for a row, and a level is drafted if what all
-    its nodes pass on pays for `level_cost` and for the rows of two nodes, which a level brings on average.
+    its nodes pass on pays for `level_cost` and for a row, which is the least that a level brings.
 
     It decodes plainly where not even the first level can pay, and while rounds that asked the draft model have not
     paid, see `Gate`. With the source ``"auto"`` it leaves the draft model out of a round where prompt lookup rates
@@ -125,8 +123,8 @@ class GoodputController:
         return profit
 
     def _level_price(self, prices: MachinePrices) -> float:
-        """What a level is worth, with the rows that it brings [tokens]."""
-        return self.price * (prices.level + LEVEL_ROWS * prices.row)
+        """What a level is worth, with the row that it brings at least [tokens]."""
+        return self.price * (prices.level + prices.row)
 
     def _tree(self, source: Source, prices: MachinePrices) -> TreeParameters:
         row = min(self.price * prices.row, 1.0)

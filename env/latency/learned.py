@@ -1,7 +1,7 @@
 """What more speculation costs on this machine, learned from the rounds themselves: no calibration, and it follows load.
 
-A verification is taken to cost ``plain + row * nodes`` seconds, and drafting ``beginning + level * levels``. All four are
-found by least squares over past rounds, which count less the older they are, with a pull to what is assumed of a
+A verification is taken to cost ``plain + row * nodes`` seconds, and drafting ``beginning + level * levels``. All four
+are found by least squares over past rounds, which count less the older they are, with a pull to what is assumed of a
 machine that nothing is known of. The pull is what decides while all trees have about the same size, from which no slope
 can be told.
 """
@@ -89,7 +89,8 @@ class _Line:
         first, last = self.rounds + pull * per_start**2, self._squares + pull
         left, right = self._seconds - pull * per_start * assumed, self._products + pull * assumed
         determinant = first * last - corner * corner
-        self.start, self.slope = (left * last - corner * right) / determinant, (first * right - corner * left) / determinant
+        self.start = (left * last - corner * right) / determinant
+        self.slope = (first * right - corner * left) / determinant
         if self.start < 0:
             self.start, self.slope = 0.0, right / last
         elif self.slope < 0:

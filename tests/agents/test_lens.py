@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.action_forms import make_form
-from agents.corrections import PRICES, Corrections, PriceGrid
+from agents.corrections import Corrections, PriceGrid, base_price
 from agents.observation_groups import GROUPS, columns_of
 from agents.policy_controller import PolicyController, find_policy
 from agents.policy_file import WEIGHTS, Architecture, Policy, PolicyError, load_policy, save_policy
@@ -24,7 +24,7 @@ from controllers.goodput import GoodputController
 from env.errors import ParameterError, UnknownNameError
 from env.features import FEATURES, feature_vector
 from env.grid import ParameterGrid
-from env.observation import Observation
+from env.observation import ROW_PRIOR, Observation
 from env.parameters import PLAIN, TreeParameters
 from env.recordings import choose_texts, find_profile, find_trace
 from env.traces.file import Trace
@@ -135,11 +135,11 @@ class TestMachines:
 class TestCorrections:
     @pytest.mark.parametrize("greedy", [True, False])
     @pytest.mark.parametrize(("level", "row"), [(0.1, 0.001), (0.15, 0.04), (0.1, 0.06), (0.02, 0.02), (0.0, 0.0)])
-    def test_none_is_goodput_at_a_fixed_price(self, level: float, row: float, greedy: bool) -> None:
+    def test_none_is_goodput_at_the_price_of_the_machine(self, level: float, row: float, greedy: bool) -> None:
         seen = Observation(10, 2, 20, level_cost=level, row_cost=row, greedy=greedy)
         grid = PriceGrid()
         found = act(grid, Corrections.unmoved, seen)
-        wanted = GoodputController(price=PRICES[not greedy], source="both").act(seen)
+        wanted = GoodputController(price=base_price(row or ROW_PRIOR, 0.0 if greedy else 1.0), source="both").act(seen)
         assert wanted.source == "both", "the test would be vacuous"
         assert (found.source, found.max_depth, found.node_budget) == ("both", wanted.max_depth, 31)
         for name, values in (("min_reach", grid.early_stop), ("level_price", grid.high_confidence)):
@@ -147,10 +147,18 @@ class TestCorrections:
             around = values.index(nearest)
             assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
 
-    @pytest.mark.parametrize(("level", "row"), [(0.3, 0.12), (0.02, 0.3)])
+    def test_a_plain_step_is_worth_less_where_rows_are_dear_and_never_less_than_its_token(self) -> None:
+        for sampling in (0.0, 1.0):
+            prices = [base_price(row, sampling) for row in (0.0, 0.03, 0.1, 0.3, 100.0)]
+            assert prices == sorted(prices, reverse=True)
+            assert prices[-1] == pytest.approx(1, abs=0.01)
+        assert base_price(0.03, 0.0) > base_price(0.03, 1.0)
+
+    @pytest.mark.parametrize(("level", "row"), [(0.3, 0.22), (0.02, 0.6)])
     def test_where_the_draft_model_cannot_pay_lookup_stands_for_it(self, level: float, row: float) -> None:
         seen = Observation(10, 2, 20, level_cost=level, row_cost=row)
-        assert not GoodputController(price=PRICES[0], source="model").act(seen).speculates, "the test would be vacuous"
+        alone = GoodputController(price=base_price(row, 0.0), source="model").act(seen)
+        assert not alone.speculates, "the test would be vacuous"
         every = [act(PriceGrid(), np.array([choice]), seen) for choice in range(Corrections.nvec[0])]
         assert {found.source for found in every if found.speculates} == {"lookup"}
 
