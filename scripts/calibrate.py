@@ -20,6 +20,7 @@ from rich.table import Table
 from controllers.evaluation.latency_check import ProfileCheck
 from controllers.evaluation.latency_plot import plot_profile
 from controllers.evaluation.provenance import run_facts, shareable
+from controllers.registry import make_controller
 from env.drafts import LookupDraft
 from env.errors import ParameterError
 from env.files import check_writable
@@ -35,7 +36,6 @@ from env.rounds import check_limit
 from scripts.common import PairOptions, console, main
 
 _SHOWN = {"root": (1, 4, 16), "level": (1, 8, 32), "verify": (1, 8, 32, 64)}  # rows shown
-_CONTROLLERS = ("autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history")  # that check the profile
 _PROMPTS = 28  # built-in ones, balanced over the kinds of task, that texts are made of
 _NEEDED = {"most_expanded": 8, "most_verified": 32}  # by those
 
@@ -63,6 +63,8 @@ class CalibrateOptions:
     """prompts that every controller continues, greedily and sampled, to check the profile; 0 for no check"""
     check_tokens: int = 32
     """length of these texts [tokens]"""
+    check_controllers: str = "autoregressive,fixed_tree,confidence,dynamic_depth,history"
+    """comma-separated names of these controllers, with options as in fixed_tree:branch=3:depth=2"""
     seed: int = 0
     """seed of the order and of the sampling"""
     output: Path = Path("results/latency")
@@ -71,7 +73,8 @@ class CalibrateOptions:
 
 def calibrate(options: CalibrateOptions) -> int:
     """Measures, fits, checks and writes a profile; returns the exit status."""
-    grid, prompts = _grid(options), load_prompts("builtin", _PROMPTS)
+    grid, controllers = _grid(options), _controllers(options.check_controllers)
+    prompts = load_prompts("builtin", _PROMPTS)
     check_writable(options.output)
     started = datetime.datetime.now(datetime.timezone.utc)
     with console.status("Loading the models"):
@@ -81,7 +84,7 @@ def calibrate(options: CalibrateOptions) -> int:
         grid = grid.fitting(longest_text(decoder))
     grid.check_fits(longest_text(decoder))
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
-    check = _check(options, decoder, encoded)
+    check = _check(options, controllers, decoder, encoded)
     samples = _measure(options, decoder, encoded, grid, check)
     knots = grid.knots(model=not isinstance(pair.draft, LookupDraft))
     profile = fit_profile(samples, knots, _origin(options, pair, started))
@@ -140,13 +143,23 @@ def _measure(
         )
 
 
-def _check(options: CalibrateOptions, decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]) -> ProfileCheck:
+def _controllers(names: str) -> list[str]:
+    """Those that check the profile. Raises `UnknownNameError` or `ParameterError` for one that there is not."""
+    found = list(dict.fromkeys(names.split(",")))
+    for name in found:
+        make_controller(name)
+    return found
+
+
+def _check(
+    options: CalibrateOptions, controllers: Sequence[str], decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]
+) -> ProfileCheck:
     """The check of the profile, on those of the prompts that leave room."""
     room = decoder.target.context_limit - options.check_tokens
     fitting = [prompt for prompt in prompts if len(prompt) <= room][: options.check_prompts]
     return ProfileCheck(
         decoder,
-        _CONTROLLERS,
+        controllers,
         fitting,
         max_new_tokens=options.check_tokens,
         temperature=TEMPERATURE,
@@ -173,7 +186,7 @@ def _origin(options: CalibrateOptions, pair: ModelPair, started: datetime.dateti
 
 def _tables(profile: LatencyProfile) -> list[Table]:
     tables = [_costs_table(profile.greedy, "greedy"), _costs_table(profile.sampled, "sampled")]
-    return [*tables, _checks_table(profile.checks)] if profile.checks else tables
+    return [*tables, _checks_table(profile.checks), _ranks_table(profile.checks)] if profile.checks else tables
 
 
 def _costs_table(costs: RoundCosts, mode: str) -> Table:
@@ -201,6 +214,17 @@ def _checks_table(checks: Sequence[Check]) -> Table:
         mode = "greedy" if check.greedy else "sampled"
         times = f"{check.measured:.2f} s", f"{check.predicted:.2f} s"
         table.add_row(check.controller, mode, str(check.rounds), *times, f"{100 * check.error:.1f} %")
+    return table
+
+
+def _ranks_table(checks: Sequence[Check]) -> Table:
+    """The controllers from the fastest to the slowest: as measured, and as predicted."""
+    table = Table("from fast to slow", "measured", "predicted")
+    for greedy in (True, False):
+        mine = [check for check in checks if check.greedy == greedy]
+        orders = (sorted(mine, key=lambda check: check.measured), sorted(mine, key=lambda check: check.predicted))
+        for place, both in enumerate(zip(*orders, strict=True)):
+            table.add_row(f"{'greedy' if greedy else 'sampled'}, {place + 1}", *(check.controller for check in both))
     return table
 
 

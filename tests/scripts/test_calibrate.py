@@ -65,6 +65,20 @@ class TestRecord:
         assert profile.greedy.level_cost(64) == 0
         assert profile.checks == ()
 
+    def test_any_controllers_check_it_and_are_ranked_as_measured_and_as_predicted(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path
+    ) -> None:
+        names = ["eagle2", "svip:depth=4", "goodput"]
+        more = [*SMALL, "--check-prompts", 1, "--check-controllers", ",".join([*names, "goodput"])]
+        ended = call("calibrate", *arguments(folders, tmp_path / "out", *more))
+        assert ended.status == 0, ended.err
+        checks = load_profile(tmp_path / "out" / "profile.json").checks
+        assert [check.controller for check in checks if check.greedy] == names
+        ranks = ended.out[ended.out.index("from fast to slow") :]
+        for place in ("greedy, 3", "sampled, 3"):
+            assert place in ranks
+        assert all(ranks.count(name) == 4 for name in names), "in two orders, greedy and sampled"
+
     def test_by_default_the_contexts_are_those_that_the_pair_can_read(
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
@@ -85,6 +99,7 @@ class TestRefusals:
             (["--check-tokens", "0"], "check_tokens must be 1 or more; got 0."),
             (["--most-verified", "31"], "most_verified must be 32 or more for the controllers that check the profile"),
             (["--most-expanded", "7"], "most_expanded must be 8 or more for the controllers that check the profile"),
+            (["--check-controllers", "goodputt"], "Unknown controller 'goodputt'. Did you mean goodput"),
             (["--contexts", "128", "64"], "contexts must ascend by 64 tokens or more"),
             (["--contexts", "64", "300"], "contexts must leave 128 tokens of the 384 that this pair reads"),
             (["--target", "./nowhere"], "There is no folder nowhere"),
