@@ -124,9 +124,19 @@ def exactness(options: ExactnessOptions) -> int:
     }
     write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")
     Console().print(_table(cases))
-    verdict = f"{'Every' if exact else 'NOT every'} output is exact. Written to {options.output}/"
-    console.print(verdict, markup=False, soft_wrap=True)
+    console.print(f"{_verdict(cases)} Written to {options.output}/", markup=False, soft_wrap=True)
     return 0 if exact else 1
+
+
+def _verdict(cases: list[ExactnessCase]) -> str:
+    if any(case.identical < case.prompts for case in cases):
+        return "NOT every output is exact."
+    if empty := sum(not case.informative for case in cases):
+        return (
+            f"Every output is exact, but {empty} of {len(cases)} comparisons say nothing: none of their draft tokens was "
+            "accepted, or all were. Raise --limit or --max-new-tokens."
+        )
+    return "Every output is exact."
 
 
 def _table(cases: list[ExactnessCase]) -> Table:
@@ -134,7 +144,7 @@ def _table(cases: list[ExactnessCase]) -> Table:
     for case in cases:
         same = f"{case.identical}/{case.prompts}"
         accepted, drafted = f"{case.accepted:,}", f"{case.drafted:,}"
-        verdict = "yes" if case.exact else "NO"
+        verdict = "NO" if case.identical < case.prompts else "yes" if case.informative else "says nothing"
         table.add_row(
             case.runner, case.draft, f"{case.temperature:g}", str(case.seed), same, accepted, drafted, verdict
         )

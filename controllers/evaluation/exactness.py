@@ -44,10 +44,14 @@ class ExactnessCase:
     """draft tokens committed [tokens]"""
 
     @property
+    def informative(self) -> bool:
+        """Whether equal texts say something: some of what was drafted was accepted, and some was not."""
+        return self.draft == "" or 0 < self.accepted < self.drafted
+
+    @property
     def exact(self) -> bool:
-        """Whether every text is equal, and the comparison not empty: something was accepted and something was not."""
-        informative = self.draft == "" or 0 < self.accepted < self.drafted
-        return self.identical == self.prompts > 0 and informative
+        """Whether every text is equal, and that says something."""
+        return self.identical == self.prompts > 0 and self.informative
 
 
 def check_layers(layers: int, config: PretrainedConfig) -> None:
