@@ -84,14 +84,18 @@ class _Line:
         self._products = keep * self._products + seconds * size
 
     def solve(self, assumed: float = 0.0, per_start: float = 0.0) -> None:
-        """Fits both, the slope pulled to `assumed` seconds and `per_start` starts; neither is less than nothing."""
+        """Fits both, the slope pulled to `assumed` seconds and `per_start` starts; neither is less than nothing.
+
+        Where the slope is told in starts there has to be one: of noise, or of what grows faster than in proportion, the
+        mean says more. Any other line without a start goes through the origin.
+        """
         pull, corner = self._pull, self._sizes - self._pull * per_start
         first, last = self.rounds + pull * per_start**2, self._squares + pull
         left, right = self._seconds - pull * per_start * assumed, self._products + pull * assumed
         determinant = first * last - corner * corner
         self.start = (left * last - corner * right) / determinant
         self.slope = (first * right - corner * left) / determinant
-        if self.start < 0:
-            self.start, self.slope = 0.0, right / last
-        elif self.slope < 0:
+        if self.slope < 0 or (self.start <= 0 and per_start):
             self.start, self.slope = self._seconds / self.rounds, 0.0
+        elif self.start < 0:
+            self.start, self.slope = 0.0, right / last

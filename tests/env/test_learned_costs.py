@@ -19,8 +19,9 @@ PLAIN, ROW, LEVEL = 0.020, 0.0006, 0.0015
 """a machine to find [s]"""
 
 
-def outcome(nodes: int, levels: int, disturbance: float = 1.0) -> RoundOutcome:
-    seconds = RoundSeconds(draft=LEVEL * levels, verify=disturbance * (PLAIN + ROW * nodes))
+def outcome(nodes: int, levels: int, disturbance: float = 1.0, beginning: float = 0.0) -> RoundOutcome:
+    draft = beginning + LEVEL * levels if levels else 0.0
+    seconds = RoundSeconds(draft=draft, verify=disturbance * (PLAIN + ROW * nodes))
     return RoundOutcome((1,), drafted=nodes, level_rows=(1,) * levels, seconds=seconds)
 
 
@@ -42,6 +43,27 @@ class TestLearnedCosts:
         assert costs.plain == pytest.approx(PLAIN, rel=0.02)
         assert costs.row_cost(0) == pytest.approx(ROW / PLAIN, rel=0.05)
         assert costs.level_cost(0) == pytest.approx(LEVEL / PLAIN, rel=0.05)
+
+    @pytest.mark.parametrize("most", [2, 8])
+    def test_a_level_is_what_one_more_of_them_takes_however_drafting_begins(self, most: int) -> None:
+        rng = np.random.default_rng(3)
+        levels = rng.integers(1, most + 1, size=300).tolist()
+        for beginning in (0.0, 0.5 * LEVEL, 2 * LEVEL):
+            costs = learned([outcome(4, number, beginning=beginning) for number in levels])
+            assert costs.level_cost(0) * costs.plain == pytest.approx(LEVEL, rel=0.15), "but for the pull"
+
+    def test_drafting_without_a_beginning_but_with_noise_still_has_levels_that_cost(self) -> None:
+        rng = np.random.default_rng(4)
+        rounds = [outcome(4, int(rng.integers(1, 5)), beginning=rng.normal(0, 0.3 * LEVEL)) for _ in range(300)]
+        assert learned(rounds).level_cost(0) == pytest.approx(LEVEL / PLAIN, rel=0.15)
+
+    def test_the_plain_step_is_known_where_rows_cost_more_than_in_proportion(self) -> None:
+        steep = [outcome(nodes, 4, 1 + (nodes / 16) ** 2) for nodes in (20, 64)] * 100
+        costs = learned(steep)
+        assert costs.plain > 0
+        for _ in range(1500):
+            costs.note(outcome(0, 0))
+        assert costs.plain == pytest.approx(PLAIN, rel=0.05)
 
     def test_a_machine_that_stalls_now_and_then_is_not_taken_for_a_slow_one(self) -> None:
         rng = np.random.default_rng(1)

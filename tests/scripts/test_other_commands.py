@@ -369,9 +369,7 @@ class TestExactness:
         return ["--target", folders.target, "--prompts", prompts, "--output", output, "--layers", 1, *more]
 
     def test_a_target_that_is_exact_is_called_so(self, folders: TinyFolders, tmp_path: Path) -> None:
-        arguments = self.arguments(
-            folders, tmp_path / "out", "--seeds", 1, "--max-new-tokens", 20, "--replay-tokens", 12
-        )
+        arguments = self.arguments(folders, tmp_path / "out", "--seeds", 1, "--max-new-tokens", 32)
         ended = finish(start("exactness", *arguments, home=tmp_path / "home"))
         assert ended.status == 0, ended.err
         assert "Every output is exact" in ended.err
@@ -406,7 +404,8 @@ class TestExactness:
         more = ["--seeds", 0, "--max-new-tokens", 1, "--replay-prompts", 0]  # the prompt's forward gives the only token
         ended = call("exactness", *self.arguments(folders, tmp_path / "out", *more))
         assert ended.status == 1
-        assert "Every output is exact, but 32 of 33 comparisons say nothing" in ended.err
+        assert "NOT every output is exact" in ended.err
+        assert "no text differs, but 32 of 33 comparisons say nothing" in ended.err
         record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
         assert record["exact"] is False
         assert {case["drafted"] for case in record["cases"]} == {0}
