@@ -37,6 +37,8 @@ CORRECTIONS = "corrections"
 # About what goodput comes to on the shipped trace, on all shipped machines.
 _GAINS = (2.0, 0.95)  # what speculation brings where rows cost nothing, greedy and sampling [tokens per plain step]
 _DEAR_ROW = 1 / 15  # cost of a row at which it brings half as much [plain steps]
+_FIRST = (0.797, 0.577)  # how often the draft's first child is accepted there, greedy and sampling [probability]
+_BESIDES = 0.1  # what it costs besides to ask the draft: the round's overhead, and rows that it owes [plain steps]
 _LEVEL, _ROW, _SAMPLING = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost", "sampling")
@@ -61,8 +63,12 @@ def base_price(row: Costs, sampling: Costs) -> Costs:
     Returns:
         Tokens per plain step.
     """
-    gain = _GAINS[0] + (_GAINS[1] - _GAINS[0]) * sampling
-    return 1 + gain / (1 + row / _DEAR_ROW)
+    return 1 + _between(_GAINS, sampling) / (1 + row / _DEAR_ROW)
+
+
+def _between(ends: tuple[float, float], sampling: Costs) -> Costs:
+    """The first of two values where `sampling` is 0, the second where it is 1."""
+    return ends[0] + (ends[1] - ends[0]) * sampling
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,8 @@ class Corrections:
         unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
         if unknown.any():
             level, row = np.where(unknown, LEVEL_PRIOR, level), np.where(unknown, ROW_PRIOR, row)
-        expanded, verified = self._worth(level, row, base_price(row, (seen[..., _SAMPLING] > 0).astype(np.float64)))
-        pays = (expanded < 1).astype(np.int64)
+        expanded, verified, margin = self._worth(level, row, (seen[..., _SAMPLING] > 0).astype(np.float64))
+        pays = (margin > 0).astype(np.int64)
         at_level, at_row = np.searchsorted(self._levels, expanded), np.searchsorted(self._rows, verified)
         found: IntArray = self._actions[pays, at_level, at_row, choices[..., 0]]
         return found
@@ -160,19 +166,23 @@ class Corrections:
         level, row = unsqueezed_number(seen[_LEVEL], LEVEL_HALF), unsqueezed_number(seen[_ROW], ROW_HALF)
         if level == row == 0:
             level, row = LEVEL_PRIOR, ROW_PRIOR
-        expanded, verified = self._worth(level, row, base_price(row, float(seen[_SAMPLING] > 0)))
+        expanded, verified, margin = self._worth(level, row, float(seen[_SAMPLING] > 0))
         at_level, at_row = bisect_left(self._level_ends, expanded), bisect_left(self._row_ends, verified)
-        found: IntArray = self._actions[int(expanded < 1), at_level, at_row, choice]
+        found: IntArray = self._actions[int(margin > 0), at_level, at_row, choice]
         return found
 
-    def _worth(self, level: Costs, row: Costs, price: Costs) -> tuple[Costs, Costs]:
-        """Reach that pays for a level if it is expanded, and for a row if it is verified, of one or of many."""
-        return price * (level + row) / self.grid.capture, price * row
+    def _worth(self, level: Costs, row: Costs, sampling: Costs) -> tuple[Costs, Costs, Costs]:
+        """Reach that pays for a level if it is expanded, and for a row if it is verified, and by how much the draft's
+        first child pays for all that asking the draft costs; of one machine or of many.
+        """
+        price = base_price(row, sampling)
+        margin = _between(_FIRST, sampling) - price * (level + row + _BESIDES)
+        return price * (level + row) / self.grid.capture, price * row, margin
 
 
 def _actions(grid: PriceGrid) -> IntArray:
     """Actions by whether the draft model can pay, by the values that the machine's costs of a level and of a row are
-    nearest to, and by choice. Where the draft model cannot pay, as in goodput, prompt lookup stands for it.
+    nearest to, and by choice. Where the draft model cannot pay, prompt lookup stands for it.
     """
     levels, rows = len(grid.high_confidence), len(grid.early_stop)
     table = np.zeros((2, levels, rows, len(_CHOICES), len(DIMENSIONS)), np.int64)

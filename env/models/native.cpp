@@ -110,7 +110,7 @@ struct Piece {
     float* sums;                          // [rows, BLOCKS, LANES], zero before the first stretch
 };
 
-// ROWS rows times WIDTH blocks of weights from FIRST on, while some of the FETCHED others are fetched.
+// ROWS rows times WIDTH blocks of weights from FIRST on, while FETCHED others, from FROM on, are fetched.
 template <int ROWS, int FIRST, int WIDTH, int FROM, int FETCHED>
 void pass(const Piece& piece) {
     Vector sum[ROWS][WIDTH];

@@ -154,7 +154,7 @@ class TestCorrections:
             assert prices[-1] == pytest.approx(1, abs=0.01)
         assert base_price(0.03, 0.0) > base_price(0.03, 1.0)
 
-    @pytest.mark.parametrize(("level", "row"), [(0.3, 0.22), (0.02, 0.6)])
+    @pytest.mark.parametrize(("level", "row"), [(0.3, 0.12), (0.3, 0.22), (0.02, 0.6)])
     def test_where_the_draft_model_cannot_pay_lookup_stands_for_it(self, level: float, row: float) -> None:
         seen = Observation(10, 2, 20, level_cost=level, row_cost=row)
         alone = GoodputController(price=base_price(row, 0.0), source="model").act(seen)
