@@ -133,8 +133,8 @@ def _verdict(cases: list[ExactnessCase]) -> str:
         return "NOT every output is exact."
     if empty := sum(not case.informative for case in cases):
         return (
-            f"NOT every output is exact for sure: no text differs, but {empty} of {len(cases)} comparisons say nothing: "
-            "none of their draft tokens was accepted, or all were. Raise --limit or --max-new-tokens."
+            f"NOT every output is exact for sure: no text differs, but {empty} of {len(cases)} comparisons say "
+            "nothing: none of their draft tokens was accepted, or all were. Raise --limit or --max-new-tokens."
         )
     return "Every output is exact."
 
