@@ -22,6 +22,7 @@ from env.tree import BoolArray, IntArray, TokenTree
 __all__ = ["FeatureDraft"]
 
 _NOTHING: IntArray = np.empty(0, np.int64)
+_PART = 256  # tokens of a text that are read at once: what a forward needs meanwhile grows with them
 
 
 class FeatureDraft:
@@ -100,14 +101,19 @@ class FeatureDraft:
 
     def _root(self) -> torch.Tensor:
         """Feeds what is owed; the features after the root, `[1, hidden]`."""
-        rows = len(self.pending)
+        tokens, features = np.array(self.pending), torch.cat(self.pending_features)
+        self.pending, self.pending_features = [], []
+        for first in range(0, len(tokens), _PART):
+            output = self._feed(tokens[first : first + _PART], features[first : first + _PART])
+        return output[-1:]
+
+    def _feed(self, tokens: IntArray, features: torch.Tensor) -> torch.Tensor:
+        """Appends committed tokens to the caches; the features after them."""
+        rows = len(tokens)
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
         positions = np.arange(self.committed, self.committed + rows)
-        features = self.lean.reduce(torch.cat(self.pending_features))
-        output = self.forward(np.array(self.pending), features, positions, visible)
         self.committed += rows
-        self.pending, self.pending_features = [], []
-        return output[-1:]
+        return self.forward(tokens, self.lean.reduce(features), positions, visible)
 
     def _level(self, tree: TokenTree, nodes: IntArray) -> torch.Tensor:
         """Features after `nodes`, `[nodes, hidden]`, from those after their parents."""

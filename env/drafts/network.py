@@ -205,10 +205,7 @@ def save_network(network: FeatureDraftNetwork, path: Path, notes: dict[str, str]
     Raises:
         FileWriteError: see `atomic_path`.
     """
-    tensors = {
-        name: (tensor if tensor.dtype == torch.int64 else tensor.to(torch.bfloat16)).contiguous()
-        for name, tensor in network.state_dict().items()
-    }
+    tensors = {name: _as_kept(tensor).contiguous() for name, tensor in network.state_dict().items()}
     shape = json.dumps(dataclasses.asdict(network.config))
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={**notes, "format": _FORMAT, "config": shape})
@@ -232,7 +229,13 @@ def load_network(path: Path) -> FeatureDraftNetwork:
             shape = json.loads(metadata["config"])
             shape["feature_layers"] = tuple(shape.get("feature_layers", ()))  # JSON knows lists only
             network = FeatureDraftNetwork(FeatureDraftConfig(**shape)).to(torch.bfloat16)
-            network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: _as_kept(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            network.load_state_dict(tensors, assign=True)  # the file's own pages, which `Projection` can return
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
         raise ModelFileError(f"{path} is corrupt ({error}). Restore it, or train one with scripts.distill.") from error
     return network.eval()
+
+
+def _as_kept(tensor: torch.Tensor) -> torch.Tensor:
+    """In the precision of files: token ids as they are, weights in bfloat16."""
+    return tensor if tensor.dtype == torch.int64 else tensor.to(torch.bfloat16)

@@ -26,6 +26,7 @@ constexpr int BLOCKS = 4;               // of weights that are multiplied togeth
 constexpr int TILE = 6;                 // rows at a time
 constexpr int GROUP = 24;               // rows that take turns
 constexpr std::int64_t STRETCH = 96;    // pairs of features over which they do, at most: 24 KiB of 4 blocks
+constexpr std::int64_t MOST_ROWS = 256;  // that are worked on at once, as far as a text is read
 constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
 
 }  // namespace
@@ -516,20 +517,15 @@ struct Clock {
     }
 };
 
-enum Part { LINEARS, ATTENTION, REST };
-
-}  // namespace
-
-extern "C" {
-
-void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
-    const std::int64_t count = rows * matrix->features;
+// A linear layer of some rows.
+void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
+    const std::int64_t count = rows * matrix.features;
     Scratch scratch(IS_READ_AS_IS ? 0 : Scratch::padded(count * sizeof(Operand)));
     const Operand* inputs = operands(x, count, scratch);
 #pragma omp parallel num_threads(threads)
-    linear(inputs, rows, *matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
-        bf16* place = result + row * matrix->outs + block * LANES;
-        if (const std::int64_t left = matrix->outs - block * LANES; left >= LANES) {
+    linear(inputs, rows, matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
+        bf16* place = result + row * matrix.outs + block * LANES;
+        if (const std::int64_t left = matrix.outs - block * LANES; left >= LANES) {
             store(place, value);
         } else {
             bf16 each[LANES];
@@ -539,35 +535,31 @@ void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int6
     });
 }
 
-// Of [rows, width]; so little work that one thread is done before others would have begun.
-void specgym_norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t rows, std::int64_t width, bf16* result) {
-    for (std::int64_t row = 0; row < rows; ++row)
-        norm(x + row * width, weight, epsilon, width, result + row * width);
-}
+enum Part { LINEARS, ATTENTION, REST };
 
-// Layers of the same shape, one after the other.
-void specgym_layers(const Layer* const* layers, Work* work) {
-    Scratch scratch(Buffers::bytes(*layers[0], *work));
-    const Buffers at(*layers[0], *work, scratch);
-    const std::int64_t rows = work->rows;
-#pragma omp parallel num_threads(work->threads)
+// Layers over the rows of a text, or of a part of it, whose results begin `behind` numbers after those of the whole.
+void run_part(const Layer* const* layers, Work& work, std::int64_t behind) {
+    Scratch scratch(Buffers::bytes(*layers[0], work));
+    const Buffers at(*layers[0], work, scratch);
+    const std::int64_t rows = work.rows;
+#pragma omp parallel num_threads(work.threads)
     {
-        Clock clock(*work);
-        look(*work, at.seen);
-        const bf16* stream = work->stream;
-        for (std::int64_t number = 0; number < work->layers; ++number) {
+        Clock clock(work);
+        look(work, at.seen);
+        const bf16* stream = work.stream;
+        for (std::int64_t number = 0; number < work.layers; ++number) {
             const Layer& layer = *layers[number];
-            float *keys = work->keys[number], *values = work->values[number];
-            bf16* result = work->results[number];
+            float *keys = work.keys[number], *values = work.values[number];
+            bf16* result = work.results[number] + behind;
             norm_all(stream, layer.attention_norm, layer, rows, at.normed);
             clock.wait(REST);
             linear(at.normed, rows, layer.joint, [&](std::int64_t row, std::int64_t block, Vector value) {
                 store(at.joint + row * at.heads_width + block * LANES, value);
             });
             clock.wait(LINEARS);
-            remember(layer, *work, at, keys, values);
+            remember(layer, work, at, keys, values);
             clock.wait(REST);
-            attend_all(layer, *work, at, keys, values);
+            attend_all(layer, work, at, keys, values);
             clock.wait(ATTENTION);
             add_linear(at.mixed, rows, layer.output, stream, at.middle);
             clock.wait(LINEARS);
@@ -580,5 +572,35 @@ void specgym_layers(const Layer* const* layers, Work* work) {
             stream = result;
         }
     }
+}
+
+}  // namespace
+
+extern "C" {
+
+void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
+    for (std::int64_t done = 0; done < rows; done += MOST_ROWS)
+        linear_part(*matrix, x + done * matrix->features, result + done * matrix->outs, std::min(MOST_ROWS, rows - done),
+                    threads);
+}
+
+// Of [rows, width]; so little work that one thread is done before others would have begun.
+void specgym_norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t rows, std::int64_t width, bf16* result) {
+    for (std::int64_t row = 0; row < rows; ++row)
+        norm(x + row * width, weight, epsilon, width, result + row * width);
+}
+
+// Layers of the same shape, one after the other. A text goes through them part by part: its working memory stays small.
+void specgym_layers(const Layer* const* layers, Work* work) {
+    const std::int64_t most = work->mask ? work->rows : MOST_ROWS;
+    const std::int64_t hidden = layers[0]->joint.features, dim = layers[0]->dim;
+    Work part = *work;
+    for (std::int64_t done = 0; done < work->rows; done += most) {
+        part.rows = std::min(most, work->rows - done), part.start = work->start + done;
+        part.stream = work->stream + done * hidden;
+        part.cos = work->cos + done * dim, part.sin = work->sin + done * dim / 2;
+        run_part(layers, part, done * hidden);
+    }
+    std::copy(std::begin(part.seconds), std::end(part.seconds), work->seconds);
 }
 }

@@ -233,6 +233,19 @@ def test_drawing_leaves_the_users_matplotlib_backend_alone(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.parametrize(
+    ("text", "described"),
+    [
+        ("", ""),
+        ("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "AMD EPYC, AVX-512 BF16"),
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2\n\nmodel name\t: AMD EPYC\n", "AMD EPYC, AVX2"),
+        ("model name\t: Atom\nflags\t\t: fpu sse\n", "Atom"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(text: str, described: str) -> None:
+    assert provenance.described_cpu(text) == described
+
+
 def test_the_machine_and_the_libraries_are_described() -> None:
     machine = provenance.machine("cpu")
     assert machine.cpu

@@ -197,16 +197,18 @@ def test_nodes_left_out_of_a_level_make_no_difference_to_the_others(kind: str) -
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("length", [12, 600], ids=["short", "read in parts"])
 @pytest.mark.parametrize(("layers", "feature_layers"), [(1, ()), (2, ()), (1, (0,)), (2, (0, 1))])
 def test_a_feature_draft_alone_goes_on_as_its_network_does_over_the_whole_text(
-    layers: int, feature_layers: tuple[int, ...]
+    layers: int, feature_layers: tuple[int, ...], length: int
 ) -> None:
-    draft = feature_draft(TARGET, 0, layers, feature_layers)
-    text, sampling = list(make_prompt(1)), SamplingSettings(1.0)
-    read_anew(draft, TARGET, text, sampling)
-    assert TARGET.features is not None
-    states = draft.network.reduce(TARGET.features)
-    chooser = TokenChooser(sampling, TARGET.vocabulary, TARGET.device)
+    target = tiny_target(max_position_embeddings=1024)
+    draft = feature_draft(target, 0, layers, feature_layers)
+    text, sampling = np.random.default_rng(1).integers(0, 31, length).tolist(), SamplingSettings(1.0)
+    read_anew(draft, target, text, sampling)
+    assert target.features is not None
+    states = draft.network.reduce(target.features)
+    chooser = TokenChooser(sampling, target.vocabulary, target.device)
     tree, node = TokenTree(text[-1]), ROOT
     for _ in range(4):
         found = draft.expand(tree, node, 3)

@@ -97,6 +97,16 @@ def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int) -
 
 @compiled
 @torch.inference_mode()
+@pytest.mark.parametrize("rows", [255, 256, 257, 600])
+def test_a_text_that_is_read_in_parts_has_the_bits_of_one_that_is_read_step_by_step(rows: int) -> None:
+    model = build("llama")
+    text = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], rows).tolist()
+    whole, stepwise = CachedModel(model), CachedModel(model)
+    assert torch.equal(whole.extend_all(text), torch.cat([stepwise.extend([token]) for token in text]))
+
+
+@compiled
+@torch.inference_mode()
 @pytest.mark.parametrize("outs", [16, 24, 100])
 @pytest.mark.parametrize("features", [64, 672])
 def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(features: int, outs: int) -> None:

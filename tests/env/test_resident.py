@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from env.drafts.lean import LeanDraft
+from env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork, load_network, save_network
 from env.models.fingerprint import fingerprint
 from env.models.loading import load_causal_model
-from env.models.packed import can_pack
+from env.models.packed import best_packing
 from env.models.resident import return_freed, return_pages
 from env.models.target import TargetModel
 from tests.tiny import tiny_llama
@@ -72,7 +74,12 @@ def test_what_was_freed_can_be_returned_at_any_time() -> None:
     assert torch.equal(kept, torch.arange(1000))
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16, CPU), reason="this machine has no packed bfloat16 kernels")
+packs = pytest.mark.skipif(
+    best_packing(torch.bfloat16, CPU, 128, 512) == "none", reason="this machine has no packed bfloat16 kernels"
+)
+
+
+@packs
 def test_a_packed_model_holds_no_second_copy_of_its_weights_and_can_show_them_all_the_same(tmp_path: Path) -> None:
     made = tiny_llama(dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, vocab_size=4096)
     made.save_pretrained(tmp_path)
@@ -84,3 +91,17 @@ def test_a_packed_model_holds_no_second_copy_of_its_weights_and_can_show_them_al
     assert fingerprint(model) == fingerprint(made)
     for name, weight in made.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight)
+
+
+@packs
+def test_a_packed_draft_holds_no_second_copy_of_its_weights_and_can_show_them_all_the_same(tmp_path: Path) -> None:
+    config = FeatureDraftConfig(512, 4, 2, 128, 1024, 2048, feature_layers=(0,))
+    made = FeatureDraftNetwork(config).to(torch.bfloat16)
+    save_network(made, tmp_path / "draft.safetensors", {})
+    network = load_network(tmp_path / "draft.safetensors")
+    packed = LeanDraft(network)
+    matrices = [module.weight for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    assert sum(held(weight) * weight.numel() for weight in matrices) < sum(weight.numel() for weight in matrices) / 4
+    for name, weight in made.state_dict().items():
+        assert torch.equal(network.state_dict()[name], weight)
+    assert torch.isfinite(packed.head(torch.ones(1, 512, dtype=torch.bfloat16))).all()
