@@ -9,6 +9,7 @@ machines that it has never seen too.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ CORRECTIONS = "corrections"
 _GAINS = (2.0, 0.95)  # what speculation brings where rows cost nothing, greedy and sampling [tokens per plain step]
 _DEAR_ROW = 1 / 15  # cost of a row at which it brings half as much [plain steps]
 _FIRST = (0.797, 0.577)  # how often the draft's first child is accepted there, greedy and sampling [probability]
-_BESIDES = 0.1  # what it costs besides to ask the draft: the round's overhead, and rows that it owes [plain steps]
+_BESIDES = 0.09  # what it costs besides to ask the draft: the round's overhead, and rows that it owes [plain steps]
 _LEVEL, _ROW, _SAMPLING = (
     next(column for column, feature in enumerate(FEATURES) if feature.name == name)
     for name in ("level_cost", "row_cost", "sampling")
@@ -180,6 +181,7 @@ class Corrections:
         return price * (level + row) / self.grid.capture, price * row, margin
 
 
+@functools.cache
 def _actions(grid: PriceGrid) -> IntArray:
     """Actions by whether the draft model can pay, by the values that the machine's costs of a level and of a row are
     nearest to, and by choice. Where the draft model cannot pay, prompt lookup stands for it.
@@ -197,6 +199,7 @@ def _actions(grid: PriceGrid) -> IntArray:
                 "source": grid.source.index(source if pays else "lookup"),
             }
             table[pays, level, row, number] = list(action.values())
+    table.setflags(write=False)  # it is shared
     return table
 
 

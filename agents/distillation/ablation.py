@@ -27,6 +27,7 @@ from env.drafts.network import save_network
 __all__ = ["Finding", "Variant", "train_variant", "variants"]
 
 _TRIAL = 24  # batches that a batch's time is measured on
+_GLANCE = 4  # the same where there is no time for as many
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def train_variant(
     def trainer(updates: int) -> Trainer:
         return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates), teach=teach)
 
-    each = _seconds_per_update(trainer(_TRIAL))
+    each = _seconds_per_update(trainer(_GLANCE))
+    if _TRIAL * each < seconds:
+        each = min(each, _seconds_per_update(trainer(_TRIAL)))
     course = trainer(max(1, int(seconds / each)))
     before = time.perf_counter()
     history = course.run(log=lambda history, updates: log(history.updates, updates))

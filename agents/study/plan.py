@@ -20,7 +20,7 @@ LEARNED = ("ppo", "corrections", "corrections_draft")
 """the policies on the ladder"""
 FULL = "corrections_draft"
 """the policy that sees everything: what is taken away is taken away from it"""
-FORMS = ("ppo", "ppo_increments", "ppo_corrections", "corrections")
+FORMS = ("ppo_absolute", "ppo_increments", "ppo", "corrections")
 """the policies that forms of action, and ways to learn, are compared by; none of them is shown the draft's opinion"""
 _RULES = (
     "fixed_tree",
@@ -72,7 +72,7 @@ class StudyPlan:
     """policies of every kind on the ladder"""
     few_seeds: int = 3
     """policies of every kind that ablations and transfer compare"""
-    steps: int = 400_000
+    steps: int = 800_000
     """rounds that PPO plays [rounds]"""
     hindsight_steps: int = 320_000
     """rounds that are played where every choice is learned from at once [rounds]"""
@@ -93,7 +93,7 @@ class StudyPlan:
     ppo: LearningConfig = field(default_factory=LearningConfig)
     """settings of PPO"""
     hindsight: LearningConfig = field(
-        default_factory=lambda: LearningConfig(episodes=256, rounds=16, minibatch=256, epochs=1, learning_rate=3e-3)
+        default_factory=lambda: LearningConfig(episodes=256, rounds=16, minibatch=256, epochs=1)
     )
     """settings of learning from every choice at once"""
 
@@ -134,13 +134,13 @@ class StudyPlan:
             header: of the trace, which may not cover all that policies choose from by default.
         """
         plain, draft = self._hindsight(), self._hindsight(observes_draft=True)
-        ppo = self._ppo(grid=_covered(LearningPlan().grid, header))
+        absolute = self._ppo(grid=_covered(LearningPlan().grid, header))
         found = [
-            Lesson("ppo", ppo, self.seeds),
+            Lesson("ppo", dataclasses.replace(absolute, form="corrections"), self.seeds),
             Lesson("corrections", plain, self.seeds),
             Lesson("corrections_draft", draft, self.seeds),
-            Lesson("ppo_increments", dataclasses.replace(ppo, form="increments"), self.few_seeds),
-            Lesson("ppo_corrections", dataclasses.replace(ppo, form="corrections"), self.few_seeds),
+            Lesson("ppo_absolute", absolute, self.few_seeds),
+            Lesson("ppo_increments", dataclasses.replace(absolute, form="increments"), self.few_seeds),
         ]
         for group in self.groups:
             blind = dataclasses.replace(draft, blind=(group,))
