@@ -30,7 +30,7 @@ endif
 
 help:
 	@echo "make benchmark  compare all controllers on the default pair, greedy and sampled, into $(RESULTS)/"
-	@echo "make study      train learned controllers and judge them against all rules, into $(STUDY)/; about an hour"
+	@echo "make study      train learned controllers and judge them against all rules, into $(STUDY)/; about two hours"
 	@echo "make test       run the tests; the first run fetches the default model"
 	@echo "make check      ruff, its formatter, mypy and codespell; changes nothing"
 	@echo "make format     format the code and repair what ruff can"

@@ -161,7 +161,7 @@ def _cpu_model() -> str:
 def described_cpu(text: str) -> str:
     """The model's name and the widest vector instructions that count here; "" where the text names no model.
 
-    Virtual machines give many processors one name, while layers take twice as long without AVX-512 BF16 as with it.
+    Virtual machines give many processors one name, while a round takes much longer on some than on others.
 
     Args:
         text: what Linux keeps in ``/proc/cpuinfo``.

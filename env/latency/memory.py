@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from env.models.resident import return_freed
+
 if sys.platform != "win32":
     import resource
 
@@ -62,8 +64,12 @@ def memory_peak(device: torch.device) -> int | None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Counts the peak from now on; where the system cannot do that, it stays the whole process's."""
+    """Counts the peak from now on; where the system cannot do that, it stays the whole process's.
+
+    What was freed before is returned: it would count as held.
+    """
     gc.collect()
+    return_freed()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

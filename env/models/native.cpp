@@ -26,7 +26,7 @@ constexpr int BLOCKS = 4;               // of weights that are multiplied togeth
 constexpr int TILE = 6;                 // rows at a time
 constexpr int GROUP = 24;               // rows that take turns
 constexpr std::int64_t STRETCH = 96;    // pairs of features over which they do, at most: 24 KiB of 4 blocks
-constexpr std::int64_t MOST_ROWS = 256;  // that are worked on at once, as far as a text is read
+constexpr std::int64_t MOST_ROWS = 256; // of a text that are read at once
 constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
 
 }  // namespace

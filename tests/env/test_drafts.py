@@ -197,14 +197,14 @@ def test_nodes_left_out_of_a_level_make_no_difference_to_the_others(kind: str) -
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("length", [12, 600], ids=["short", "read in parts"])
+@pytest.mark.parametrize("times", [1, 75], ids=["at once", "in parts"])
 @pytest.mark.parametrize(("layers", "feature_layers"), [(1, ()), (2, ()), (1, (0,)), (2, (0, 1))])
 def test_a_feature_draft_alone_goes_on_as_its_network_does_over_the_whole_text(
-    layers: int, feature_layers: tuple[int, ...], length: int
+    layers: int, feature_layers: tuple[int, ...], times: int
 ) -> None:
     target = tiny_target(max_position_embeddings=1024)
     draft = feature_draft(target, 0, layers, feature_layers)
-    text, sampling = np.random.default_rng(1).integers(0, 31, length).tolist(), SamplingSettings(1.0)
+    text, sampling = times * list(make_prompt(1)), SamplingSettings(1.0)
     read_anew(draft, target, text, sampling)
     assert target.features is not None
     states = draft.network.reduce(target.features)
