@@ -5,6 +5,7 @@ Both are the best that was seen, never a mean: a floor made of them shall be one
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -38,6 +39,14 @@ class MachineRates:
     """the buffer that was read [bytes]"""
     cache_bytes: int
     """the last-level cache that it has to exceed [bytes]"""
+
+    def best(self, other: MachineRates) -> MachineRates:
+        """The higher of both rates: noise only ever slows a machine down."""
+        return dataclasses.replace(
+            self,
+            read_bytes_per_second=max(self.read_bytes_per_second, other.read_bytes_per_second),
+            operations_per_second=max(self.operations_per_second, other.operations_per_second),
+        )
 
 
 def measure_rates(dtype: torch.dtype, device: torch.device) -> MachineRates:

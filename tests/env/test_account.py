@@ -193,6 +193,11 @@ class TestFloor:
         assert (Work(200, 40).seconds(rates), Work(200, 40).bound(rates)) == (4.0, "arithmetic")
         assert Work(1, 2) + Work(3, 4) == Work(4, 6)
 
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_of_two_measurements_the_higher_rates_count(self, swapped: bool) -> None:
+        one, other = MachineRates(100.0, 10.0, 1, 2), MachineRates(90.0, 30.0, 1, 2)
+        assert (other.best(one) if swapped else one.best(other)) == MachineRates(100.0, 30.0, 1, 2)
+
     def test_rates_are_measured(self) -> None:
         assert last_level_cache(CPU) >= 2**18
         assert read_rate(2**22, CPU) > 0
