@@ -8,9 +8,9 @@ success and half a failure added (Krichevsky and Trofimov 1981): nothing seen ye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Feature",
     "FeatureVector",
     "feature_table",
+    "feature_values",
     "feature_vector",
     "squeezed",
     "unsqueezed",
@@ -54,12 +55,6 @@ class Feature:
     """what it says"""
     source: str
     """the fields of the observation that it is made of"""
-    value: Callable[[Observation], float]
-    """the number, within 0 and 1"""
-
-
-def _log(tokens: int) -> float:
-    return min(math.log2(1 + tokens) / _LONGEST, 1.0)
 
 
 def squeezed(value: float, half: float) -> float:
@@ -80,127 +75,130 @@ def unsqueezed_number(shown: float, half: float) -> float:
     return half * known / (1 - known) if known < 1 else math.inf
 
 
+def _log(tokens: int) -> float:
+    return min(math.log2(1 + tokens) / _LONGEST, 1.0)
+
+
 def _share(successes: float, trials: float) -> float:
     return (successes + 0.5) / (trials + 1)
 
 
-def _child(rank: int, seen: Observation) -> float:
-    log_probs = seen.root_log_probs
-    return min(math.exp(log_probs[rank]), 1.0) if rank < len(log_probs) else 0.0
+_TEXT = (
+    Feature("context", "length of the text, log2(1 + tokens) / 15", "position"),
+    Feature("generated", "tokens generated, log2(1 + tokens) / 15", "generated"),
+    Feature("remaining", "tokens to the limit, log2(1 + tokens) / 15", "remaining"),
+    Feature("sampling", "1 if tokens are sampled, 0 if greedy", "greedy"),
+)
 
 
-def _rest(seen: Observation) -> float:
-    found = sum(_child(rank, seen) for rank in range(ROOT_CHILDREN))
-    return max(1 - found, 0.0) if seen.root_log_probs else 0.0
+def _text(seen: Observation) -> Iterator[float]:
+    yield _log(seen.position)
+    yield _log(seen.generated)
+    yield _log(seen.remaining)
+    yield float(not seen.greedy)
 
 
-def _speculating(seen: Observation) -> float:
-    return sum(past.depth > 0 for past in seen.recent) / WINDOW
+_LOOKUP = (
+    Feature("lookup_match", "length of prompt lookup's match / 16", "lookup_match"),
+    Feature("lookup_rate", "probability that it is right, as it rates itself", "lookup_rate"),
+)
 
 
-def _accepted_mean(seen: Observation) -> float:
-    return sum(past.accepted for past in seen.recent) / len(seen.recent) if seen.recent else 0.0
+def _lookup(seen: Observation) -> Iterator[float]:
+    yield min(seen.lookup_match / 16, 1.0)
+    yield seen.lookup_rate
 
 
-def _accepted_of_depth(seen: Observation) -> float:
-    return _share(sum(past.accepted for past in seen.recent), sum(past.depth for past in seen.recent))
-
-
-def _accepted_of_nodes(seen: Observation) -> float:
-    return _share(sum(past.accepted for past in seen.recent), sum(past.drafted for past in seen.recent))
-
-
-def _accepted_to(depth: int, seen: Observation) -> float:
-    tried = [past.accepted >= depth for past in seen.recent if past.depth >= depth]
-    return _share(sum(tried), len(tried))
-
-
-_TEXT = [
-    Feature("context", "length of the text, log2(1 + tokens) / 15", "position", lambda seen: _log(seen.position)),
-    Feature("generated", "tokens generated, log2(1 + tokens) / 15", "generated", lambda seen: _log(seen.generated)),
-    Feature("remaining", "tokens to the limit, log2(1 + tokens) / 15", "remaining", lambda seen: _log(seen.remaining)),
-    Feature("sampling", "1 if tokens are sampled, 0 if greedy", "greedy", lambda seen: float(not seen.greedy)),
-]
-_LOOKUP = [
-    Feature(
-        "lookup_match",
-        "length of prompt lookup's match / 16",
-        "lookup_match",
-        lambda seen: min(seen.lookup_match / 16, 1.0),
-    ),
-    Feature(
-        "lookup_rate", "probability that it is right, as it rates itself", "lookup_rate", lambda seen: seen.lookup_rate
-    ),
-]
-_DRAFT = [
-    Feature(
-        "draft_known",
-        "1 if the draft model was asked about the root",
-        "root_log_probs",
-        lambda seen: float(bool(seen.root_log_probs)),
-    ),
+_DRAFT = (
+    Feature("draft_known", "1 if the draft model was asked about the root", "root_log_probs"),
     *(
-        Feature(
-            f"draft_{rank + 1}",
-            f"its probability of the root's likeliest child no. {rank + 1}",
-            "root_log_probs",
-            partial(_child, rank),
-        )
-        for rank in range(ROOT_CHILDREN)
+        Feature(f"draft_{rank}", f"its probability of the root's likeliest child no. {rank}", "root_log_probs")
+        for rank in range(1, ROOT_CHILDREN + 1)
     ),
-    Feature(
-        "draft_margin", "no. 1 less no. 2", "root_log_probs", lambda seen: max(_child(0, seen) - _child(1, seen), 0.0)
-    ),
-    Feature("draft_rest", "probability of all further children", "root_log_probs", _rest),
-]
-_LAST = [
-    Feature("last_depth", "depth of the last tree, half at 4", "last_depth", lambda seen: squeezed(seen.last_depth, 4)),
-    Feature("last_drafted", "its nodes, half at 16", "last_drafted", lambda seen: squeezed(seen.last_drafted, 16)),
-    Feature(
-        "last_accepted",
-        "accepted share of its depth",
-        "last_accepted, last_depth",
-        lambda seen: _share(seen.last_accepted, seen.last_depth),
-    ),
-]
-_WINDOW = [
-    Feature("rounds", "rounds remembered / 10", "recent", lambda seen: len(seen.recent) / WINDOW),
-    Feature("speculating", "of these, rounds with a tree / 10", "recent", _speculating),
-    Feature("accepted_mean", "tokens accepted a round, half at 2", "recent", lambda s: squeezed(_accepted_mean(s), 2)),
-    Feature("accepted_of_depth", "accepted share of the trees' depth", "recent", _accepted_of_depth),
-    Feature("accepted_of_nodes", "accepted share of the trees' nodes", "recent", _accepted_of_nodes),
+    Feature("draft_margin", "no. 1 less no. 2", "root_log_probs"),
+    Feature("draft_rest", "probability of all further children", "root_log_probs"),
+)
+
+
+def _draft(seen: Observation) -> Iterator[float]:
+    known = bool(seen.root_log_probs)
+    children = [min(math.exp(log_prob), 1.0) for log_prob in seen.root_log_probs[:ROOT_CHILDREN]]
+    children += [0.0] * (ROOT_CHILDREN - len(children))
+    yield float(known)
+    yield from children
+    yield max(children[0] - children[1], 0.0)
+    yield max(1 - sum(children), 0.0) if known else 0.0
+
+
+_LAST = (
+    Feature("last_depth", "depth of the last tree, half at 4", "last_depth"),
+    Feature("last_drafted", "its nodes, half at 16", "last_drafted"),
+    Feature("last_accepted", "accepted share of its depth", "last_accepted, last_depth"),
+)
+
+
+def _last(seen: Observation) -> Iterator[float]:
+    yield squeezed(seen.last_depth, 4)
+    yield squeezed(seen.last_drafted, 16)
+    yield _share(seen.last_accepted, seen.last_depth)
+
+
+_WINDOW = (
+    Feature("rounds", "rounds remembered / 10", "recent"),
+    Feature("speculating", "of these, rounds with a tree / 10", "recent"),
+    Feature("accepted_mean", "tokens accepted a round, half at 2", "recent"),
+    Feature("accepted_of_depth", "accepted share of the trees' depth", "recent"),
+    Feature("accepted_of_nodes", "accepted share of the trees' nodes", "recent"),
     *(
         Feature(
             f"accepted_to_{depth}",
             f"of trees of depth {depth} or more, those accepted to depth {depth}",
             "recent",
-            partial(_accepted_to, depth),
         )
         for depth in _DEPTHS
     ),
-]
-_MACHINE = [
-    Feature(
-        "level_cost",
-        "one more draft level, half at 1/4 of a plain step; 0 if unknown",
-        "level_cost",
-        lambda seen: squeezed(seen.level_cost, LEVEL_HALF),
-    ),
-    Feature(
-        "row_cost",
-        "one more verified row, half at 1/20 of a plain step; 0 if unknown",
-        "row_cost",
-        lambda seen: squeezed(seen.row_cost, ROW_HALF),
-    ),
-]
+)
+
+
+def _window(seen: Observation) -> Iterator[float]:
+    rounds = len(seen.recent)
+    drafted = [past.drafted for past in seen.recent]
+    depths = sorted(past.depth for past in seen.recent)
+    accepted = sorted(past.accepted for past in seen.recent)
+    total = sum(accepted)
+    yield rounds / WINDOW
+    yield (rounds - bisect_left(depths, 1)) / WINDOW
+    yield squeezed(total / rounds if rounds else 0.0, 2)
+    yield _share(total, sum(depths))
+    yield _share(total, sum(drafted))
+    for depth in _DEPTHS:  # what was accepted to a depth had it: sorted, each is a number of trees
+        yield _share(rounds - bisect_left(accepted, depth), rounds - bisect_left(depths, depth))
+
+
+_MACHINE = (
+    Feature("level_cost", "one more draft level, half at 1/4 of a plain step; 0 if unknown", "level_cost"),
+    Feature("row_cost", "one more verified row, half at 1/20 of a plain step; 0 if unknown", "row_cost"),
+)
+
+
+def _machine(seen: Observation) -> Iterator[float]:
+    yield squeezed(seen.level_cost, LEVEL_HALF)
+    yield squeezed(seen.row_cost, ROW_HALF)
+
 
 FEATURES: tuple[Feature, ...] = (*_TEXT, *_LOOKUP, *_DRAFT, *_LAST, *_WINDOW, *_MACHINE)
 """the entries, in order"""
 
 
+def feature_values(observation: Observation) -> list[float]:
+    """The entries' values in order, each within 0 and 1."""
+    groups = (_text, _lookup, _draft, _last, _window, _machine)
+    return [value for group in groups for value in group(observation)]
+
+
 def feature_vector(observation: Observation) -> FeatureVector:
-    """The entries' values, `float32[len(FEATURES)]`, each within 0 and 1."""
-    return np.array([feature.value(observation) for feature in FEATURES], np.float32)
+    """The same as a policy reads them, `float32[len(FEATURES)]`."""
+    return np.array(feature_values(observation), np.float32)
 
 
 def feature_table() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from env.drafts.merged import LOOK_AHEAD
-from env.features import FEATURES
+from env.features import FEATURES, feature_values
 from env.forest import TokenForest
 from env.observation import ROOT_CHILDREN, WINDOW, Observation
 from env.tabulation import Corpus
@@ -66,9 +66,8 @@ assert [feature.name for feature in FEATURES[WINDOW_COLUMNS]] == [
 
 def table_of(observations: Sequence[Observation], columns: slice) -> FloatArray:
     """Some entries of observations, `float64[observations, columns]`."""
-    entries = FEATURES[columns]
-    found = [[entry.value(observation) for entry in entries] for observation in observations]
-    return np.array(found, np.float64).reshape(len(observations), len(entries))
+    found = [feature_values(observation)[columns] for observation in observations]
+    return np.array(found, np.float64).reshape(len(observations), len(FEATURES[columns]))
 
 
 def place_observations(corpus: Corpus, observes_draft: bool) -> list[Observation]:
