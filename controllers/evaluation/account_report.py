@@ -61,8 +61,9 @@ def account_notes(account: Account) -> list[str]:
     if growth is not None:
         each = growth.bytes_per_request
         notes.append(
-            f"Growth: {_mib(growth.after_warm_up)} after the warm-up, {_mib(growth.after_last)} after "
-            f"{growth.requests:,} more requests" + ("." if each is None else f", {each / 1024:+.2f} KiB a request.")
+            f"Growth: {_mib(growth.after_warm_up)} of the process's own, pages of files left out, after the warm-up, "
+            f"{_mib(growth.after_last)} after {growth.requests:,} more requests"
+            + ("." if each is None else f", {each / 1024:+.2f} KiB a request.")
         )
     return notes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from controllers.base import Controller
 from controllers.run import run
-from env.latency.memory import memory_held
+from env.latency.memory import memory_owned
 from env.live import LiveDecoder
 from env.rounds import Request
 from env.sampling import SamplingSettings
@@ -23,7 +23,7 @@ WARM_UP = 100
 
 @dataclass(frozen=True)
 class Growth:
-    """Memory before and after many short requests [bytes]; None where the system does not tell."""
+    """Memory of the process's own before and after many short requests [bytes]; None where the system does not tell."""
 
     requests: int  # after the warm-up
     after_warm_up: int | None
@@ -60,8 +60,8 @@ def check_growth(
     after_warm_up = None
     for number, prompt in enumerate(itertools.islice(itertools.cycle(prompts), WARM_UP + requests)):
         if number == WARM_UP:
-            after_warm_up = memory_held(decoder.target.device)
+            after_warm_up = memory_owned(decoder.target.device)
         sampling = SamplingSettings(float(number % 2), seed=number)
         run(decoder, controller, Request(prompt, MAX_NEW_TOKENS, sampling, ignore_end=True))
         progress()
-    return Growth(requests, after_warm_up, memory_held(decoder.target.device))
+    return Growth(requests, after_warm_up, memory_owned(decoder.target.device))

@@ -15,7 +15,7 @@ from env.models.resident import return_freed
 if sys.platform != "win32":
     import resource
 
-__all__ = ["forget_peak", "library_pages", "memory_held", "memory_peak"]
+__all__ = ["forget_peak", "library_pages", "memory_held", "memory_owned", "memory_peak"]
 
 _RESET, _STATE, _MAPPINGS = (Path("/proc/self", name) for name in ("clear_refs", "statm", "smaps"))
 
@@ -25,12 +25,24 @@ def memory_held(device: torch.device) -> int | None:
 
     None where the system does not tell.
     """
+    return _held(device, files=True)
+
+
+def memory_owned(device: torch.device) -> int | None:
+    """The same without pages of files, which the system may drop and read again: weights that are mapped, for example,
+    of which ever more tokens' embeddings are looked at [bytes].
+    """
+    return _held(device, files=False)
+
+
+def _held(device: torch.device, files: bool) -> int | None:
     gc.collect()
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:
-        return int(_STATE.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError):
+        _, resident, shared, *_ = map(int, _STATE.read_text(encoding="ascii").split())
+        return (resident - (0 if files else shared)) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
         return None
 
 

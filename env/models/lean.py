@@ -22,6 +22,7 @@ from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
 from env.models.native import LayerShape, NativeLayer, NativeNorm, NativeStack
 from env.models.packed import Packing, Projection, best_packing
+from env.models.resident import return_pages
 from env.tree import IntArray
 
 __all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "Turns", "lean_model", "state_dtype"]
@@ -29,6 +30,8 @@ __all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "Turns", "lean_mod
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Whose angle at a position does not depend on the length of the text.
 _ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+
+_LONG = 256  # rows whose forward takes so long that looking after pages, some 2 ms, is no part of it
 
 Angles: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -94,6 +97,8 @@ class LeanModel:
         self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon), packing)
         self.head = Projection([model.get_output_embeddings()], packing)
+        # No matrix product reads the table: of its pages, those looked at long ago need not stay.
+        self._returns = packing != "none"
 
     def __call__(
         self,
@@ -119,6 +124,8 @@ class LeanModel:
             Logits `[rows kept, vocabulary]`, and the states after the layers in `shown` and after the final norm, side
             by side, `[rows, (len(shown) + 1) * hidden]`.
         """
+        if self._returns and len(tokens) > _LONG:
+            return_pages(self.embedding.weight)
         stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
         turn = self.turns(positions)
         cache.make_room(len(tokens))

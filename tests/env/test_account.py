@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from env.drafts.network import FeatureDraftNetwork
 from env.errors import ParameterError
 from env.latency.account import PARTS, WORKING, Accountant, AccountGrid, tree_of
 from env.latency.floor import Work, draft_shape, model_shape
-from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
+from env.latency.memory import forget_peak, library_pages, memory_held, memory_owned, memory_peak
 from env.latency.operators import GROUPS, OTHER, OVERHEAD, Operator, group_of, record_operators, seconds_by_group
 from env.latency.rates import MachineRates, last_level_cache, multiply_rate, read_rate
 from env.live import LiveDecoder
@@ -219,3 +221,20 @@ def test_memory_is_told_in_bytes() -> None:
     assert libraries is not None
     assert 2**20 < libraries < after - size  # torch's own are some of all that is held
     assert peak - before > 0.9 * size
+
+
+def test_pages_of_files_are_held_but_are_not_the_processes_own(tmp_path: Path) -> None:
+    size = 2**26
+    (tmp_path / "file").write_bytes(bytes(size))
+    before, own = memory_held(CPU), memory_owned(CPU)
+    mapped = np.memmap(tmp_path / "file", np.uint8, mode="r")
+    assert mapped.max() == 0  # looks at all of it
+    after, own_after = memory_held(CPU), memory_owned(CPU)
+    if before is None or after is None or own is None or own_after is None:
+        pytest.skip("this system does not tell")
+    assert after - before > 0.9 * size
+    assert own_after - own < 0.1 * size
+    made = np.ones(size, np.uint8)
+    last = memory_owned(CPU)
+    assert last is not None
+    assert last - own_after > 0.9 * made.nbytes

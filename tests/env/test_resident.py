@@ -94,6 +94,25 @@ def test_a_packed_model_holds_no_second_copy_of_its_weights_and_can_show_them_al
 
 
 @packs
+def test_a_long_prompt_has_pages_of_the_table_returned_that_earlier_texts_have_looked_at(tmp_path: Path) -> None:
+    made = tiny_llama(dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, vocab_size=4096)
+    made.save_pretrained(tmp_path)
+    target = TargetModel(load_causal_model(tmp_path, torch.bfloat16, CPU))
+    table = target.model.get_input_embeddings().weight
+    tokens = [5] * 300
+    first = target.extend(tokens)
+    target.cache.reset()
+    assert torch.equal(table, made.get_input_embeddings().weight)  # looks at all of it
+    assert held(table) == 1, "the test would be vacuous"
+    target.extend(tokens[:20])
+    assert held(table) == 1
+    target.cache.reset()
+    again = target.extend(tokens)
+    assert held(table) < 0.1
+    assert torch.equal(first, again)
+
+
+@packs
 def test_a_packed_draft_holds_no_second_copy_of_its_weights_and_can_show_them_all_the_same(tmp_path: Path) -> None:
     config = FeatureDraftConfig(512, 4, 2, 128, 1024, 2048, feature_layers=(0,))
     made = FeatureDraftNetwork(config).to(torch.bfloat16)
