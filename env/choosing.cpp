@@ -150,6 +150,17 @@ void rank_rows(const Logit* logits, const float* const* noise, const std::int64_
     }
 }
 
+// A log-probability as it is told: the nearest bfloat16, and of that the nearest number of half precision.
+double rounded(float value) {
+    if (value != value) return value;
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u;
+    std::memcpy(&value, &bits, sizeof value);
+    if (std::abs(value) >= 65520) return std::copysign(std::numeric_limits<double>::infinity(), value);
+    return std::abs(value) < 0x1p-14f ? std::nearbyint(value * 0x1p24) * 0x1p-24 : value;  // the rest has bits enough
+}
+
 }  // namespace
 
 extern "C" {
@@ -187,5 +198,16 @@ void specgym_rank_bfloat16(const std::uint16_t* logits, const float* const* nois
 void specgym_rank_float32(const float* logits, const float* const* noise, const std::int64_t* tokens, std::int64_t rows,
                           std::int64_t width, std::int64_t count, float* scores, float* values, std::int64_t* numbers) {
     rank_rows(logits, noise, tokens, rows, width, count, scores, values, numbers);
+}
+
+// The first `kept` of each row's `count` log-probabilities and entries as they are told: rounded, and as tokens. NaN may
+// come with entries that are none.
+void specgym_told(const float* values, const std::int64_t* entries, const std::int64_t* tokens, std::int64_t rows,
+                  std::int64_t count, std::int64_t kept, double* told, std::int64_t* ids) {
+    for (std::int64_t row = 0; row < rows; ++row)
+        for (std::int64_t place = row * count; place < row * count + kept; ++place) {
+            *told++ = rounded(values[place]);
+            *ids++ = !tokens || values[place] != values[place] ? entries[place] : tokens[entries[place]];
+        }
 }
 }

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_uint32, c_void_p
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from env.compiled import find_library
+from env.tree import FloatArray, IntArray
 
-__all__ = ["best", "gumbel", "noisy", "ranked"]
+__all__ = ["best", "gumbel", "noisy", "ranked", "read", "told"]
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
@@ -33,6 +35,8 @@ def _functions() -> ctypes.CDLL | None:
             best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
             rank.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p]
             best_of.restype = rank.restype = None
+        library.specgym_told.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
+        library.specgym_told.restype = None
     return library
 
 
@@ -100,6 +104,42 @@ def ranked(
     results = memory.data_ptr(), values.data_ptr(), entries.data_ptr()
     call(logits.data_ptr(), _addresses(noise), tokens, rows, width, count, *results)
     return values, entries
+
+
+def told(
+    values: torch.Tensor, entries: torch.Tensor, k: int, token_ids: torch.Tensor | None = None
+) -> tuple[FloatArray, IntArray]:
+    """What `ranked` found, as candidates are told: rounded to bfloat16 and to half precision, and as tokens.
+
+    Args:
+        values: `float32[rows, count]`.
+        entries: `int64[rows, count]`.
+        k: how many of each row.
+        token_ids: the token of each entry, `int64[vocabulary]`; None if it is the one of its number.
+
+    Returns:
+        `float64[rows, k]` and `int64[rows, k]`, read from the device in one transfer; where a value is NaN, the token
+        means nothing.
+    """
+    functions = _functions() if values.device.type == "cpu" else None
+    if functions is None:
+        tokens = entries[:, :k] if token_ids is None else token_ids[entries[:, :k]]
+        return read(values[:, :k].bfloat16().half(), tokens)
+    values, entries = values.contiguous(), entries.contiguous()
+    rows, count = values.shape
+    rounded, ids = np.empty((rows, k)), np.empty((rows, k), np.int64)
+    numbers, results = (rows, count, k), (rounded.ctypes.data, ids.ctypes.data)
+    of_entries = None if token_ids is None else token_ids.data_ptr()
+    functions.specgym_told(values.data_ptr(), entries.data_ptr(), of_entries, *numbers, *results)
+    return rounded, ids
+
+
+def read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
+    """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
+    if values.device.type == "cpu":
+        return values.double().numpy(), tokens.numpy()
+    both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
+    return both[0], both[1].astype(np.int64)
 
 
 def _function(name: str, logits: torch.Tensor) -> Callable[..., None] | None:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from env.choosing import best, gumbel, noisy, ranked
+from env.choosing import best, gumbel, noisy, ranked, read, told
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
-from env.tree import FloatArray, IntArray
+from env.tree import IntArray
 
 __all__ = ["GumbelNoise", "SamplingSettings", "TokenChooser"]
 
@@ -97,14 +97,6 @@ class GumbelNoise:
         return gumbel(key, self.vocabulary, self.device)
 
 
-def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
-    """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
-    if values.device.type == "cpu":
-        return values.double().numpy(), tokens.numpy()
-    both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
-    return both[0], both[1].astype(np.int64)
-
-
 class TokenChooser:
     """Turns logits into tokens, the target's choices and the draft's candidates alike.
 
@@ -139,7 +131,7 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        values, indices = _read(*best(self._warped(logits), self._noise(positions)))
+        values, indices = read(*best(self._warped(logits), self._noise(positions)))
         if not np.isfinite(values).all():
             raise NumericalError(
                 "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
@@ -177,10 +169,12 @@ class TokenChooser:
         # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
         count = min(max(k, _RANKED), logits.shape[-1])
         likeliest, indices = ranked(self._warped(logits), count, self._noise(positions), token_ids)
-        likeliest, indices = likeliest[:, :k], indices[:, :k]
-        tokens = indices if token_ids is None else token_ids[indices]
-        told = likeliest.bfloat16().half()
-        values, ids = _read(*self._with_entropy(told, tokens, logits) if entropy else (told, tokens))
+        k = min(k, count)
+        if entropy:
+            tokens = indices[:, :k] if token_ids is None else token_ids[indices[:, :k]]
+            values, ids = read(*self._with_entropy(likeliest[:, :k].bfloat16().half(), tokens, logits))
+        else:
+            values, ids = told(likeliest, indices, k, token_ids)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
         if not entropy:

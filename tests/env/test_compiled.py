@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from env import choosing
-from env.choosing import best, gumbel, ranked
+from env.choosing import best, gumbel, ranked, told
 from env.compiled import compiled_path, find_library, load_library
 from env.models import moving
 from env.models.moving import move_rows
@@ -117,6 +117,28 @@ def test_entries_of_a_trimmed_vocabulary_get_the_noise_of_their_tokens(request: 
     expected = ranked(logits, 4, noise, ids)
     torch.testing.assert_close(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+
+
+@compiled
+@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_log_probabilities_are_told_as_torch_rounds_them(k: int, trimmed: bool, request: pytest.FixtureRequest) -> None:
+    random = -torch.logspace(-10, 6, 8 * 5_000) * (
+        1 + torch.rand(8 * 5_000, generator=torch.Generator().manual_seed(0))
+    )
+    odd = torch.tensor([0.0, -0.0, -torch.inf, -65_504.0, -65_519.9, -65_520.0, -(2.0**-14), -(2.0**-25)])
+    values = torch.cat([random, odd]).view(-1, 8)
+    entries = torch.arange(values.numel()).view(-1, 8)
+    ids = torch.arange(values.numel()).flip(0) if trimmed else None
+    found = told(values, entries, k, ids)
+    request.getfixturevalue("by_torch")
+    expected = told(values, entries, k, ids)
+    assert [part.dtype for part in found] == [np.float64, np.int64]
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert np.isnan(told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2)[0]).tolist() == [
+        [False, True]
+    ]
 
 
 @pytest.mark.parametrize("spoiled", [0, 70, 129])
