@@ -131,7 +131,7 @@ class LiveDecoder(TextUnderWay):
         grown = grow_tree(self.tokens[-1], parameters, expand)
         seconds.draft_forward += self.merged.forward_seconds - before
         nodes = grown.likeliest(parameters.node_budget)
-        return grown.select(nodes), nodes
+        return (grown if len(nodes) == len(grown) else grown.select(nodes)), nodes
 
     def _verify(
         self, tree: TokenTree, chain: tuple[int, ...] | list[int], seconds: RoundSeconds, watch: Stopwatch

@@ -13,7 +13,6 @@ from env.drafts.lean import LeanDraft
 from env.drafts.network import FeatureDraftNetwork
 from env.errors import PairError
 from env.growth import Candidates
-from env.models.attention import additive_mask
 from env.models.cache import KeyValueBuffer
 from env.rounds import Stopwatch
 from env.sampling import TokenChooser
@@ -57,7 +56,7 @@ class FeatureDraft:
             )
         self.device, self.dtype = embedding.weight.device, embedding.weight.dtype
         self.network = network.to(self.device, self.dtype).eval()
-        self.lean = LeanDraft(self.network)
+        self.lean = LeanDraft(self.network, embedding.weight)
         self.embedding, self.calibrator = embedding, calibrator
         self.feature_layers: tuple[int, ...] | None = network.config.feature_layers
         self.context_limit: int | None = context_limit
@@ -91,56 +90,40 @@ class FeatureDraft:
     def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `Draft.expand`."""
         watch = Stopwatch()
-        output = self._root() if self.pending else self._level(tree, nodes)
-        logits = self.lean.head(output)
+        output, logits = self._root() if self.pending else self._level(tree, nodes)
         self.forward_seconds += watch.lap()
         self.level, self.output = nodes, output
         # Row `committed - 1` holds the root, which stands at position `committed`: its children are one further.
         positions = (self.committed + 1 + tree.depth[nodes]).tolist()
         return self.chooser.rank(logits, positions, k, self.network.token_ids, entropy=entropy)
 
-    def _root(self) -> torch.Tensor:
-        """Feeds what is owed; the features after the root, `[1, hidden]`."""
+    def _root(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feeds what is owed; features and logits after the root, `[1, hidden]` and `[1, vocabulary]`."""
         tokens, features = np.array(self.pending), torch.cat(self.pending_features)
         self.pending, self.pending_features = [], []
         for first in range(0, len(tokens), _PART):
-            output = self._feed(tokens[first : first + _PART], features[first : first + _PART])
-        return output[-1:]
+            part = slice(first, first + _PART)
+            output, logits = self._feed(tokens[part], features[part], int(part.stop >= len(tokens)))
+        return output[-1:], logits
 
-    def _feed(self, tokens: IntArray, features: torch.Tensor) -> torch.Tensor:
-        """Appends committed tokens to the caches; the features after them."""
+    def _feed(self, tokens: IntArray, features: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends committed tokens to the caches; see `forward`."""
         rows = len(tokens)
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and self.committed else None
         positions = np.arange(self.committed, self.committed + rows)
         self.committed += rows
-        return self.forward(tokens, self.lean.reduce(features), positions, visible)
+        return self.forward(tokens, self.lean.reduce(features), positions, visible, keep=keep)
 
-    def _level(self, tree: TokenTree, nodes: IntArray) -> torch.Tensor:
-        """Features after `nodes`, `[nodes, hidden]`, from those after their parents."""
+    def _level(self, tree: TokenTree, nodes: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and logits after `nodes`, from the features after their parents."""
         self.expanded = np.concatenate([self.expanded, nodes])
         visible = tree.ancestors[np.ix_(nodes, self.expanded)]
         parents = torch.from_numpy(np.searchsorted(self.level, tree.parent[nodes])).to(self.device)
         positions = self.committed - 1 + tree.depth[nodes]
-        return self.forward(tree.token[nodes], self.output[parents], positions, visible)
+        return self.forward(tree.token[nodes], self.output[parents], positions, visible, keep=len(nodes))
 
     def forward(
-        self, tokens: IntArray, features: torch.Tensor, positions: IntArray, visible: BoolArray | None
-    ) -> torch.Tensor:
-        """Appends rows to the caches.
-
-        Args:
-            tokens: the rows' tokens, `int64[rows]`.
-            features: the states before them, reduced or the draft's own, `[rows, hidden]`.
-            positions: where they stand, `int64[rows]`.
-            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`; every
-                column before them is seen. None: a single row sees all, rows without a prefix each other causally.
-
-        Returns:
-            The features after them, `[rows, hidden]`.
-        """
-        mask = None
-        if visible is not None:
-            prefix = self.caches[0].length + len(tokens) - visible.shape[1]
-            mask = additive_mask(prefix, visible, self.dtype, self.device)
-        embedded = self.embedding(torch.from_numpy(tokens).to(self.device))
-        return self.lean(embedded, features, positions, mask, self.caches)
+        self, tokens: IntArray, features: torch.Tensor, positions: IntArray, visible: BoolArray | None, *, keep: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends rows to the caches; arguments and results as for `LeanDraft`."""
+        return self.lean(tokens, features, positions, visible, self.caches, keep=keep)

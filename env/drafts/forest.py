@@ -92,7 +92,7 @@ class FeatureForest:
         self.prefix = len(tokens) - 1
         before = draft.lean.reduce(features[:-1])
         # Row r holds token r + 1: what follows it is the guess at position r + 2.
-        self.after = draft.forward(np.array(tokens[1:]), before, np.arange(self.prefix), None)
+        self.after, _ = draft.forward(np.array(tokens[1:]), before, np.arange(self.prefix), None, keep=0)
 
     @torch.inference_mode()
     def roots(self, roots: IntArray, k: int) -> Candidates:
@@ -101,7 +101,8 @@ class FeatureForest:
             cache.keep(self.prefix)
         self.branches = _Branches()
         self.features = self.after.new_zeros(0, self.after.shape[1])
-        return self._rank(self.after[torch.from_numpy(roots - 1)], roots + 1, k)
+        after = self.draft.lean.head(self.after[torch.from_numpy(roots - 1)])
+        return self._rank(after, roots + 1, k)
 
     @torch.inference_mode()
     def grow(self, tokens: IntArray, roots: IntArray, depths: IntArray, parents: IntArray, k: int) -> Candidates:
@@ -110,13 +111,14 @@ class FeatureForest:
         both = torch.cat([self.after, self.features])
         where = np.where(parents < 0, roots - 1, self.prefix + parents)
         visible = _visible(self.prefix, roots, self.branches.add(parents))
-        output = self.draft.forward(tokens, both[torch.from_numpy(where)], roots - 1 + depths, visible)
+        before = both[torch.from_numpy(where)]
+        output, logits = self.draft.forward(tokens, before, roots - 1 + depths, visible, keep=len(tokens))
         self.features = torch.cat([self.features, output])
-        return self._rank(output, roots + depths + 1, k)
+        return self._rank(logits, roots + depths + 1, k)
 
-    def _rank(self, features: torch.Tensor, positions: IntArray, k: int) -> Candidates:
+    def _rank(self, logits: torch.Tensor, positions: IntArray, k: int) -> Candidates:
         token_ids = self.draft.network.token_ids
-        return self.chooser.rank(self.draft.lean.head(features), positions.tolist(), k, token_ids, entropy=True)
+        return self.chooser.rank(logits, positions.tolist(), k, token_ids, entropy=True)
 
 
 class CausalForest:

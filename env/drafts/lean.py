@@ -12,8 +12,9 @@ import torch
 from env.drafts.network import DecoderLayer, FeatureDraftNetwork
 from env.models.cache import KeyValueBuffer
 from env.models.lean import LeanLayer, LeanNorm, LeanStack, Turns, state_dtype
+from env.models.native import Fusion
 from env.models.packed import Packing, Projection, best_packing
-from env.tree import IntArray
+from env.tree import BoolArray, IntArray
 
 __all__ = ["LeanDraft"]
 
@@ -23,23 +24,29 @@ class LeanDraft:
 
     Args:
         network: where and in the precision that it is to work in.
+        table: of the target's embeddings, likewise, `[vocabulary, hidden]`.
     """
 
-    def __init__(self, network: FeatureDraftNetwork) -> None:
+    def __init__(self, network: FeatureDraftNetwork, table: torch.Tensor) -> None:
         config, weight = network.config, network.fuse.weight
         linears = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
         device, widths = weight.device, {linear.in_features for linear in linears}
         packing = best_packing(weight.dtype, device, config.head_dim, *widths)
         self._dtype = state_dtype(weight.dtype, device)
         self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
-        self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps, packing)
-        self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps, packing)
+        norms = (network.token_norm, network.feature_norm, network.output_norm)
+        self._token_norm, self._feature_norm, self._output_norm = (
+            LeanNorm(norm.weight, config.norm_eps) for norm in norms
+        )
         self._fuse = Projection([network.fuse], packing)
         self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
         self._layers = LeanStack([_layer(block, packing) for block in network.blocks], self._dtype)
-        self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps, packing)
         self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
+        self._vocabulary, self._table = network.head.out_features, table.detach()
+        token_norm, feature_norm, output_norm = (norm.weight.detach().contiguous() for norm in norms)
+        fusion = None if self._fuse.native is None else Fusion(token_norm, feature_norm, self._fuse.native)
+        self._native = self._layers.native_forward(self._table, output_norm, self.head, config.norm_eps, fusion)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
         """The target's states `[rows, feature_width]` as one, `[rows, hidden]`."""
@@ -47,28 +54,42 @@ class LeanDraft:
 
     def __call__(
         self,
-        tokens: torch.Tensor,
+        tokens: IntArray,
         features: torch.Tensor,
         positions: IntArray,
-        mask: torch.Tensor | None,
+        visible: BoolArray | None,
         caches: Sequence[KeyValueBuffer],
-    ) -> torch.Tensor:
+        *,
+        keep: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends rows to the caches, one a layer.
 
         Args:
-            tokens: token embeddings, `[rows, hidden]`.
+            tokens: `int64[rows]`.
             features: the states before them, reduced or the draft's own, `[rows, hidden]`.
             positions: of the rows, `int64[rows]`.
-            mask: additive, `[1, 1, rows, columns]`; None for one row, or for several without a prefix.
+            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`; every
+                column before them is seen. None for one row, or for several without a prefix.
             caches: one for each layer.
+            keep: last rows whose logits are wanted.
 
         Returns:
-            The next features, `[rows, hidden]`.
+            The next features, `[rows, hidden]`, and logits `[keep, vocabulary]`.
+
+        Raises:
+            IndexError: a token that the target does not have.
         """
-        stream = self._fuse(torch.cat([self._token_norm(tokens), self._feature_norm(features)], dim=-1))
-        turn = self._turns(positions)
-        stream, _ = self._layers(stream, turn, mask, caches)
-        return self._output_norm(stream)
+        self._layers.reserve(caches, len(tokens), visible, features.device)
+        if self._native is not None:
+            angles = self._turns.tables(positions)
+            output, logits, _ = self._native(tokens, positions, angles, visible, caches, keep=keep, features=features)
+            return output, logits
+        embedded = self._table[torch.from_numpy(tokens).to(self._table.device)]
+        stream = self._fuse(torch.cat([self._token_norm(embedded), self._feature_norm(features)], dim=-1))
+        stream, _ = self._layers(stream, self._turns(positions), visible, caches)
+        output = self._output_norm(stream)
+        wanted = output[len(output) - keep :]
+        return output, self.head(wanted) if keep else wanted.new_empty(0, self._vocabulary)
 
 
 def _layer(block: DecoderLayer, packing: Packing) -> LeanLayer:

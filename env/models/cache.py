@@ -74,9 +74,13 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
         start, self.length = self.length, self.length + rows
         return start
 
+    def has_room(self, rows: int) -> bool:
+        """Whether there are buffers, and rows to come fit into them."""
+        return bool(self.is_initialized) and self.length + rows <= self.capacity
+
     def make_room(self, rows: int) -> bool:
         """Makes room for rows to come; whether the buffers had to grow for them."""
-        if not self.is_initialized or self.length + rows <= self.capacity:
+        if not self.is_initialized or self.has_room(rows):
             return False
         self.capacity = max(self.length + rows, self.capacity + max(_STEP, self.capacity // 4))
         for name in ("keys", "values"):
@@ -126,6 +130,8 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def make_room(self, rows: int) -> None:
         """Makes room for rows to come in all layers, and returns what the buffers that became too small have taken."""
+        if self.layers[0].has_room(rows):  # as all of them, since they hold the same text
+            return
         grown = [layer.make_room(rows) for layer in self.layers]
         if any(grown):
             return_freed()
@@ -144,4 +150,4 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
             buffers = [states for layer in self.layers for states in (layer.keys, layer.values)]
             move_rows(buffers, prefix + in_place, prefix + path[in_place:])
         for layer in self.layers:
-            layer.keep(prefix + len(path))
+            layer.length = prefix + len(path)

@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
+from env.models.attention import additive_mask
 from env.models.cache import KeyValueBuffer, TreeCache
 from env.models.layer import as_written, has_kernel, layer_function
-from env.models.native import LayerShape, NativeLayer, NativeNorm, NativeStack
+from env.models.native import Fusion, LayerShape, NativeForward, NativeLayer
 from env.models.packed import Packing, Projection, best_packing
 from env.models.resident import return_pages
-from env.tree import IntArray
+from env.tree import BoolArray, IntArray
 
 __all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "Turns", "lean_model", "state_dtype"]
 
@@ -95,8 +96,10 @@ class LeanModel:
         self.dtype = state_dtype(model.dtype, model.device)
         self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
         self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
-        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon), packing)
+        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], packing)
+        table, epsilon = self.embedding.weight.detach(), float(decoder.norm.variance_epsilon)
+        self._native = self.layers.native_forward(table, decoder.norm.weight.detach(), self.head, epsilon)
         # No matrix product reads the table: of its pages, those looked at long ago need not stay.
         self._returns = packing != "none"
 
@@ -104,7 +107,7 @@ class LeanModel:
         self,
         tokens: IntArray,
         positions: IntArray,
-        mask: torch.Tensor | None,
+        visible: BoolArray | None,
         cache: TreeCache,
         *,
         keep: int = 0,
@@ -115,7 +118,8 @@ class LeanModel:
         Args:
             tokens: `int64[rows]`.
             positions: `int64[rows]`.
-            mask: additive, `[1, 1, rows, columns]`, see `attend`.
+            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`; every
+                column before them is seen. None for one row, or for several without a prefix.
             cache: of this model.
             keep: last rows whose logits are wanted; 0 for all.
             shown: layers whose outputs are wanted, counted from 0, ascending; None for no states at all.
@@ -123,15 +127,31 @@ class LeanModel:
         Returns:
             Logits `[rows kept, vocabulary]`, and the states after the layers in `shown` and after the final norm, side
             by side, `[rows, (len(shown) + 1) * hidden]`.
+
+        Raises:
+            IndexError: a token that the model does not have.
+            ValueError: several rows without `visible`, and a prefix.
         """
         if self._returns and len(tokens) > _LONG:
             return_pages(self.embedding.weight)
-        stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
-        turn = self.turns(positions)
         cache.make_room(len(tokens))
-        stream, outputs = self.layers(stream, turn, mask, cache.layers, shown or ())
-        final = self.norm(stream)
-        logits = self.head(final[-keep:], text=mask is None)
+        self.layers.reserve(cache.layers, len(tokens), visible, self.embedding.weight.device)
+        if self._native is not None:
+            final, logits, outputs = self._native(
+                tokens,
+                positions,
+                self.turns.tables(positions),
+                visible,
+                cache.layers,
+                keep=keep or len(tokens),
+                shown=shown or (),
+            )
+        else:
+            stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
+            turn = self.turns(positions)
+            stream, outputs = self.layers(stream, turn, visible, cache.layers, shown or ())
+            final = self.norm(stream)
+            logits = self.head(final[-keep:], text=visible is None)
         if shown is None:
             return logits, None
         return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
@@ -162,7 +182,7 @@ class LeanLayer:
         scaling: float,
     ) -> None:
         self.group = heads // kv_heads
-        self._rows = (1, kv_heads, 1, dim)  # of a row of keys or values
+        self.row_shape = (1, kv_heads, 1, dim)  # of a row of keys or values
         weights, shape = [norm.weight.detach() for norm in norms], LayerShape(heads, kv_heads, dim, epsilon, scaling)
         matrices = [part.native for part in parts if part.native is not None]
         self.native = NativeLayer(weights, matrices, shape) if matrices else None
@@ -175,10 +195,6 @@ class LeanLayer:
             [part.least for part in parts],
         )
         self._attention = heads, scaling
-
-    def reserve(self, buffer: KeyValueBuffer, rows: int, dtype: torch.dtype, device: torch.device) -> int:
-        """Appends rows to the buffer, which are yet to be written, and returns where they begin."""
-        return buffer.reserve(rows, self._rows, dtype, device)
 
     def __call__(
         self, stream: torch.Tensor, turn: Turn, mask: torch.Tensor | None, buffer: KeyValueBuffer, start: int
@@ -206,44 +222,63 @@ class LeanStack:
 
     def __init__(self, layers: Sequence[LeanLayer], dtype: torch.dtype) -> None:
         self._layers, self._dtype = layers, dtype
-        natives = [layer.native for layer in layers if layer.native is not None]
-        self._native = NativeStack(natives) if natives else None
+
+    def native_forward(
+        self, table: torch.Tensor, norm: torch.Tensor, head: Projection, epsilon: float, fusion: Fusion | None = None
+    ) -> NativeForward | None:
+        """All that a model does in one function, with what goes before and after these layers (see `NativeForward`);
+        None where weights are not packed for it.
+        """
+        natives = [layer.native for layer in self._layers if layer.native is not None]
+        if not natives or head.native is None:
+            return None
+        return NativeForward(natives, table, norm, head.native, epsilon=epsilon, fusion=fusion)
+
+    def reserve(
+        self, buffers: Sequence[KeyValueBuffer], rows: int, visible: BoolArray | None, device: torch.device
+    ) -> None:
+        """Appends rows to the buffers, one a layer, which are yet to be written.
+
+        Raises:
+            ValueError: several rows of which it is not said what each sees, and a prefix.
+        """
+        start, shape = buffers[0].length, self._layers[0].row_shape
+        if buffers[0].has_room(rows):  # as all of them, since they hold the same text
+            for buffer in buffers:
+                buffer.length = start + rows
+        else:
+            for buffer in buffers:
+                buffer.reserve(rows, shape, self._dtype, device)
+        if visible is None and start and rows > 1:
+            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {start}.")
 
     def __call__(
         self,
         stream: torch.Tensor,
         turn: Turn,
-        mask: torch.Tensor | None,
+        visible: BoolArray | None,
         buffers: Sequence[KeyValueBuffer],
         shown: Sequence[int] = (),
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Appends rows to the buffers.
+        """Runs the layers by the library's operators.
 
         Args:
             stream: `[rows, hidden]`.
             turn: of the rows' positions.
-            mask: additive, `[1, 1, rows, columns]`; None for one row, or for several without a prefix.
-            buffers: one for each layer.
+            visible: see `LeanModel`.
+            buffers: one for each layer; the rows are already counted in.
             shown: layers whose outputs are wanted, counted from 0, ascending.
 
         Returns:
             The stream after the last layer, and after each of those in `shown`.
-
-        Raises:
-            ValueError: several rows without a mask, and a prefix.
         """
-        rows, outputs = len(stream), list[torch.Tensor]()
-        places = zip(self._layers, buffers, strict=True)
-        starts = [layer.reserve(buffer, rows, self._dtype, stream.device) for layer, buffer in places]
-        if mask is None and starts[0] and rows > 1:
-            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {starts[0]}.")
-        mask = None if mask is None else mask.to(self._dtype)
-        if self._native is not None:
-            return self._native(stream, turn, mask, buffers, shown)
-        mask = None if mask is None else mask.repeat(1, 1, self._layers[0].group, 1)
+        mask, outputs, length = None, list[torch.Tensor](), buffers[0].length
+        if visible is not None:
+            mask = additive_mask(length - visible.shape[1], visible, self._dtype, stream.device)
+            mask = mask.repeat(1, 1, self._layers[0].group, 1)
         with as_written():
             for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
-                stream = layer(stream, turn, mask, buffer, starts[number])
+                stream = layer(stream, turn, mask, buffer, length - len(stream))
                 if number in shown:
                     outputs.append(stream)
         return stream, outputs
@@ -286,17 +321,13 @@ class LeanNorm:
     Args:
         weight: `[width]`.
         epsilon: added to the mean square.
-        packing: of the model that it belongs to.
     """
 
-    def __init__(self, weight: torch.Tensor, epsilon: float, packing: Packing) -> None:
+    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
         self.weight, self.epsilon = weight.detach(), epsilon
-        self._native = NativeNorm(self.weight, epsilon) if packing == "native" else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[rows, width]`."""
-        if self._native is not None:
-            return self._native(x)
         return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
 
 
@@ -313,15 +344,20 @@ class Turns:
         self.angles, self.dtype, self.device = angles, dtype, device
         self.cos = self.sin = torch.empty(0)
 
-    def __call__(self, positions: IntArray) -> Turn:
-        """Of `int64[rows]`."""
+    def tables(self, positions: IntArray) -> Turn:
+        """Of all up to the last of `int64[rows]`: cosines `[positions, dim]` and sines `[positions, dim / 2]`."""
         needed = int(positions.max()) + 1
         if needed > len(self.cos):
             count = max(needed, 2 * len(self.cos), 256)
             cos, sin = self.angles(torch.arange(count, device=self.device))
-            self.cos, self.sin = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype)
+            self.cos, self.sin = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype).contiguous()
+        return self.cos, self.sin
+
+    def __call__(self, positions: IntArray) -> Turn:
+        """Of `int64[rows]`, for each row."""
+        cos, sin = self.tables(positions)
         where = torch.from_numpy(positions).to(self.device)
-        return self.cos[where], self.sin[where]
+        return cos[where], sin[where]
 
 
 def state_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

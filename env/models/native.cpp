@@ -1,4 +1,4 @@
-// Decoder layers, and a linear layer, in bfloat16, on CPUs that vectors.hpp knows; see native.py for who calls them.
+// A model's forward, and a linear layer, in bfloat16, on CPUs that vectors.hpp knows; see native.py for who calls them.
 //
 // A row's numbers do not depend on its company. Every result of a product is added up by one thread over the input's
 // features in their order, and attention goes over the columns that a row sees in their order, as if the others were not
@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -47,14 +48,29 @@ struct Layer {
     float epsilon, scaling;
 };
 
+// What goes before the layers and after them.
+struct Frame {
+    const bf16* table;  // of embeddings, [vocabulary, hidden]
+    std::int64_t vocabulary;
+    // Without features the layers begin with the embeddings; otherwise with `fuse` of both, each normed.
+    const bf16 *token_norm, *feature_norm;
+    Matrix fuse;
+    const bf16* norm;
+    Matrix head;
+    float epsilon;
+};
+
 // What a call works on. Seconds are added up, of linear layers, attention and the rest.
 struct Work {
-    const bf16* stream;        // [rows, hidden]
-    bf16* const* results;      // the stream after each layer, likewise; they may share memory, but not with the one before
+    const std::int64_t *tokens, *positions;  // [rows]
+    const bf16* features;                // [rows, hidden], or null
+    bf16* stream;                        // before the first layer, [rows, hidden]
+    bf16* const* results;                // after each layer; they may share memory, but not with the one before
+    bf16 *last, *logits;                 // after the last norm, [rows, hidden], and [kept, outs of the head]
     float *const *keys, *const *values;  // of each layer, [kv_heads, capacity, dim]
-    const float *cos, *sin;    // [rows, dim] and [rows, dim / 2]
-    const float* mask;         // [rows, start + rows], under 0 where a row does not see; null: each sees those before it
-    std::int64_t layers, rows, start, capacity, threads;
+    const float *cos, *sin;              // by position, [dim] and [dim / 2] each
+    const std::uint8_t* visible;         // which of the last columns a row sees, [rows, columns]; null: those before it
+    std::int64_t columns, layers, rows, kept, start, capacity, threads;
     double seconds[3];
 };
 }
@@ -256,8 +272,9 @@ void norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t width, 
 }
 
 // A head of a row, turned by the angles of its position.
-void turn(const bf16* x, const float* cos, const float* sin, std::int64_t dim, float* result) {
+void turn(const bf16* x, const Work& work, std::int64_t row, std::int64_t dim, float* result) {
     const std::int64_t half = dim / 2;
+    const float *cos = work.cos + work.positions[row] * dim, *sin = work.sin + work.positions[row] * half;
     for (std::int64_t at = 0; at < half; at += LANES) {
         const Vector left = widened(x + at), right = widened(x + half + at), slope = load(sin + at);
         save(result + at, fused_less(right, slope, left * load(cos + at)));
@@ -267,21 +284,24 @@ void turn(const bf16* x, const float* cos, const float* sin, std::int64_t dim, f
 
 // The columns that each row sees, in their order.
 struct Seen {
-    std::int32_t* columns;   // [rows, all] with a mask, otherwise [all]
+    std::int32_t* columns;   // [rows, all] if rows have columns of their own, otherwise [all]
     std::int32_t* counts;    // [rows]
     std::int64_t all;
-    bool apart;              // whether rows have columns of their own
+    bool apart;
 
     const std::int32_t* of(std::int64_t row) const { return columns + (apart ? row * all : 0); }
 
     void list(const Work& work, std::int64_t row) const {
         std::int32_t* mine = columns + (apart ? row * all : 0);
-        std::int32_t count = 0;
-        for (std::int64_t at = 0; at < all; ++at) {
-            mine[count] = static_cast<std::int32_t>(at);
-            count += !apart || work.mask[row * all + at] >= 0;
+        const auto prefix = static_cast<std::int32_t>(apart ? all - work.columns : all);
+        std::iota(mine, mine + prefix, 0);
+        if (!apart) return;
+        std::int32_t count = prefix;
+        for (std::int64_t at = 0; at < work.columns; ++at) {
+            mine[count] = prefix + static_cast<std::int32_t>(at);
+            count += work.visible[row * work.columns + at] != 0;
         }
-        if (apart) counts[row] = count;
+        counts[row] = count;
     }
 };
 
@@ -378,7 +398,7 @@ Attention attention_of(std::int64_t dim) {
 struct Buffers {
     std::int64_t heads_width, group;
     bf16 *joint, *middle;
-    Operand *normed, *mixed, *gated;
+    Operand *both, *normed, *mixed, *gated;
     float *queries, *scores;
     std::int64_t columns;  // of scores
     Seen seen;
@@ -387,20 +407,21 @@ struct Buffers {
         return Scratch::padded((work.start + work.rows) * sizeof(float)) / sizeof(float) * attention_of(layer.dim).heads;
     }
 
-    static std::int64_t bytes(const Layer& layer, const Work& work) {
+    static std::int64_t bytes(const Frame& frame, const Layer& layer, const Work& work) {
         const std::int64_t hidden = layer.joint.features, all = work.start + work.rows;
         const std::int64_t narrow = layer.joint.outs + hidden;
-        const std::int64_t read = hidden + layer.output.features + layer.down.features;
+        const std::int64_t read = frame.fuse.features + hidden + layer.output.features + layer.down.features;
         const std::int64_t group = layer.heads / layer.kv_heads * layer.dim;
         return 1024 + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
                work.threads * (of_scores(layer, work) + group) * sizeof(float) +
-               ((work.mask ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
+               ((work.visible ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
     }
 
-    Buffers(const Layer& layer, const Work& work, Scratch& scratch) {
+    Buffers(const Frame& frame, const Layer& layer, const Work& work, Scratch& scratch) {
         const std::int64_t rows = work.rows, hidden = layer.joint.features, all = work.start + rows;
         heads_width = layer.joint.outs, group = layer.heads / layer.kv_heads;
         columns = of_scores(layer, work);
+        both = scratch.take<Operand>(rows * frame.fuse.features);
         normed = scratch.take<Operand>(rows * hidden);
         middle = scratch.take<bf16>(rows * hidden);
         joint = scratch.take<bf16>(rows * heads_width);
@@ -408,7 +429,7 @@ struct Buffers {
         gated = scratch.take<Operand>(rows * layer.down.features);
         scores = scratch.take<float>(work.threads * columns);
         queries = scratch.take<float>(work.threads * group * layer.dim);
-        seen.all = all, seen.apart = work.mask != nullptr;
+        seen.all = all, seen.apart = work.visible != nullptr;
         seen.counts = scratch.take<std::int32_t>(rows);
         seen.columns = scratch.take<std::int32_t>((seen.apart ? rows : 1) * all + LANES);
     }
@@ -428,7 +449,7 @@ void remember(const Layer& layer, const Work& work, const Buffers& at, float* ke
             const std::int64_t place = (head * work.capacity + work.start + row) * dim;
             const bf16* key = states + (layer.heads + head) * dim;
             const bf16* value = key + layer.kv_heads * dim;
-            turn(key, work.cos + row * dim, work.sin + row * dim / 2, dim, keys + place);
+            turn(key, work, row, dim, keys + place);
             for (std::int64_t part = 0; part < dim; part += LANES)
                 save(values + place + part, widened(value + part));
         }
@@ -461,8 +482,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
         const float *keys = all_keys + kv * work.capacity * dim, *values = all_values + kv * work.capacity * dim;
         Operand* result = at.mixed + row * layer.output.features + head * dim;
         for (std::int64_t next = 0; next < till - from; ++next)
-            turn(at.joint + row * at.heads_width + (head + next) * dim, work.cos + row * dim, work.sin + row * dim / 2, dim,
-                 queries + next * dim);
+            turn(at.joint + row * at.heads_width + (head + next) * dim, work, row, dim, queries + next * dim);
         if (till - from == attention.heads) {
             attention.together(queries, keys, values, at.seen.of(row), at.seen.counts[row], layer.scaling, scores, apart,
                                result);
@@ -474,6 +494,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
     }
 }
 
+// Of this thread's rows.
 void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::int64_t rows, Operand* result) {
     const std::int64_t hidden = layer.joint.features;
     const Share share(rows);
@@ -517,6 +538,18 @@ struct Clock {
     }
 };
 
+// 16 results or, at the end of a row, as many as it has.
+void store_block(bf16* row, std::int64_t outs, std::int64_t block, Vector value) {
+    bf16* place = row + block * LANES;
+    if (const std::int64_t left = outs - block * LANES; left >= LANES) {
+        store(place, value);
+    } else {
+        bf16 each[LANES];
+        store(each, value);
+        std::copy(each, each + left, place);
+    }
+}
+
 // A linear layer of some rows.
 void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
     const std::int64_t count = rows * matrix.features;
@@ -524,28 +557,61 @@ void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t
     const Operand* inputs = operands(x, count, scratch);
 #pragma omp parallel num_threads(threads)
     linear(inputs, rows, matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
-        bf16* place = result + row * matrix.outs + block * LANES;
-        if (const std::int64_t left = matrix.outs - block * LANES; left >= LANES) {
-            store(place, value);
-        } else {
-            bf16 each[LANES];
-            store(each, value);
-            std::copy(each, each + left, place);
-        }
+        store_block(result + row * matrix.outs, matrix.outs, block, value);
     });
 }
 
 enum Part { LINEARS, ATTENTION, REST };
 
-// Layers over the rows of a text, or of a part of it, whose results begin `behind` numbers after those of the whole.
-void run_part(const Layer* const* layers, Work& work, std::int64_t behind) {
-    Scratch scratch(Buffers::bytes(*layers[0], work));
-    const Buffers at(*layers[0], work, scratch);
-    const std::int64_t rows = work.rows;
+// What the layers begin with.
+void begin(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, Clock& clock) {
+    const Share share(work.rows);
+    for (std::int64_t row = share.first; row < share.last; ++row) {
+        const bf16* embedding = frame.table + work.tokens[row] * hidden;
+        if (!work.features) {
+            std::copy(embedding, embedding + hidden, work.stream + row * hidden);
+            continue;
+        }
+        Operand* both = at.both + row * frame.fuse.features;
+        norm(embedding, frame.token_norm, frame.epsilon, hidden, both);
+        norm(work.features + row * hidden, frame.feature_norm, frame.epsilon, hidden, both + hidden);
+    }
+    clock.wait(REST);
+    if (!work.features) return;
+    linear(at.both, work.rows, frame.fuse, [&](std::int64_t row, std::int64_t block, Vector value) {
+        store(work.stream + row * hidden + block * LANES, value);
+    });
+    clock.wait(LINEARS);
+}
+
+// What comes of the last layer's results: the last norm of all rows, and logits of the last ones.
+void end(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, const bf16* stream, Clock& clock) {
+    const Share share(work.rows);
+    for (std::int64_t row = share.first; row < share.last; ++row) {
+        bf16* last = work.last + row * hidden;
+        norm(stream + row * hidden, frame.norm, frame.epsilon, hidden, last);
+        for (std::int64_t part = 0; part < hidden; part += LANES)
+            store(at.normed + row * hidden + part, widened(last + part));
+    }
+    clock.wait(REST);
+    if (!work.kept) return;
+    const Operand* kept = at.normed + (work.rows - work.kept) * hidden;
+    linear(kept, work.kept, frame.head, [&](std::int64_t row, std::int64_t block, Vector value) {
+        store_block(work.logits + row * frame.head.outs, frame.head.outs, block, value);
+    });
+    clock.wait(LINEARS);
+}
+
+// A forward of the rows of a text, or of a part of it, whose results begin `behind` numbers after those of the whole.
+void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::int64_t behind) {
+    Scratch scratch(Buffers::bytes(frame, *layers[0], work));
+    const Buffers at(frame, *layers[0], work, scratch);
+    const std::int64_t rows = work.rows, hidden = layers[0]->joint.features;
 #pragma omp parallel num_threads(work.threads)
     {
         Clock clock(work);
         look(work, at.seen);
+        begin(frame, work, at, hidden, clock);
         const bf16* stream = work.stream;
         for (std::int64_t number = 0; number < work.layers; ++number) {
             const Layer& layer = *layers[number];
@@ -571,6 +637,7 @@ void run_part(const Layer* const* layers, Work& work, std::int64_t behind) {
             clock.wait(LINEARS);
             stream = result;
         }
+        end(frame, work, at, hidden, stream, clock);
     }
 }
 
@@ -584,23 +651,24 @@ void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int6
                     threads);
 }
 
-// Of [rows, width]; so little work that one thread is done before others would have begun.
-void specgym_norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t rows, std::int64_t width, bf16* result) {
-    for (std::int64_t row = 0; row < rows; ++row)
-        norm(x + row * width, weight, epsilon, width, result + row * width);
-}
-
-// Layers of the same shape, one after the other. A text goes through them part by part: its working memory stays small.
-void specgym_layers(const Layer* const* layers, Work* work) {
-    const std::int64_t most = work->mask ? work->rows : MOST_ROWS;
-    const std::int64_t hidden = layers[0]->joint.features, dim = layers[0]->dim;
+// A model's forward, whose layers are of one shape. A text goes through them part by part: its working memory stays small.
+// Returns a row whose token the table does not have, and does nothing then; -1 if there is none.
+std::int64_t specgym_forward(const Frame* frame, const Layer* const* layers, Work* work) {
+    for (std::int64_t row = 0; row < work->rows; ++row)
+        if (work->tokens[row] < 0 || work->tokens[row] >= frame->vocabulary) return row;
+    const std::int64_t most = work->visible ? work->rows : MOST_ROWS, hidden = layers[0]->joint.features;
+    const std::int64_t unkept = work->rows - work->kept;
     Work part = *work;
     for (std::int64_t done = 0; done < work->rows; done += most) {
         part.rows = std::min(most, work->rows - done), part.start = work->start + done;
-        part.stream = work->stream + done * hidden;
-        part.cos = work->cos + done * dim, part.sin = work->sin + done * dim / 2;
-        run_part(layers, part, done * hidden);
+        part.tokens = work->tokens + done, part.positions = work->positions + done;
+        part.stream = work->stream + done * hidden, part.last = work->last + done * hidden;
+        if (work->features) part.features = work->features + done * hidden;
+        part.kept = std::clamp<std::int64_t>(done + part.rows - unkept, 0, part.rows);
+        part.logits = work->logits + std::max<std::int64_t>(done - unkept, 0) * frame->head.outs;
+        run_part(*frame, layers, part, done * hidden);
     }
     std::copy(std::begin(part.seconds), std::end(part.seconds), work->seconds);
+    return -1;
 }
 }

@@ -1,11 +1,11 @@
-"""Decoder layers as one call of a compiled function, where the machine can compile it and run it.
+"""A model's forward as one call of a compiled function, where the machine can compile it and run it.
 
 A plain step of a small model reads its weights once, and could take as long as that. Through a library it takes two to
 three times as long: every operator begins and ends its own work on all threads, and kernels for a single row do not
-read as fast as the memory gives. `native.cpp` does all layers in one piece, in bfloat16 on CPUs with AVX-512 BF16, or
-with AVX2, which has no bfloat16: there weights are widened on the way from memory.
+read as fast as the memory gives. `native.cpp` does all in one piece, from tokens to logits, in bfloat16 on CPUs with
+AVX-512 BF16, or with AVX2, which has no bfloat16: there weights are widened on the way from memory.
 
-Where that is not to be had (see `env.compiled`), layers go the library's way (see `env.models.layer`).
+Where that is not to be had (see `env.compiled`), models go the library's way (see `env.models.layer`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,23 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from env.compiled import find_library
 from env.models.cache import KeyValueBuffer
+from env.tree import BoolArray, IntArray
 
-__all__ = ["LayerShape", "NativeLayer", "NativeMatrix", "NativeNorm", "NativeStack", "Stretch", "can_run", "watched"]
+__all__ = [
+    "Fusion",
+    "LayerShape",
+    "NativeForward",
+    "NativeLayer",
+    "NativeMatrix",
+    "Stretch",
+    "can_run",
+    "watched",
+]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _LANES = 16  # results in a block of weights
@@ -45,10 +56,23 @@ class _Layer(Structure):
     )
 
 
+class _Frame(Structure):
+    _fields_ = (
+        ("table", c_void_p),
+        ("vocabulary", c_int64),
+        *((name, c_void_p) for name in ("token_norm", "feature_norm")),
+        ("fuse", _Matrix),
+        ("norm", c_void_p),
+        ("head", _Matrix),
+        ("epsilon", c_float),
+    )
+
+
 class _Work(Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("stream", "results", "keys", "values", "cos", "sin", "mask")),
-        *((name, c_int64) for name in ("layers", "rows", "start", "capacity", "threads")),
+        *((name, c_void_p) for name in ("tokens", "positions", "features", "stream", "results", "last", "logits")),
+        *((name, c_void_p) for name in ("keys", "values", "cos", "sin", "visible")),
+        *((name, c_int64) for name in ("columns", "layers", "rows", "kept", "start", "capacity", "threads")),
         ("seconds", c_double * 3),
     )
 
@@ -110,28 +134,8 @@ class NativeMatrix:
         x, began = x.contiguous(), time.perf_counter()
         result = torch.empty((len(x), self.outs), dtype=x.dtype)
         _functions().specgym_linear(self.struct, x.data_ptr(), result.data_ptr(), len(x), torch.get_num_threads())
-        _tell(_PARTS[0], began)
-        return result
-
-
-class NativeNorm:
-    """A root mean square norm.
-
-    Args:
-        weight: `bfloat16[width]`; `width` a multiple of 32.
-        epsilon: added to the mean square.
-    """
-
-    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
-        self._weight, self._epsilon = weight.contiguous(), epsilon
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`bfloat16[rows, width]`."""
-        x, began = x.contiguous(), time.perf_counter()
-        result = torch.empty_like(x)
-        addresses = x.data_ptr(), self._weight.data_ptr()
-        _functions().specgym_norm(*addresses, self._epsilon, *x.shape, result.data_ptr())
-        _tell(_PARTS[2], began)
+        for found in _watching:
+            found.append(Stretch(_PARTS[0], began, time.perf_counter() - began))
         return result
 
 
@@ -160,52 +164,112 @@ class NativeLayer:
         self.struct = _Layer(*(part.struct for part in parts), *addresses, *shape)
 
 
-class NativeStack:
-    """Decoder layers, one after the other, as `env.models.layer.decoder_layer` computes each.
+class Fusion(NamedTuple):
+    """How the layers begin with a token's embedding and a feature: each normed, side by side, and made one."""
+
+    token_norm: torch.Tensor
+    """`bfloat16[hidden]`"""
+    feature_norm: torch.Tensor
+    """likewise"""
+    matrix: NativeMatrix
+    """from `2 * hidden` features"""
+
+
+class NativeForward:
+    """From tokens to logits.
 
     Args:
-        layers: of one shape.
+        layers: one after the other, of one shape.
+        table: of embeddings, `bfloat16[vocabulary, hidden]`.
+        norm: weight of the norm after the layers, `bfloat16[hidden]`.
+        head: from that to logits.
+        epsilon: added to the mean square in norms besides the layers'.
+        fusion: if layers begin with more than an embedding.
     """
 
-    def __init__(self, layers: Sequence[NativeLayer]) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        layers: Sequence[NativeLayer],
+        table: torch.Tensor,
+        norm: torch.Tensor,
+        head: NativeMatrix,
+        *,
+        epsilon: float,
+        fusion: Fusion | None = None,
+    ) -> None:
+        self._table, self._norm, self._head = table.contiguous(), norm.contiguous(), head
+        self._layers, self._fusion = layers, fusion  # the structures point into all of these
         self._structs = (POINTER(_Layer) * len(layers))(*(ctypes.pointer(layer.struct) for layer in layers))
+        before = (None, None, _Matrix()) if fusion is None else (*map(_address, fusion[:2]), fusion.matrix.struct)
+        table_of = self._table.data_ptr(), len(self._table)
+        self._frame = _Frame(*table_of, *before, self._norm.data_ptr(), head.struct, epsilon)
 
     def __call__(
         self,
-        stream: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
+        tokens: IntArray,
+        positions: IntArray,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        visible: BoolArray | None,
         buffers: Sequence[KeyValueBuffer],
-        shown: Sequence[int],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream after all layers, and after each of those in `shown`.
+        *,
+        keep: int,
+        shown: Sequence[int] = (),
+        features: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Runs all layers.
 
         Args:
-            stream: `[rows, hidden]`.
-            turn: cosines `[rows, dim]` and sines `[rows, dim / 2]`.
-            mask: additive, `[1, 1, rows, columns]`; None where each row sees all before it.
+            tokens: `int64[rows]`.
+            positions: `int64[rows]`.
+            angles: cosines and sines by position, `float32[positions, dim]` and `[positions, dim / 2]`.
+            visible: which of the last columns each row sees, its own included, `bool[rows, columns]`; every column
+                before them is seen. None where each row sees all before it.
             buffers: of the layers; the rows are already counted in.
-            shown: numbers of layers, ascending.
+            keep: last rows whose logits are wanted.
+            shown: numbers of layers whose results are wanted, ascending.
+            features: for the fusion, `bfloat16[rows, hidden]`.
+
+        Returns:
+            The rows after the last norm, `[rows, hidden]`; logits, `[keep, vocabulary]`; and the rows after each of the
+            layers in `shown`.
+
+        Raises:
+            IndexError: a token that the table does not have.
         """
-        stream, began = stream.contiguous(), time.perf_counter()
-        spare, rows, count = torch.empty((2, *stream.shape), dtype=stream.dtype), len(stream), len(self._layers)
-        results = [torch.empty_like(stream) if number in shown else spare[number % 2] for number in range(count)]
-        tables = (results, [buffer.keys for buffer in buffers], [buffer.values for buffer in buffers])
-        addresses = [(c_void_p * count)(*map(_address, table)) for table in tables]
-        first, pointers = buffers[0], (ctypes.cast(table, c_void_p) for table in addresses)
-        sizes = (count, rows, first.length - rows, first.keys.shape[2], torch.get_num_threads())
-        work = _Work(stream.data_ptr(), *pointers, *map(_address, (*turn, mask)), *sizes)
-        _functions().specgym_layers(self._structs, work)
+        began, count = time.perf_counter(), len(self._layers)
+        rows, hidden = len(tokens), self._table.shape[1]
+        tokens, positions = (np.ascontiguousarray(numbers, np.int64) for numbers in (tokens, positions))
+        visible = None if visible is None else np.ascontiguousarray(visible, np.bool_)
+        features = None if features is None else features.contiguous()
+        last, first, second, *outputs = (_empty(rows, hidden) for _ in range(3 + len(shown)))
+        logits, cache = _empty(keep, self._head.outs), buffers[0]
+        # Layers write to two places in turns, each to the one that it does not read, but for results that are wanted.
+        ends = second.data_ptr(), first.data_ptr()
+        results = [ends[number % 2] for number in range(count)]
+        for number, output in zip(shown, outputs, strict=True):
+            results[number] = output.data_ptr()
+        keys, values = ([states.data_ptr() for states in table] for table in _states(buffers))
+        tables = [(c_void_p * count)(*addresses) for addresses in (results, keys, values)]
+        results_at, *states_at = map(ctypes.addressof, tables)
+        inputs = tokens.ctypes.data, positions.ctypes.data, _address(features), first.data_ptr()
+        seen = (None, 0) if visible is None else (visible.ctypes.data, visible.shape[1])
+        sizes = count, rows, keep, cache.length - rows, cache.keys.shape[2], torch.get_num_threads()
+        written = results_at, last.data_ptr(), logits.data_ptr()
+        work = _Work(*inputs, *written, *states_at, *map(_address, angles), *seen, *sizes)
+        wrong = _functions().specgym_forward(self._frame, self._structs, work)
+        if wrong >= 0:
+            raise IndexError(f"Token {tokens[wrong]} is not one of the {len(self._table)} that the model has.")
         for found in _watching:
             found += [Stretch(*part) for part in zip(_PARTS, [began] * len(_PARTS), work.seconds, strict=True)]
-        return results[-1], [results[number] for number in shown]
+        return last, logits, outputs
 
 
-def _tell(part: str, began: float) -> None:
-    """Tells whoever watches what a call that is over was."""
-    for found in _watching:
-        found.append(Stretch(part, began, time.perf_counter() - began))
+def _empty(rows: int, width: int) -> torch.Tensor:
+    return torch.empty((rows, width), dtype=torch.bfloat16)
+
+
+def _states(buffers: Sequence[KeyValueBuffer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return [buffer.keys for buffer in buffers], [buffer.values for buffer in buffers]
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:
@@ -228,8 +292,7 @@ def _functions() -> ctypes.CDLL:
     library = find_library(_SOURCE)
     assert library is not None, "asked for before `can_run`"
     library.specgym_linear.argtypes = [POINTER(_Matrix), c_void_p, c_void_p, c_int64, c_int64]
-    library.specgym_norm.argtypes = [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]
-    library.specgym_layers.argtypes = [POINTER(POINTER(_Layer)), POINTER(_Work)]
-    for function in (library.specgym_linear, library.specgym_norm, library.specgym_layers):
-        function.restype = None
+    library.specgym_linear.restype = None
+    library.specgym_forward.argtypes = [POINTER(_Frame), POINTER(POINTER(_Layer)), POINTER(_Work)]
+    library.specgym_forward.restype = c_int64
     return library

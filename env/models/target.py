@@ -83,13 +83,15 @@ class CachedModel:
         return self._forward(tokens, positions, visible, 0)
 
     def _forward(self, tokens: IntArray, positions: IntArray, visible: BoolArray | None, keep: int) -> torch.Tensor:
+        if self._lean is not None:
+            logits, self._lean_features = self._lean(
+                tokens, positions, visible, self.cache, keep=keep, shown=self.shown
+            )
+            return logits
         mask = None
         if visible is not None:
             prefix = self.cache.length + len(tokens) - visible.shape[1]
             mask = additive_mask(prefix, visible, self.dtype, self.device)
-        if self._lean is not None:
-            logits, self._lean_features = self._lean(tokens, positions, mask, self.cache, keep=keep, shown=self.shown)
-            return logits
         output = self.model(
             torch.from_numpy(tokens[None]).to(self.device),
             attention_mask=mask,

@@ -68,7 +68,7 @@ def train_a_little(draft: FeatureDraft, lessons: list[Lesson]) -> None:
     embedding = nn.Embedding.from_pretrained(draft.embedding.weight.detach().float())
     student = FeatureStudent(draft.network.float(), embedding)
     Trainer(student, lessons, TrainingConfig(epochs=15, learning_rate=5e-3)).run()
-    draft.lean = LeanDraft(draft.network.double())
+    draft.lean = LeanDraft(draft.network.double(), draft.embedding.weight)
 
 
 def test_it_counts_what_a_causal_draft_guesses_at_work(tmp_path: Path) -> None:

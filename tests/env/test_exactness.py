@@ -190,19 +190,19 @@ class TestComparison:
         assert texts(float32_draft("causal"), SAMPLINGS[1], "fixed_tree")[0] != expected
 
     def test_a_tree_that_sees_its_siblings_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected, right = plain_texts(SAMPLINGS[0]), TokenTree.select
+        expected, right = plain_texts(SAMPLINGS[0]), LiveDecoder._draft
 
-        def sees_all(tree: TokenTree, nodes: IntArray) -> TokenTree:
-            chosen = right(tree, nodes)
+        def sees_all(*arguments: Any) -> tuple[TokenTree, IntArray]:
+            chosen, nodes = right(*arguments)
             seen_by_path, chosen.ancestors = chosen.ancestors, np.tri(len(chosen), dtype=bool)
             chosen.accepted_path = lambda choices: path(chosen, seen_by_path, choices)  # type: ignore[method-assign]
-            return chosen
+            return chosen, nodes
 
         def path(tree: TokenTree, ancestors: np.ndarray, choices: IntArray) -> IntArray:
             tree.ancestors = ancestors
             return TokenTree.accepted_path(tree, choices)
 
-        monkeypatch.setattr(TokenTree, "select", sees_all)
+        monkeypatch.setattr(LiveDecoder, "_draft", sees_all)
         assert texts(float32_draft("causal"), SAMPLINGS[0], "fixed_tree")[0] != expected
 
 

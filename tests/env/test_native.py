@@ -19,7 +19,10 @@ from transformers import (
 )
 
 from env.compiled import find_library
+from env.drafts.lean import LeanDraft
+from env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork
 from env.models import native
+from env.models.cache import KeyValueBuffer
 from env.models.lean import lean_model
 from env.models.native import NativeMatrix, can_run, watched
 from env.models.target import CachedModel
@@ -136,13 +139,42 @@ def test_what_is_no_number_shows_in_the_logits(part: str) -> None:
 
 
 @compiled
+@torch.inference_mode()
+def test_a_token_that_the_model_does_not_have_is_an_error() -> None:
+    model = CachedModel(build("llama"))
+    for token in (-1, model.vocabulary):
+        with pytest.raises(IndexError, match=f"Token {token} is not one of the {model.vocabulary}"):
+            model.extend([5, token, 6])
+
+
+@compiled
+@torch.inference_mode()
+def test_a_feature_draft_fuses_embeddings_and_features_and_ranks_what_is_wanted() -> None:
+    torch.manual_seed(0)
+    network = FeatureDraftNetwork(FeatureDraftConfig(96, 4, 2, 32, 160, 100)).eval()
+    for norm in (network.token_norm, network.feature_norm, network.output_norm):
+        norm.weight.add_(0.3 * torch.randn(96))
+    table, features = torch.randn(50, 96).bfloat16(), torch.randn(9, 96).bfloat16()
+    text, tree = np.arange(5), np.array([3, 40, 7, 8])
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        draft, caches = LeanDraft(network.to(dtype), table.to(dtype)), [KeyValueBuffer()]
+        assert (draft._native is not None) == (dtype == torch.bfloat16), "the test would be vacuous"
+        read = draft(text, features[:5].to(dtype), np.arange(5), None, caches, keep=1)
+        grown = draft(tree, features[5:].to(dtype), 5 + np.array([0, 0, 1, 1]), visible(4), caches, keep=3)
+        found.append([*read, *grown])
+    assert [tuple(part.shape) for part in found[0]] == [(5, 96), (1, 100), (4, 96), (3, 100)]
+    for ours, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() < 0.05 * exact.norm()
+
+
+@compiled
 def test_what_the_functions_do_can_be_watched() -> None:
     model = CachedModel(build("llama"))
     with torch.inference_mode(), watched() as stretches:
         model.extend(TEXT)
     names = [stretch.name for stretch in stretches]
-    # All layers together, the last norm and the head.
-    assert sorted(names) == ["native::attention", *["native::linear"] * 2, *["native::rest"] * 2]
+    assert sorted(names) == ["native::attention", "native::linear", "native::rest"]
     assert all(stretch.seconds > 0 for stretch in stretches)
 
 

@@ -118,7 +118,7 @@ def test_a_packed_draft_holds_no_second_copy_of_its_weights_and_can_show_them_al
     made = FeatureDraftNetwork(config).to(torch.bfloat16)
     save_network(made, tmp_path / "draft.safetensors", {})
     network = load_network(tmp_path / "draft.safetensors")
-    packed = LeanDraft(network)
+    packed = LeanDraft(network, torch.zeros(8, 512, dtype=torch.bfloat16))
     matrices = [module.weight for module in network.modules() if isinstance(module, torch.nn.Linear)]
     assert sum(held(weight) * weight.numel() for weight in matrices) < sum(weight.numel() for weight in matrices) / 4
     for name, weight in made.state_dict().items():
