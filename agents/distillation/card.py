@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from typing import Any
+
+from controllers.evaluation.plots import cut
 
 __all__ = ["Provenance", "card"]
 
@@ -36,7 +38,7 @@ def card(record: dict[str, Any]) -> str:
     describe = _feature if kind == "feature" else _causal
     generation, training = config["generation"], config[f"{kind}_training"]
     kinds = ", ".join(
-        f"{name} {_floor(100 * tokens / record['training_tokens'], 1)} %" for name, tokens in record["kinds"].items()
+        f"{name} {cut(100 * tokens / record['training_tokens'], 1)} %" for name, tokens in record["kinds"].items()
     )
     sections = [
         describe(record, config[kind]),
@@ -78,7 +80,7 @@ def _feature(record: dict[str, Any], shape: dict[str, Any]) -> str:
         f"{shape['layers']} decoder layer{'s' * (shape['layers'] > 1)}, a head over a trimmed vocabulary). It is of no "
         "use without its target.\n\n"
         f"- **Size:** {record['parameters']:,} parameters in bfloat16; the head knows {shape['vocabulary']:,} tokens, "
-        f"which cover {_floor(100 * record['vocabulary_coverage'], 1)} % of the training text. Token embeddings are "
+        f"which cover {cut(100 * record['vocabulary_coverage'], 1)} % of the training text. Token embeddings are "
         "the target's."
     )
 
@@ -125,27 +127,18 @@ def _agreement_table(agreement: dict[str, Any]) -> str:
     ]
     for name, part in agreement.items():
         for label, shares in (("top-1", part["top1"]), ("top-4", part["top4"])):
-            cells = " | ".join(_floor(share, 3) for share in shares)
+            cells = " | ".join(cut(share, 3) for share in shares)
             lines.append(f"| {name} | {part['positions']:,} | {label} | {cells} |")
     return "\n".join(lines)
 
 
 def _calibration_table(errors: dict[str, Any]) -> str:
     lines = ["| decoding | depth | children | first child | own error | calibrated |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | {each['depth']} | {each['children']:,} | {_floor(each['first'], 3)} | {_ceil(each['raw'], 3)} | "
-        f"{_ceil(each['calibrated'], 3)} |"
-        for name, part in errors.items()
-        for each in part
-    ]
+    for name, part in errors.items():
+        for each in part:
+            own, calibrated = (
+                cut(each[kind], 3, ROUND_CEILING) for kind in ("raw", "calibrated")
+            )  # errors, not shares
+            first = cut(each["first"], 3)
+            lines.append(f"| {name} | {each['depth']} | {each['children']:,} | {first} | {own} | {calibrated} |")
     return "\n".join(lines)
-
-
-def _ceil(value: float, digits: int) -> str:
-    """An error: never rounded down."""
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
-
-
-def _floor(value: float, digits: int) -> str:
-    """Cut, never rounded up."""
-    return f"{int(value * 10**digits) / 10**digits:.{digits}f}"
