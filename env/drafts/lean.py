@@ -34,19 +34,18 @@ class LeanDraft:
         packing = best_packing(weight.dtype, device, config.head_dim, *widths)
         self._dtype = state_dtype(weight.dtype, device)
         self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
-        norms = (network.token_norm, network.feature_norm, network.output_norm)
-        self._token_norm, self._feature_norm, self._output_norm = (
-            LeanNorm(norm.weight, config.norm_eps) for norm in norms
-        )
+        self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps)
+        self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
+        self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps)
         self._fuse = Projection([network.fuse], packing)
         self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
         self._layers = LeanStack([_layer(block, packing) for block in network.blocks], self._dtype)
         self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
         self._vocabulary, self._table = network.head.out_features, table.detach()
-        token_norm, feature_norm, output_norm = (norm.weight.detach().contiguous() for norm in norms)
-        fusion = None if self._fuse.native is None else Fusion(token_norm, feature_norm, self._fuse.native)
-        self._native = self._layers.native_forward(self._table, output_norm, self.head, config.norm_eps, fusion)
+        norms, matrix = (self._token_norm.weight, self._feature_norm.weight), self._fuse.native
+        fusion = None if matrix is None else Fusion(*norms, matrix)
+        self._native = self._layers.native_forward(self._table, self._output_norm, self.head, fusion)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
         """The target's states `[rows, feature_width]` as one, `[rows, hidden]`."""
@@ -78,9 +77,10 @@ class LeanDraft:
 
         Raises:
             IndexError: a token that the target does not have.
+            ValueError: several rows without `visible`, and a prefix.
         """
-        self._layers.reserve(caches, len(tokens), visible, features.device)
         if self._native is not None:
+            self._layers.reserve(caches, len(tokens), visible, features.device)
             angles = self._turns.tables(positions)
             output, logits, _ = self._native(tokens, positions, angles, visible, caches, keep=keep, features=features)
             return output, logits

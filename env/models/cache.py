@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -9,7 +11,7 @@ from env.models.moving import move_rows
 from env.models.resident import return_freed
 from env.tree import IntArray
 
-__all__ = ["KeyValueBuffer", "TreeCache"]
+__all__ = ["KeyValueBuffer", "TreeCache", "reserve_all"]
 
 _STEP = 256  # rows that a buffer grows by at least
 
@@ -111,6 +113,19 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
         return self.length + query_length, 0
 
 
+def reserve_all(
+    buffers: Sequence[KeyValueBuffer], rows: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """`KeyValueBuffer.reserve` of buffers that hold the same text."""
+    if not buffers[0].has_room(rows):
+        for buffer in buffers:
+            buffer.reserve(rows, shape, dtype, device)
+        return
+    length = buffers[0].length + rows  # what has room in one has room in all: nothing else is to be done
+    for buffer in buffers:
+        buffer.length = length
+
+
 class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
     """A transformers cache of `KeyValueBuffer` layers.
 
@@ -150,4 +165,4 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
             buffers = [states for layer in self.layers for states in (layer.keys, layer.values)]
             move_rows(buffers, prefix + in_place, prefix + path[in_place:])
         for layer in self.layers:
-            layer.length = prefix + len(path)
+            layer.keep(prefix + len(path))

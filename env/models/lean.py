@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
 from env.models.attention import additive_mask
-from env.models.cache import KeyValueBuffer, TreeCache
+from env.models.cache import KeyValueBuffer, TreeCache, reserve_all
 from env.models.layer import as_written, has_kernel, layer_function
 from env.models.native import Fusion, LayerShape, NativeForward, NativeLayer
 from env.models.packed import Packing, Projection, best_packing
@@ -98,8 +98,7 @@ class LeanModel:
         self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], packing)
-        table, epsilon = self.embedding.weight.detach(), float(decoder.norm.variance_epsilon)
-        self._native = self.layers.native_forward(table, decoder.norm.weight.detach(), self.head, epsilon)
+        self._native = self.layers.native_forward(self.embedding.weight.detach(), self.norm, self.head)
         # No matrix product reads the table: of its pages, those looked at long ago need not stay.
         self._returns = packing != "none"
 
@@ -135,8 +134,8 @@ class LeanModel:
         if self._returns and len(tokens) > _LONG:
             return_pages(self.embedding.weight)
         cache.make_room(len(tokens))
-        self.layers.reserve(cache.layers, len(tokens), visible, self.embedding.weight.device)
         if self._native is not None:
+            self.layers.reserve(cache.layers, len(tokens), visible, self.embedding.weight.device)
             final, logits, outputs = self._native(
                 tokens,
                 positions,
@@ -224,15 +223,15 @@ class LeanStack:
         self._layers, self._dtype = layers, dtype
 
     def native_forward(
-        self, table: torch.Tensor, norm: torch.Tensor, head: Projection, epsilon: float, fusion: Fusion | None = None
+        self, table: torch.Tensor, norm: LeanNorm, head: Projection, fusion: Fusion | None = None
     ) -> NativeForward | None:
         """All that a model does in one function, with what goes before and after these layers (see `NativeForward`);
-        None where weights are not packed for it.
+        None where weights are not packed for it. All norms besides the layers' have the epsilon of `norm`.
         """
         natives = [layer.native for layer in self._layers if layer.native is not None]
         if not natives or head.native is None:
             return None
-        return NativeForward(natives, table, norm, head.native, epsilon=epsilon, fusion=fusion)
+        return NativeForward(natives, table, norm.weight, head.native, epsilon=norm.epsilon, fusion=fusion)
 
     def reserve(
         self, buffers: Sequence[KeyValueBuffer], rows: int, visible: BoolArray | None, device: torch.device
@@ -242,15 +241,9 @@ class LeanStack:
         Raises:
             ValueError: several rows of which it is not said what each sees, and a prefix.
         """
-        start, shape = buffers[0].length, self._layers[0].row_shape
-        if buffers[0].has_room(rows):  # as all of them, since they hold the same text
-            for buffer in buffers:
-                buffer.length = start + rows
-        else:
-            for buffer in buffers:
-                buffer.reserve(rows, shape, self._dtype, device)
-        if visible is None and start and rows > 1:
-            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {start}.")
+        if visible is None and buffers[0].length and rows > 1:
+            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {buffers[0].length}.")
+        reserve_all(buffers, rows, self._layers[0].row_shape, self._dtype, device)
 
     def __call__(
         self,
@@ -260,18 +253,22 @@ class LeanStack:
         buffers: Sequence[KeyValueBuffer],
         shown: Sequence[int] = (),
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Runs the layers by the library's operators.
+        """Appends rows to the buffers by the library's operators.
 
         Args:
             stream: `[rows, hidden]`.
             turn: of the rows' positions.
             visible: see `LeanModel`.
-            buffers: one for each layer; the rows are already counted in.
+            buffers: one for each layer.
             shown: layers whose outputs are wanted, counted from 0, ascending.
 
         Returns:
             The stream after the last layer, and after each of those in `shown`.
+
+        Raises:
+            ValueError: as `reserve`.
         """
+        self.reserve(buffers, len(stream), visible, stream.device)
         mask, outputs, length = None, list[torch.Tensor](), buffers[0].length
         if visible is not None:
             mask = additive_mask(length - visible.shape[1], visible, self._dtype, stream.device)

@@ -197,10 +197,11 @@ class NativeForward:
         epsilon: float,
         fusion: Fusion | None = None,
     ) -> None:
-        self._table, self._norm, self._head = table.contiguous(), norm.contiguous(), head
-        self._layers, self._fusion = layers, fusion  # the structures point into all of these
+        # The structures point into all of these.
+        self._table, self._norm, self._head, self._layers = table.contiguous(), norm.contiguous(), head, layers
+        self._norms = () if fusion is None else tuple(norm.contiguous() for norm in fusion[:2])
         self._structs = (POINTER(_Layer) * len(layers))(*(ctypes.pointer(layer.struct) for layer in layers))
-        before = (None, None, _Matrix()) if fusion is None else (*map(_address, fusion[:2]), fusion.matrix.struct)
+        before = (None, None, _Matrix()) if fusion is None else (*map(_address, self._norms), fusion.matrix.struct)
         table_of = self._table.data_ptr(), len(self._table)
         self._frame = _Frame(*table_of, *before, self._norm.data_ptr(), head.struct, epsilon)
 
@@ -216,7 +217,7 @@ class NativeForward:
         shown: Sequence[int] = (),
         features: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Runs all layers.
+        """Runs the model.
 
         Args:
             tokens: `int64[rows]`.
@@ -234,7 +235,7 @@ class NativeForward:
             layers in `shown`.
 
         Raises:
-            IndexError: a token that the table does not have.
+            IndexError: a token that the table does not have; the rows are not counted in any more.
         """
         began, count = time.perf_counter(), len(self._layers)
         rows, hidden = len(tokens), self._table.shape[1]
@@ -248,7 +249,7 @@ class NativeForward:
         results = [ends[number % 2] for number in range(count)]
         for number, output in zip(shown, outputs, strict=True):
             results[number] = output.data_ptr()
-        keys, values = ([states.data_ptr() for states in table] for table in _states(buffers))
+        keys, values = ([getattr(buffer, name).data_ptr() for buffer in buffers] for name in ("keys", "values"))
         tables = [(c_void_p * count)(*addresses) for addresses in (results, keys, values)]
         results_at, *states_at = map(ctypes.addressof, tables)
         inputs = tokens.ctypes.data, positions.ctypes.data, _address(features), first.data_ptr()
@@ -258,6 +259,8 @@ class NativeForward:
         work = _Work(*inputs, *written, *states_at, *map(_address, angles), *seen, *sizes)
         wrong = _functions().specgym_forward(self._frame, self._structs, work)
         if wrong >= 0:
+            for buffer in buffers:
+                buffer.keep(buffer.length - rows)
             raise IndexError(f"Token {tokens[wrong]} is not one of the {len(self._table)} that the model has.")
         for found in _watching:
             found += [Stretch(*part) for part in zip(_PARTS, [began] * len(_PARTS), work.seconds, strict=True)]
@@ -266,10 +269,6 @@ class NativeForward:
 
 def _empty(rows: int, width: int) -> torch.Tensor:
     return torch.empty((rows, width), dtype=torch.bfloat16)
-
-
-def _states(buffers: Sequence[KeyValueBuffer]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    return [buffer.keys for buffer in buffers], [buffer.values for buffer in buffers]
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

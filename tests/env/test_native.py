@@ -142,9 +142,13 @@ def test_what_is_no_number_shows_in_the_logits(part: str) -> None:
 @torch.inference_mode()
 def test_a_token_that_the_model_does_not_have_is_an_error() -> None:
     model = CachedModel(build("llama"))
+    expected = model.extend_all(TEXT)
+    model.cache.reset()
     for token in (-1, model.vocabulary):
         with pytest.raises(IndexError, match=f"Token {token} is not one of the {model.vocabulary}"):
             model.extend([5, token, 6])
+        assert model.cache.length == 0
+    assert torch.equal(model.extend_all(TEXT), expected)
 
 
 @compiled
