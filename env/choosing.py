@@ -19,7 +19,7 @@ import torch
 from env.compiled import find_library
 from env.tree import FloatArray, IntArray
 
-__all__ = ["best", "gumbel", "noisy", "ranked", "read", "told"]
+__all__ = ["best", "gumbel", "noisy", "ranked", "read", "rounded", "told"]
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
@@ -123,15 +123,22 @@ def told(
     """
     functions = _functions() if values.device.type == "cpu" else None
     if functions is None:
-        tokens = entries[:, :k] if token_ids is None else token_ids[entries[:, :k]]
-        return read(values[:, :k].bfloat16().half(), tokens)
+        return read(*rounded(values, entries, k, token_ids))
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
-    rounded, ids = np.empty((rows, k)), np.empty((rows, k), np.int64)
-    numbers, results = (rows, count, k), (rounded.ctypes.data, ids.ctypes.data)
+    log_probs, ids = np.empty((rows, k)), np.empty((rows, k), np.int64)
+    numbers, results = (rows, count, k), (log_probs.ctypes.data, ids.ctypes.data)
     of_entries = None if token_ids is None else token_ids.data_ptr()
     functions.specgym_told(values.data_ptr(), entries.data_ptr(), of_entries, *numbers, *results)
-    return rounded, ids
+    return log_probs, ids
+
+
+def rounded(
+    values: torch.Tensor, entries: torch.Tensor, k: int, token_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same where it is, `float16[rows, k]` and `int64[rows, k]`."""
+    entries = entries[:, :k]
+    return values[:, :k].bfloat16().half(), entries if token_ids is None else token_ids[entries]
 
 
 def read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from env.choosing import best, gumbel, noisy, ranked, read, told
+from env.choosing import best, gumbel, noisy, ranked, read, rounded, told
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
 from env.tree import IntArray
@@ -170,11 +170,8 @@ class TokenChooser:
         count = min(max(k, _RANKED), logits.shape[-1])
         likeliest, indices = ranked(self._warped(logits), count, self._noise(positions), token_ids)
         k = min(k, count)
-        if entropy:
-            tokens = indices[:, :k] if token_ids is None else token_ids[indices[:, :k]]
-            values, ids = read(*self._with_entropy(likeliest[:, :k].bfloat16().half(), tokens, logits))
-        else:
-            values, ids = told(likeliest, indices, k, token_ids)
+        found = likeliest, indices, k, token_ids
+        values, ids = read(*self._with_entropy(*rounded(*found), logits)) if entropy else told(*found)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
         if not entropy:

@@ -136,9 +136,11 @@ def test_log_probabilities_are_told_as_torch_rounds_them(k: int, trimmed: bool, 
     assert [part.dtype for part in found] == [np.float64, np.int64]
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-    assert np.isnan(told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2)[0]).tolist() == [
-        [False, True]
-    ]
+
+
+def test_what_is_no_number_is_told_as_none() -> None:
+    log_probs, _ = told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2, torch.tensor([5]))
+    assert np.isnan(log_probs).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("spoiled", [0, 70, 129])
