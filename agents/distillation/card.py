@@ -132,13 +132,11 @@ def _agreement_table(agreement: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _calibration_table(errors: dict[str, Any]) -> str:
+def _calibration_table(calibration: dict[str, Any]) -> str:
     lines = ["| decoding | depth | children | first child | own error | calibrated |", "|---|---|---|---|---|---|"]
-    for name, part in errors.items():
+    for name, part in calibration.items():
         for each in part:
-            own, calibrated = (
-                cut(each[kind], 3, ROUND_CEILING) for kind in ("raw", "calibrated")
-            )  # errors, not shares
             first = cut(each["first"], 3)
-            lines.append(f"| {name} | {each['depth']} | {each['children']:,} | {first} | {own} | {calibrated} |")
+            errors = " | ".join(cut(each[kind], 3, ROUND_CEILING) for kind in ("raw", "calibrated"))
+            lines.append(f"| {name} | {each['depth']} | {each['children']:,} | {first} | {errors} |")
     return "\n".join(lines)

@@ -21,13 +21,14 @@ def ablation_page(record: dict[str, Any]) -> str:
     """
     lines = [" | ".join(_HEADERS), " | ".join("---" for _ in _HEADERS)]
     lines += [" | ".join(_cells(each)) for each in record["variants"]]
+    machine, cores = record["machine"], record["machine"]["cores"]
     table = "\n".join(f"| {line} |" for line in lines)
     return (
         "\n\n".join(
             [
                 "# What each choice in the feature draft's making is worth",
                 "Every variant differs from the base in one thing and was trained on the same text for "
-                f"{record['minutes']:g} minutes on {_cores(record['machine'])}. "
+                f"{record['minutes']:g} minutes on {cores} core{'s' * (cores != 1)} ({machine['cpu']}). "
                 "Agreement: share of held-out positions at which the draft's first guess (top-4: one of its first "
                 "four, first step, greedy answers) is the target's most probable token. Speed-up: over plain decoding, "
                 "with "
@@ -40,11 +41,6 @@ def ablation_page(record: dict[str, Any]) -> str:
         )
         + "\n"
     )
-
-
-def _cores(machine: dict[str, Any]) -> str:
-    number = machine["cores"]
-    return f"{number} {'core' if number == 1 else 'cores'} ({machine['cpu']})"
 
 
 def _cells(variant: dict[str, Any]) -> tuple[str, ...]:
