@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include <omp.h>
+
 namespace {
 
 constexpr std::int64_t LANES = 64;
@@ -20,15 +22,18 @@ std::uint32_t mix(std::uint32_t bits) {  // Wellons, "lowbias32"
 
 // Of a positive, normal number: with x = 2^e m, m from 3/4 to 3/2, by the series of 2 artanh((m - 1) / (m + 1)).
 inline double logarithm(double x) {
-    std::int64_t bits;
+    // Without signed shifts and conversions of 64 bits, which AVX2 has not: e + 1023 is counted, and joins 2^52's bits.
+    std::uint64_t bits;
     std::memcpy(&bits, &x, sizeof x);
-    const std::int64_t power = (bits - 0x3FE8000000000000) >> 52, mantissa = bits - (power << 52);
-    double m;
+    const std::uint64_t counted = (bits + 0x0008000000000000u) >> 52, mantissa = bits + 0x3FF0000000000000u - (counted << 52);
+    const std::uint64_t joined = counted | 0x4330000000000000u;
+    double m, power;
     std::memcpy(&m, &mantissa, sizeof m);
+    std::memcpy(&power, &joined, sizeof power);
     const double s = (m - 1) / (m + 1), square = s * s;
     double sum = 1.0 / 25;
     for (int odd = 23; odd > 0; odd -= 2) sum = sum * square + 1.0 / odd;
-    return static_cast<double>(power) * 0.693147180559945309417 + 2 * s * sum;
+    return (power - (0x1p52 + 1023)) * 0.693147180559945309417 + 2 * s * sum;
 }
 
 inline float value_of(float logit) { return logit; }
@@ -82,14 +87,16 @@ void best_of_rows(const Logit* logits, const float* const* noise, std::int64_t r
     }
 }
 
-// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x <= 0; of NaN, NaN.
+// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x from -87 to 0; of NaN, NaN.
 inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
     const float power = std::nearbyint(x * 1.44269504f);
     const float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        sum = sum * rest + factor;
+    float sum = 1.9875691500e-4f;  // written out: a loop in here would keep compilers from vector instructions
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
     sum = sum * rest * rest + rest + 1.0f;
     const std::int32_t bits = (static_cast<std::int32_t>(power) + 127) << 23;
     float scale;
@@ -97,16 +104,40 @@ inline float exponential(float x) {
     return sum * scale;
 }
 
-// log(sum(exp(scores))); NaN if there is one.
-float log_sum(const float* scores, std::int64_t width, float most) {
-    float sums[LANES] = {};
+// Sums over a row of exp(score - most), and of that times (score - most); the second one only if it is asked for.
+struct Sums {
+    double whole, moment;
+};
+
+template <bool MOMENT>
+Sums sums_of(const float* scores, std::int64_t width, float most) {
+    float sums[LANES] = {}, moments[LANES] = {}, below[LANES];
+    const auto add = [&](const float* some, std::int64_t count) {
+        // A loop of its own: together with what follows, compilers make branches of it. What is impossible adds nothing.
+        for (std::int64_t lane = 0; lane < count; ++lane) {
+            const float value = some[lane] - most;
+            below[lane] = value < -87.0f ? -87.0f : value;
+        }
+        for (std::int64_t lane = 0; lane < count; ++lane) {
+            const float weight = exponential(below[lane]);
+            sums[lane] += weight;
+            if (MOMENT) moments[lane] += weight * below[lane];
+        }
+    };
     const std::int64_t whole = width / LANES * LANES;
-    for (std::int64_t first = 0; first < whole; first += LANES)
-        for (std::int64_t lane = 0; lane < LANES; ++lane) sums[lane] += exponential(scores[first + lane] - most);
-    for (std::int64_t lane = 0; lane < width - whole; ++lane) sums[lane] += exponential(scores[whole + lane] - most);
-    double sum = 0;
-    for (const float part : sums) sum += part;
-    return static_cast<float>(std::log(sum)) + most;
+    for (std::int64_t first = 0; first < whole; first += LANES) add(scores + first, LANES);
+    add(scores + whole, width - whole);
+    Sums result = {};
+    for (std::int64_t lane = 0; lane < LANES; ++lane) result.whole += sums[lane], result.moment += moments[lane];
+    return result;
+}
+
+// Of the softmax of the scores [nats]: log(sum(exp)) less the mean score, both counted from the highest one.
+float entropy_of(const float* scores, std::int64_t width) {
+    float most = scores[0];
+    for (std::int64_t number = 1; number < width; ++number) most = scores[number] > most ? scores[number] : most;
+    const Sums sums = sums_of<true>(scores, width, most);
+    return static_cast<float>(std::log(sums.whole) - sums.moment / sums.whole);
 }
 
 // The `count` best of a row, best first; of equal ones the first.
@@ -132,22 +163,38 @@ void take_best(const float* scores, std::int64_t width, std::int64_t count, floa
     }
 }
 
+// What ranking a row takes, and where its results go.
+struct Ranking {
+    const std::int64_t* tokens;  // of the entries, which the noise is of; null if it is of the entries
+    std::int64_t width, count;
+    float* values;
+    std::int64_t* numbers;
+    float* entropies;  // null if they are not wanted
+};
+
 template <class Logit>
-void rank_rows(const Logit* logits, const float* const* noise, const std::int64_t* tokens, std::int64_t rows,
-               std::int64_t width, std::int64_t count, float* scores, float* values, std::int64_t* numbers) {
-    for (std::int64_t row = 0; row < rows; ++row, logits += width, values += count, numbers += count) {
-        if (!noise)
-            for (std::int64_t number = 0; number < width; ++number) scores[number] = value_of(logits[number]);
-        else if (!tokens)
-            for (std::int64_t number = 0; number < width; ++number)
-                scores[number] = value_of(logits[number]) + noise[row][number];
-        else
-            for (std::int64_t number = 0; number < width; ++number)
-                scores[number] = value_of(logits[number]) + noise[row][tokens[number]];
-        take_best(scores, width, count, values, numbers);
-        const float whole = log_sum(scores, width, values[0]);
-        for (std::int64_t place = 0; place < count; ++place) values[place] -= whole;
-    }
+void rank_row(const Logit* logits, const float* noise, std::int64_t row, const Ranking& ranking, float* scores) {
+    const auto [tokens, width, count, all_values, all_numbers, entropies] = ranking;
+    float* values = all_values + row * count;
+    const auto score = [&](auto more) {
+        for (std::int64_t number = 0; number < width; ++number) scores[number] = value_of(logits[number]) + more(number);
+    };
+    if (entropies || !noise) score([](std::int64_t) { return 0.0f; });
+    if (entropies) entropies[row] = entropy_of(scores, width);
+    if (noise && !tokens) score([&](std::int64_t number) { return noise[number]; });
+    if (noise && tokens) score([&](std::int64_t number) { return noise[tokens[number]]; });
+    take_best(scores, width, count, values, all_numbers + row * count);
+    const float whole = static_cast<float>(std::log(sums_of<false>(scores, width, values[0]).whole)) + values[0];
+    for (std::int64_t place = 0; place < count; ++place) values[place] -= whole;
+}
+
+template <class Logit>
+void rank_rows(const Logit* logits, const float* const* noise, std::int64_t rows, const Ranking& ranking, float* scores,
+               std::int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 1)
+    for (std::int64_t row = 0; row < rows; ++row)
+        rank_row(logits + row * ranking.width, noise ? noise[row] : nullptr, row, ranking,
+                 scores + omp_get_thread_num() * ranking.width);
 }
 
 // A log-probability as it is told: the nearest bfloat16, and of that the nearest number of half precision.
@@ -188,16 +235,18 @@ void specgym_best_float32(const float* logits, const float* const* noise, std::i
 }
 
 // The `count` likeliest of each row and their log-probabilities under the softmax of the scores: the logits, with the
-// row's noise if there is some, of the tokens that the logits are for. `scores` is working memory for a row.
+// row's noise if there is some, of the tokens that the logits are for; and entropies without noise, if they are wanted.
+// `scores` is working memory for a row of each thread.
 void specgym_rank_bfloat16(const std::uint16_t* logits, const float* const* noise, const std::int64_t* tokens,
-                           std::int64_t rows, std::int64_t width, std::int64_t count, float* scores, float* values,
-                           std::int64_t* numbers) {
-    rank_rows(logits, noise, tokens, rows, width, count, scores, values, numbers);
+                           std::int64_t rows, std::int64_t width, std::int64_t count, std::int64_t threads, float* scores,
+                           float* values, std::int64_t* numbers, float* entropies) {
+    rank_rows(logits, noise, rows, {tokens, width, count, values, numbers, entropies}, scores, threads);
 }
 
 void specgym_rank_float32(const float* logits, const float* const* noise, const std::int64_t* tokens, std::int64_t rows,
-                          std::int64_t width, std::int64_t count, float* scores, float* values, std::int64_t* numbers) {
-    rank_rows(logits, noise, tokens, rows, width, count, scores, values, numbers);
+                          std::int64_t width, std::int64_t count, std::int64_t threads, float* scores, float* values,
+                          std::int64_t* numbers, float* entropies) {
+    rank_rows(logits, noise, rows, {tokens, width, count, values, numbers, entropies}, scores, threads);
 }
 
 // The first `kept` of each row's `count` log-probabilities and entries as they are told: rounded, and as tokens. NaN may

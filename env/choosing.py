@@ -33,7 +33,7 @@ def _functions() -> ctypes.CDLL | None:
         for dtype in ("bfloat16", "float32"):
             best_of, rank = (getattr(library, f"specgym_{name}_{dtype}") for name in ("best", "rank"))
             best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
-            rank.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p]
+            rank.argtypes = [*[c_void_p] * 3, *[c_int64] * 4, *[c_void_p] * 4]
             best_of.restype = rank.restype = None
         library.specgym_told.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
         library.specgym_told.restype = None
@@ -81,7 +81,9 @@ def ranked(
     count: int,
     noise: Sequence[torch.Tensor] | None = None,
     token_ids: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    *,
+    entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The likeliest entries of each row under the softmax of the scores, best first.
 
     Args:
@@ -89,21 +91,25 @@ def ranked(
         count: how many.
         noise: what is added to each row, `float32[tokens]` each; None for nothing.
         token_ids: of which token the noise of each entry is, `int64[vocabulary]`; None if of the one of its number.
+        entropy: whether the entropy of the softmax of the logits is wanted too.
 
     Returns:
-        Log-probabilities `float32[rows, count]` and numbers of the entries `int64[rows, count]`; NaN in all of a row
-        if there is one in the row.
+        Log-probabilities `float32[rows, count]`, numbers of the entries `int64[rows, count]`, and entropies without
+        noise, `float32[rows]` [nats], or None; NaN in all of a row if there is one in the row.
     """
     if (call := _function("rank", logits)) is None:
         found = noisy(logits, noise, token_ids).float().log_softmax(dim=-1).topk(count, dim=-1)
-        return found.values, found.indices
+        return found.values, found.indices, _entropies(logits) if entropy else None
     logits = logits.contiguous()
     rows, width = logits.shape
+    threads = min(torch.get_num_threads(), rows)
     values, entries = torch.empty((rows, count)), torch.empty((rows, count), dtype=torch.int64)
-    memory, tokens = torch.empty(width), None if token_ids is None else token_ids.data_ptr()
-    results = memory.data_ptr(), values.data_ptr(), entries.data_ptr()
-    call(logits.data_ptr(), _addresses(noise), tokens, rows, width, count, *results)
-    return values, entries
+    memory, tokens = torch.empty((threads, width)), None if token_ids is None else token_ids.data_ptr()
+    nats = torch.empty(rows) if entropy else None
+    results = values.data_ptr(), entries.data_ptr(), None if nats is None else nats.data_ptr()
+    numbers = rows, width, count, threads
+    call(logits.data_ptr(), _addresses(noise), tokens, *numbers, memory.data_ptr(), *results)
+    return values, entries, nats
 
 
 def told(
@@ -173,6 +179,11 @@ def noisy(
         scores[start : start + len(shared)] += shared[0][which]
         start += len(shared)
     return scores
+
+
+def _entropies(logits: torch.Tensor) -> torch.Tensor:
+    nats: torch.Tensor = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)
+    return nats
 
 
 def _gumbel(key: int, tokens: torch.Tensor) -> torch.Tensor:

@@ -168,16 +168,21 @@ class TokenChooser:
         """
         # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
         count = min(max(k, _RANKED), logits.shape[-1])
-        likeliest, indices = ranked(self._warped(logits), count, self._noise(positions), token_ids)
+        warped, noise = self._warped(logits), self._noise(positions)
+        likeliest, indices, nats = ranked(warped, count, noise, token_ids, entropy=entropy)
         k = min(k, count)
-        found = likeliest, indices, k, token_ids
-        values, ids = read(*self._with_entropy(*rounded(*found), logits)) if entropy else told(*found)
+        if nats is None:
+            values, ids = told(likeliest, indices, k, token_ids)
+        else:
+            # Entropies as a last column of values, so that one transfer reads them all.
+            kept, tokens = rounded(likeliest, indices, k, token_ids)
+            values, ids = read(torch.cat([kept, nats.half()[:, None]], dim=1), torch.nn.functional.pad(tokens, (0, 1)))
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        if not entropy:
+        if nats is None:
             return Candidates(ids, values, np.exp(values[:, 0]))
-        nats = np.round(values[:, -1] / _ENTROPY_STEP) * _ENTROPY_STEP
-        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=nats)
+        entropies = np.round(values[:, -1] / _ENTROPY_STEP) * _ENTROPY_STEP
+        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=entropies)
 
     def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """What `choose` maximises, `[rows, vocabulary]`: the logits, or the processed logits plus noise."""
@@ -194,10 +199,3 @@ class TokenChooser:
         # The warpers take the tokens so far only for the sake of others that need them.
         processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
         return processed
-
-    def _with_entropy(
-        self, values: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values and tokens with the entropies as a last column of values, so that one transfer reads them all."""
-        nats = torch.special.entr(self._warped(logits).float().softmax(dim=-1)).sum(dim=-1)
-        return torch.cat([values, nats.half()[:, None]], dim=1), torch.nn.functional.pad(tokens, (0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,9 +104,41 @@ def test_the_best_are_those_of_torchs_operators(
     assert torch.equal(found[0], expected[0].float())
     assert torch.equal(found[1], expected[1])
     torch.testing.assert_close(few[0], expected_few[0], rtol=1e-5, atol=1e-5)
+    assert few[2] is None
     told_apart = [row for row in range(5) if noisy or row != 1]
     if dtype == torch.float32:  # bfloat16 has equal ones, of which torch takes any
         assert torch.equal(few[1][told_apart], expected_few[1][told_apart])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 63, 64, 1000])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_entropies_are_those_of_torchs_operators_without_noise(
+    dtype: torch.dtype, width: int, noisy: bool, request: pytest.FixtureRequest
+) -> None:
+    logits = 3 * torch.randn(5, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[1] = logits[1, 0]
+    logits[2, : width // 2] = -torch.inf
+    logits[3] -= 200 * torch.arange(width).to(dtype)  # nearly all of them impossible
+    noise = noise_of(5, width) if noisy else None
+    *few, found = ranked(logits, 1, noise, entropy=True)
+    assert found is not None
+    assert math.isclose(found[1].item(), math.log(width), abs_tol=1e-4)
+    for part, alone in zip(few, ranked(logits, 1, noise), strict=False):
+        assert alone is not None
+        assert torch.equal(part, alone)
+    request.getfixturevalue("by_torch")
+    torch.testing.assert_close(found, ranked(logits, 1, noise, entropy=True)[2], rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_a_row_that_is_no_number_has_no_entropy(request: pytest.FixtureRequest) -> None:
+    logits = torch.zeros(2, 100)
+    logits[1, 70] = torch.nan
+    found = ranked(logits, 1, entropy=True)[2]
+    request.getfixturevalue("by_torch")
+    torch.testing.assert_close(found, ranked(logits, 1, entropy=True)[2], equal_nan=True)
 
 
 @compiled
