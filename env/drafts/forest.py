@@ -31,7 +31,8 @@ class DraftForest(Protocol):
 
         Args:
             tokens: the text.
-            features: the target's hidden states at each token, `[tokens, width]`, if the draft needs them.
+            features: the target's hidden states at each token but the last, `[tokens - 1, width]`, if the draft needs
+                them.
             chooser: the noise that candidates are ranked with.
         """
 
@@ -90,7 +91,7 @@ class FeatureForest:
         for cache in draft.caches:
             cache.reset()
         self.prefix = len(tokens) - 1
-        before = draft.lean.reduce(features[:-1])
+        before = draft.lean.reduce(features)
         # Row r holds token r + 1: what follows it is the guess at position r + 2.
         self.after, _ = draft.forward(np.array(tokens[1:]), before, np.arange(self.prefix), None, keep=0)
 

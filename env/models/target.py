@@ -68,7 +68,7 @@ class CachedModel:
         """Reads a whole text into the empty cache; the logits after each token, `[tokens, vocabulary]`."""
         return self._forward(np.asarray(tokens, np.int64), np.arange(len(tokens)), None, 0)
 
-    def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray) -> torch.Tensor:
+    def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray, *, keep: int = 0) -> torch.Tensor:
         """Appends rows of a tree to the cache.
 
         Args:
@@ -76,11 +76,12 @@ class CachedModel:
             positions: their absolute positions, `int64[rows]`.
             visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`;
                 every column before them is seen.
+            keep: last rows whose logits are wanted; 0 for all.
 
         Returns:
-            Logits, `[rows, vocabulary]`.
+            Logits, `[rows kept, vocabulary]`.
         """
-        return self._forward(tokens, positions, visible, 0)
+        return self._forward(tokens, positions, visible, keep)
 
     def _forward(self, tokens: IntArray, positions: IntArray, visible: BoolArray | None, keep: int) -> torch.Tensor:
         if self._lean is not None:

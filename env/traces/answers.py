@@ -1,17 +1,17 @@
-"""Many answers at once: the target's own texts, as plain decoding writes them, in batches."""
+"""Many answers at once: the target's own texts, as plain decoding writes them, as rows of one cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache
 
-from env.models.slots import SlotCache
 from env.models.target import TargetModel
 from env.rounds import Request, check_fits
 from env.sampling import TokenChooser
+from env.tree import BoolArray
 
 __all__ = ["Answer", "write_answers"]
 
@@ -24,54 +24,71 @@ class Answer:
     """which of the requests it answers"""
     tokens: tuple[int, ...]
     """prompt and answer [token ids]"""
+    features: torch.Tensor | None
+    """hidden states of all tokens but the last, `[tokens - 1, width]`; None if the target shows none"""
 
 
-@dataclass
 class _Stream:
     """An answer under way."""
 
-    number: int
-    request: Request
-    chooser: TokenChooser
-    tokens: list[int]
-    limit: int
+    def __init__(self, number: int, request: Request, target: TargetModel) -> None:
+        self.number, self.request, self.tokens = number, request, list(request.prompt)
+        self.chooser = TokenChooser(request.sampling, target.vocabulary, target.device)
+        self.limit = min(len(request.prompt) + request.max_new_tokens, target.context_limit)
+        self.columns: list[int] = []  # of the cache, where its tokens are
+        self.features: list[torch.Tensor] = []
 
 
 class _Writer:
-    def __init__(self, target: TargetModel, slots: int, longest: int) -> None:
+    """Writes texts that share a cache: every row sees its own text alone, and texts may begin with the same columns."""
+
+    def __init__(self, target: TargetModel) -> None:
         self.target = target
-        self.cache = SlotCache(target.model, slots, longest)
+        target.cache.reset()
         self.streams: list[_Stream] = []
 
-    def begin(self, number: int, request: Request) -> None:
-        """Reads all of a prompt but its last token, which goes with the next step."""
-        read = torch.tensor([request.prompt[:-1]], device=self.target.device)
-        states = DynamicCache()
-        if read.shape[1]:
-            self.target.model.get_decoder()(read, past_key_values=states, use_cache=True)
-        self.cache.add(states, [read.shape[1]])
-        chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
-        limit = min(len(request.prompt) + request.max_new_tokens, self.target.context_limit)
-        self.streams.append(_Stream(number, request, chooser, list(request.prompt), limit))
+    def begin(self, streams: Sequence[_Stream]) -> None:
+        """Reads the prompt that all of these have, but for its last token, which goes with the next step."""
+        start, prompt = self.target.cache.length, streams[0].request.prompt[:-1]
+        rows = len(prompt)
+        if rows:
+            visible = np.zeros((rows, start + rows), np.bool_)
+            visible[:, start:] = np.tri(rows, dtype=np.bool_)
+            self.target.extend_tree(np.array(prompt), np.arange(rows), visible, keep=1)
+        for stream in streams:
+            stream.columns += range(start, start + rows)
+            if rows and self.target.features is not None:
+                stream.features.append(self.target.features)
+        self.streams += streams
 
     def step(self) -> Iterator[Answer]:
         """Adds a token to every stream; yields and removes those that end with it."""
-        tokens = torch.tensor([[stream.tokens[-1]] for stream in self.streams], device=self.target.device)
-        logits = self.target.model(
-            tokens,
-            attention_mask=self.cache.mask(self.target.dtype),
-            position_ids=self.cache.lengths[:, None],
-            past_key_values=self.cache,
-        ).logits[:, 0]
-        self.cache.advance()
-        ended = []
+        start = self.target.cache.length
         for row, stream in enumerate(self.streams):
+            stream.columns.append(start + row)
+        tokens, positions = (
+            np.array(numbers)
+            for numbers in zip(*((stream.tokens[-1], len(stream.tokens) - 1) for stream in self.streams), strict=True)
+        )
+        logits = self.target.extend_tree(tokens, positions, self._visible(start + len(self.streams)))
+        features, going = self.target.features, []
+        for row, stream in enumerate(self.streams):
+            if features is not None:
+                stream.features.append(features[row : row + 1])
             stream.tokens += stream.chooser.choose(logits[row : row + 1], [len(stream.tokens)]).tolist()
             over = not stream.request.ignore_end and stream.tokens[-1] in self.target.end_tokens
             if over or len(stream.tokens) == stream.limit:
-                yield Answer(stream.number, tuple(stream.tokens))
-                ended.append(row)
-        self.streams = [self.streams[row] for row in self.cache.remove(ended)]
+                states = torch.cat(stream.features) if stream.features else None
+                yield Answer(stream.number, tuple(stream.tokens), states)
+            else:
+                going.append(stream)
+        self.streams = going
+
+    def _visible(self, columns: int) -> BoolArray:
+        visible = np.zeros((len(self.streams), columns), np.bool_)
+        for row, stream in enumerate(self.streams):
+            visible[row, stream.columns] = True
+        return visible
 
 
 @torch.inference_mode()
@@ -83,9 +100,11 @@ def write_answers(
 ) -> Iterator[Answer]:
     """Answers requests, many at a time; each is what plain decoding of it alone gives, up to rounding.
 
+    Where rows of a forward do not depend on their company (see `env.models.packed.row_invariant`), it is so to the bit.
+
     Args:
-        target: who answers.
-        requests: what to answer.
+        target: who answers; its request under way is lost.
+        requests: what to answer. A prompt that several of those `slots` have is read once.
         slots: most answers under way at a time.
         progress: told how many tokens were written since it was last told.
 
@@ -98,16 +117,12 @@ def write_answers(
     """
     for request in requests:
         check_fits(len(request.prompt), target.context_limit)
-    if not requests:
-        return
-    # Texts of like length together: attention is as wide as the longest.
-    waiting = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
-    longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
-    target.show_features(None)
-    writer = _Writer(target, slots, min(longest, target.context_limit))
-    while waiting or writer.streams:
-        while waiting and len(writer.streams) < slots:
-            number = waiting.pop()
-            writer.begin(number, requests[number])
-        progress(len(writer.streams))
-        yield from writer.step()
+    for first in range(0, len(requests), slots):
+        writer, prompts = _Writer(target), dict[tuple[int, ...], list[_Stream]]()
+        for number in range(first, min(first + slots, len(requests))):
+            prompts.setdefault(requests[number].prompt, []).append(_Stream(number, requests[number], target))
+        for streams in prompts.values():
+            writer.begin(streams)
+        while writer.streams:
+            progress(len(writer.streams))
+            yield from writer.step()

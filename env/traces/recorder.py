@@ -103,6 +103,7 @@ class Recorder:
         start: int,
         settings: SamplingSettings,
         progress: Callable[[int], None] = lambda positions: None,
+        features: torch.Tensor | None = None,
     ) -> GuessTable:
         """What the draft guesses after every token of an answer but the last one.
 
@@ -111,23 +112,30 @@ class Recorder:
             start: length of the prompt [tokens].
             settings: how the answer was sampled.
             progress: told how many positions are done since it was last told.
+            features: the target's hidden states of all tokens but the last, those that the draft feeds on, `[tokens -
+                1, width]`; if None, the target reads the text for them, where the draft feeds on any.
 
         Raises:
             LimitError: the text is too long for the pair.
             NumericalError: a model returned NaN.
         """
         self._check_length(len(tokens))
-        self.target.cache.reset()
-        self.target.show_features(self.draft.feature_layers)
-        self.target.extend(tokens)
+        if features is None and self.draft.feature_layers is not None:
+            features = self._read(tokens[:-1])
         chooser = TokenChooser(settings, self.target.vocabulary, self.target.device)
-        self.forest.read(tokens, self.target.features, chooser)
+        self.forest.read(tokens, features, chooser)
         table, lookup = GuessTable(self.rule.columns), HindsightLookup(tokens)
         for first in range(start, len(tokens) - 1, self.batch):
             positions = np.arange(first, min(first + self.batch, len(tokens) - 1))
             self._record(table, np.asarray(tokens)[positions], positions, settings.greedy, lookup)
             progress(len(positions))
         return table.by_position()
+
+    def _read(self, tokens: Sequence[int]) -> torch.Tensor | None:
+        self.target.cache.reset()
+        self.target.show_features(self.draft.feature_layers)
+        self.target.extend(tokens)
+        return self.target.features
 
     def _record(
         self, table: GuessTable, roots: IntArray, positions: IntArray, greedy: bool, lookup: HindsightLookup

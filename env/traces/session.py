@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from env.drafts import CausalDraft, FeatureDraft
 from env.errors import PairError
 from env.models.fingerprint import fingerprint
@@ -114,6 +116,7 @@ def record_texts(
         OSError: the trace could not be written.
     """
     recorder = Recorder(pair.target, pair.draft, rule)
+    pair.target.show_features(pair.draft.feature_layers)
     waiting = [job for job in jobs if job.key not in writer.keys]
     for first in range(0, len(waiting), slots):
         batch = waiting[first : first + slots]
@@ -122,7 +125,7 @@ def record_texts(
         )
         for answer in sorted(answers, key=lambda answer: answer.number):
             job = batch[answer.number]
-            writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording")))
+            writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording"), answer.features))
 
 
 def record_text(
@@ -130,6 +133,7 @@ def record_text(
     job: RecordingJob,
     tokens: tuple[int, ...],
     progress: Callable[[int], None] = lambda positions: None,
+    features: torch.Tensor | None = None,
 ) -> TraceText:
     """The recording of a text that the target has written for a job.
 
@@ -138,13 +142,14 @@ def record_text(
         job: what was asked.
         tokens: prompt and answer [token ids].
         progress: told how many positions are done since it was last told.
+        features: see `Recorder.record`.
 
     Raises:
         LimitError: the text is too long for the pair.
         NumericalError: a model returned NaN.
     """
     request = job.request
-    table = recorder.record(tokens, len(request.prompt), request.sampling, progress)
+    table = recorder.record(tokens, len(request.prompt), request.sampling, progress, features)
     return TraceText(
         job.identifier,
         job.category,
