@@ -46,6 +46,8 @@ class RecordOptions:
     """least early_stop that replay may ask for"""
     max_depth: int = 10
     """deepest tree that it may ask for"""
+    static: bool = True
+    """whether it may ask for the fixed tree and Phase 1's, however unlikely their nodes"""
     slots: int = 32
     """answers written at a time"""
     packed: Path | None = None
@@ -65,7 +67,8 @@ def record(options: RecordOptions) -> int:
         for temperature in options.temperatures
         for seed in (options.seeds if temperature else options.seeds[:1])
     ]
-    rule = SupersetRule(options.floor, options.max_depth, fixed=(fixed_tree().parameters, PHASE_1))
+    static = (fixed_tree().parameters, PHASE_1) if options.static else ()
+    rule = SupersetRule(options.floor, options.max_depth, fixed=static)
     check_writable(options.output.parent)
     prompts = [prompt for source in options.prompts for prompt in load_prompts(source, options.limit)]
     with console.status("Loading the models"):

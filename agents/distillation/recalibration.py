@@ -14,7 +14,7 @@ from agents.distillation.calibration import DEPTHS, RANKS, Calibration, Examples
 from env.errors import TraceError
 from env.recordings import playable
 from env.traces.file import Trace
-from env.traces.records import TraceText
+from env.traces.records import TraceHeader, TraceText
 from env.tree import BoolArray, FloatArray, IntArray
 
 __all__ = ["fit_on_trace", "trace_examples"]
@@ -30,22 +30,28 @@ def fit_on_trace(trace: Trace) -> Calibration:
     for unseen in (False, True):
         texts = [text for text in playable(trace.texts) if (text.split == "test") == unseen]
         parts[unseen] = {
-            "greedy": trace_examples(_chosen(texts, True, unseen)),
-            "sampled": trace_examples(_chosen(texts, False, unseen)),
+            "greedy": trace_examples(_chosen(texts, True, unseen), trace.header),
+            "sampled": trace_examples(_chosen(texts, False, unseen), trace.header),
         }
     return Calibration.fitted(parts[False], parts[True])
 
 
-def trace_examples(texts: Sequence[TraceText]) -> Examples:
-    """What was recorded at nodes that the target reached, up to depth `DEPTHS`."""
-    parts = [part for text in texts for part in _examples(text)]
+def trace_examples(texts: Sequence[TraceText], header: TraceHeader) -> Examples:
+    """What was recorded at nodes that the target reached, up to depth `DEPTHS`.
+
+    What a feature draft guesses after a branch goes by its own features; after unlikely branches it is not recorded. A
+    causal draft guesses after a branch what it guesses after a text that ends so, which is recorded at every position.
+    """
+    parts = [part for text in texts for part in _examples(text, header.draft_kind == "causal")]
     return Examples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _examples(text: TraceText) -> Iterator[tuple[FloatArray, IntArray, BoolArray]]:
+def _examples(text: TraceText, causal: bool) -> Iterator[tuple[FloatArray, IntArray, BoolArray]]:
     """Of one text, depth by depth along what the target chose."""
     table, tokens = text.guesses, np.array(text.tokens)
-    rows = np.flatnonzero(table.parent < 0)
+    rows = np.flatnonzero((table.parent < 0) & (table.position < len(tokens) - 1))
+    root_at = np.full(len(tokens), -1)
+    root_at[table.position[rows]] = rows
     following = table.position[rows] + 1  # index of the token that the target chose below each node
     for depth in range(1, DEPTHS + 1):
         known = following < len(tokens)
@@ -53,7 +59,8 @@ def _examples(text: TraceText) -> Iterator[tuple[FloatArray, IntArray, BoolArray
         accepted = table.tokens[rows] == tokens[following][:, None]
         ranks = slice(RANKS)
         yield table.log_probs[rows, ranks], np.full(len(rows), depth), accepted[:, ranks]
-        below = np.where(accepted.any(1), table.child[rows, accepted.argmax(1)], -1)
+        nodes = root_at[following] if causal else table.child[rows, accepted.argmax(1)]
+        below = np.where(accepted.any(1), nodes, -1)
         rows, following = below[below >= 0], following[below >= 0] + 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +34,10 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 class TestExamples:
-    def test_they_are_the_children_of_nodes_that_the_target_reached(self, trace: Trace) -> None:
-        expected = []
+    @pytest.mark.parametrize("kind", ["feature", "causal"])
+    def test_they_are_the_children_of_nodes_that_the_target_reached(self, kind: str, tmp_path: Path) -> None:
+        save_tiny_trace(tmp_path / "tiny.sgt", kind, prompts=12)
+        trace, expected = find_trace(tmp_path / "tiny.sgt"), []
         for text in trace.texts:
             table = text.guesses
             for position in range(text.prompt - 1, len(text.tokens) - 1):
@@ -45,8 +48,13 @@ class TestExamples:
                     candidates = table.tokens[row].tolist()
                     hits = [token == wanted for token in candidates]
                     expected.append((depth, hits[:RANKS], table.log_probs[row, :RANKS].tolist()))
-                    row = int(table.child[row, candidates.index(wanted)]) if any(hits) else -1
-        found = trace_examples(trace.texts)
+                    child = int(table.child[row, candidates.index(wanted)]) if any(hits) else -1
+                    if kind == "causal" and any(hits) and position + depth < len(text.tokens) - 1:
+                        root = int(table.roots(np.array([position + depth]))[0])
+                        assert child < 0 or table.log_probs[child].tolist() == table.log_probs[root].tolist()
+                        child = root
+                    row = child
+        found = trace_examples(trace.texts, trace.header)
         seen = zip(found.depth.tolist(), found.accepted.tolist(), found.log_probs.tolist(), strict=True)
         assert sorted(seen) == sorted(expected)
         assert len({depth for depth, _, _ in expected}) > 3, "the test would be vacuous"
@@ -55,7 +63,7 @@ class TestExamples:
         found = fit_on_trace(trace)
         for way, greedy in (("greedy", True), ("sampled", False)):
             texts = [text for text in trace.texts if (text.settings.temperature == 0) == greedy]
-            judged = trace_examples([text for text in texts if text.split == "test"])
+            judged = trace_examples([text for text in texts if text.split == "test"], trace.header)
             assert sum(error.children for error in found.errors[way]) == judged.accepted.size
         others = [text for text in trace.texts if text.split != "test"]
         again = fit_on_trace(Trace(trace.path, trace.header, [*others, *_swapped(trace)]))
