@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from controllers.evaluation.latency_check import ProfileCheck
+from controllers.evaluation.latency_check import FRAME, ProfileCheck
 from controllers.evaluation.latency_plot import plot_profile
 from controllers.evaluation.provenance import run_facts, shareable
 from controllers.registry import make_controller
@@ -155,7 +155,7 @@ def _check(
     options: CalibrateOptions, controllers: Sequence[str], decoder: LiveDecoder, prompts: Sequence[tuple[int, ...]]
 ) -> ProfileCheck:
     """The check of the profile, on those of the prompts that leave room."""
-    room = decoder.target.context_limit - options.check_tokens
+    room = decoder.target.context_limit - options.check_tokens - FRAME
     fitting = [prompt for prompt in prompts if len(prompt) <= room][: options.check_prompts]
     return ProfileCheck(
         decoder,
@@ -208,12 +208,14 @@ def _costs_table(costs: RoundCosts, mode: str) -> Table:
 
 
 def _checks_table(checks: Sequence[Check]) -> Table:
-    """Predicted against measured time."""
-    table = Table("controller", "", "rounds", "measured", "predicted", "median error")
+    """Predicted against measured time, in seconds, and of a token in the plain steps of the same minute."""
+    names = "rounds", "measured", "predicted", "error", "in plain steps", "predicted", "error"
+    table = Table("controller", "", *names)
     for check in checks:
         mode = "greedy" if check.greedy else "sampled"
-        times = f"{check.measured:.2f} s", f"{check.predicted:.2f} s"
-        table.add_row(check.controller, mode, str(check.rounds), *times, f"{100 * check.error:.1f} %")
+        times = f"{check.measured:.2f} s", f"{check.predicted:.2f} s", f"{100 * check.error:.1f} %"
+        steps = f"{check.measured_steps:.3f}", f"{check.predicted_steps:.3f}", f"{100 * check.steps_error:.1f} %"
+        table.add_row(check.controller, mode, str(check.rounds), *times, *steps)
     return table
 
 
@@ -222,7 +224,10 @@ def _ranks_table(checks: Sequence[Check]) -> Table:
     table = Table("from fast to slow", "measured", "predicted")
     for greedy in (True, False):
         mine = [check for check in checks if check.greedy == greedy]
-        orders = (sorted(mine, key=lambda check: check.measured), sorted(mine, key=lambda check: check.predicted))
+        orders = (
+            sorted(mine, key=lambda check: check.measured_steps),
+            sorted(mine, key=lambda check: check.predicted_steps),
+        )
         for place, both in enumerate(zip(*orders, strict=True)):
             table.add_row(f"{'greedy' if greedy else 'sampled'}, {place + 1}", *(check.controller for check in both))
     return table

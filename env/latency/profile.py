@@ -54,13 +54,20 @@ class Check:
     texts: int
     """texts generated"""
     rounds: int
-    """rounds that were steered, all texts together"""
+    """rounds that the controller steered, all texts together"""
     measured: float
     """time of those rounds [s]"""
     predicted: float
     """what the profile foretells for the very same rounds [s]"""
     error: float
     """median over the texts of ``|predicted - measured| / measured``"""
+    measured_steps: float = 0.0
+    """time of a token in plain steps, by plain rounds of the same text before and behind: median over the texts; 0 in a
+    profile of before this was measured"""
+    predicted_steps: float = 0.0
+    """what the profile foretells of that"""
+    steps_error: float = 0.0
+    """median over the texts of ``|predicted_steps - measured_steps| / measured_steps``"""
 
 
 @dataclass(frozen=True)
