@@ -8,9 +8,10 @@ so that a level of 3 ms is fitted as well as a verification of 300 ms.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -20,7 +21,7 @@ from env.latency.curve import Curve
 from env.latency.profile import LatencyProfile, Point, ProfileError
 from env.tree import FloatArray
 
-__all__ = ["Knots", "Sample", "fit_costs", "fit_profile", "monotone", "summarise"]
+__all__ = ["Knots", "Sample", "at_one_speed", "fit_costs", "fit_profile", "monotone", "summarise"]
 
 _SHORTEST = 1e-9  # of a time, so that it has a logarithm [s]
 _GUESS = 1e-3  # weight of a cell that nobody measured against one measurement
@@ -42,6 +43,28 @@ class Sample:
     """rows of the forward; 1 where there are none to count"""
     seconds: float
     """time [s]"""
+
+
+def at_one_speed(visits: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples of all visits, as if the machine had been equally fast in all of them.
+
+    A shared machine is a tenth faster or slower for minutes on end, and a cell is measured only a few times. Times of
+    a visit are divided by how much slower its plain steps were, in the median, than those of all visits of its kind.
+
+    Args:
+        visits: samples that were taken in a row at one context, greedily or not.
+    """
+    plain: dict[tuple[bool, int], list[float]] = defaultdict(list)
+    for sample in itertools.chain(*visits):
+        if sample.stage == "plain":
+            plain[sample.greedy, sample.bucket].append(sample.seconds)
+    usual = {kind: float(np.median(seconds)) for kind, seconds in plain.items()}
+    made: list[Sample] = []
+    for visit in visits:
+        own = [sample.seconds / usual[sample.greedy, sample.bucket] for sample in visit if sample.stage == "plain"]
+        slower = float(np.median(own)) if own else 1.0
+        made += [replace(sample, seconds=sample.seconds / slower) for sample in visit]
+    return made
 
 
 def summarise(samples: Iterable[Sample], greedy: bool) -> list[Point]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from env.drafts import LookupDraft
 from env.errors import ParameterError
-from env.latency.fit import Knots, Sample
+from env.latency.fit import Knots, Sample, at_one_speed
 from env.latency.timing import FilledLookup, TimedDraft
 from env.live import LiveDecoder
 from env.parameters import PLAIN, TreeParameters
@@ -170,16 +170,16 @@ def measure(
     draft = TimedDraft(FilledLookup() if isinstance(decoder.draft, LookupDraft) else decoder.draft)
     kinds = [(context, greedy) for context in grid.contexts for greedy in (True, False)]
     visits = [(repeat, kind) for repeat in range(repeats) for kind in order.sample(kinds, len(kinds))]
-    samples: list[Sample] = []
+    found: list[list[Sample]] = []
     for number, (repeat, (context, greedy)) in enumerate(visits, start=1):
         if repeat == 0 or time.monotonic() - began < seconds:
             begin = order.randrange(len(text) - context)
             with _in_place_of_its_draft(decoder, draft):
                 visit = _Visit(decoder, draft, grid, order, greedy)
-                samples += visit.run(tuple(text[begin : begin + context]))
+                found.append(visit.run(tuple(text[begin : begin + context])))
         progress(f"{'greedy' if greedy else 'sampled'}, {context} tokens")
         between(len(visits) - number)
-    return samples
+    return at_one_speed(found)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from env.latency.costs import RoundCosts
 from env.latency.families import compute_bound
-from env.latency.fit import Knots, Sample, fit_costs, fit_profile, monotone, summarise
+from env.latency.fit import Knots, Sample, at_one_speed, fit_costs, fit_profile, monotone, summarise
 from env.latency.profile import ProfileError
 from env.tree import FloatArray
 
@@ -52,6 +52,33 @@ class TestMonotone:
     def test_of_one_line_it_is_the_isotonic_regression(self, line: FloatArray) -> None:
         expected = isotonic_regression(line[0]).x
         np.testing.assert_allclose(monotone(line, np.ones_like(line))[0], expected, atol=1e-6)
+
+
+class TestOneSpeed:
+    def test_visits_of_a_machine_whose_speed_changes_are_those_of_one_whose_speed_does_not(self) -> None:
+        kinds = [(greedy, bucket) for greedy in (True, False) for bucket in BUCKETS]
+        steady = {kind: visit(*kind) for kind in kinds}
+        visits = [
+            [dataclasses.replace(sample, seconds=sample.seconds * slower) for sample in steady[kind]]
+            for kind in kinds
+            for slower in (1.0, 0.9, 1.25)
+        ]
+        found = at_one_speed(visits)
+        expected = [sample for kind in kinds for sample in 3 * steady[kind]]
+        assert [dataclasses.replace(sample, seconds=0) for sample in found] == [
+            dataclasses.replace(sample, seconds=0) for sample in expected
+        ]
+        np.testing.assert_allclose([each.seconds for each in found], [each.seconds for each in expected])
+
+    def test_a_visit_without_a_plain_step_stays_as_it_is(self) -> None:
+        samples = [sample for sample in visit(True, 100) if sample.stage != "plain"]
+        assert at_one_speed([samples, visit(True, 100)])[: len(samples)] == samples
+
+
+def visit(greedy: bool, bucket: int) -> list[Sample]:
+    """Five plain steps, of which one was disturbed, and two other measurements."""
+    times = [*[("plain", seconds) for seconds in (1.0, 9.0, 1.0, 1.0, 1.0)], ("verify", 3.0), ("level", 0.5)]
+    return [Sample(greedy, stage, bucket, bucket, 1, seconds * bucket) for stage, seconds in times]
 
 
 def sampled(costs: RoundCosts, noise: float, repeats: int = 9, seed: int = 0) -> list[Sample]:
