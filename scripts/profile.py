@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from controllers.evaluation.account import Account, Memory, make_cells, make_ratios
-from controllers.evaluation.account_report import account_notes, account_tables, write_account
+from controllers.evaluation.account_report import account_notes, account_tables, write_account, write_record
 from controllers.evaluation.growth import MAX_NEW_TOKENS, WARM_UP, Growth, check_growth
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
 from controllers.registry import make_controller
@@ -132,7 +132,7 @@ def profile(options: ProfileOptions) -> int:
         prompted,
         grid,
         found=found,
-        keep=lambda: write_account(so_far(complete=False), options.output),
+        keep=lambda: write_record(so_far(complete=False), options.output),
     )
     if complete:  # once more: a spell of noise at the start would make the floor too high
         rates = rates.best(_measure_rates(target))

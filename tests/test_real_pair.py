@@ -53,14 +53,15 @@ def test_the_standalone_draft_leaves_the_text_as_it_is(pair: ModelPair, prompts:
     assert 0 < case.accepted < case.drafted, "the test would be vacuous"
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+# Two texts each: every text is written one way or the other, the code both ways.
+@pytest.mark.parametrize(("temperature", "texts"), [(0.0, slice(2)), (1.0, slice(1, 3))])
 def test_every_controller_leaves_the_text_as_it_is(
-    pair: ModelPair, prompts: list[tuple[int, ...]], temperature: float
+    pair: ModelPair, prompts: list[tuple[int, ...]], temperature: float, texts: slice
 ) -> None:
     names = [name for name in controller_names() if name != "autoregressive"]
     sampling = SamplingSettings(temperature, seed=1)
-    cases = check_drafts(pair.target, [pair.draft], names, prompts, sampling=sampling, max_new_tokens=TOKENS)
-    assert {case.runner: case.identical for case in cases} == dict.fromkeys(names, len(TEXTS))
+    cases = check_drafts(pair.target, [pair.draft], names, prompts[texts], sampling=sampling, max_new_tokens=TOKENS)
+    assert {case.runner: case.identical for case in cases} == dict.fromkeys(names, 2)
     assert all(0 < case.accepted < case.drafted for case in cases), "the test would be vacuous"
 
 

@@ -16,7 +16,7 @@ from env.files import write_text
 from env.latency.account import PARTS
 from env.latency.operators import GROUPS
 
-__all__ = ["account_markdown", "account_notes", "account_tables", "write_account"]
+__all__ = ["account_markdown", "account_notes", "account_tables", "write_account", "write_record"]
 
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
@@ -88,12 +88,17 @@ def write_account(account: Account, folder: Path) -> None:
     Raises:
         FileWriteError: a file could not be written; the version of it that stood there is untouched.
     """
-    write_text(folder / "results.json", account.to_json())
+    write_record(account, folder)
     write_text(folder / "results.md", account_markdown(account))
     if account.cells:
         plot_account(account, folder / _FIGURE)
     else:
         (folder / _FIGURE).unlink(missing_ok=True)  # one of an earlier run would contradict the new numbers
+
+
+def write_record(account: Account, folder: Path) -> None:
+    """Writes `results.json` alone, for which no library is needed that would count as memory. Raises as above."""
+    write_text(folder / "results.json", account.to_json())
 
 
 def _sections(account: Account) -> list[_Section]:

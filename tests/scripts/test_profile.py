@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_what_there_is(folders: TinyFolders, tmp_path: Path) -> Non
     output = tmp_path / "out"
     more = arguments(folders, output, "--rows", 1, 4, "--contexts", 64, "--repeats", 10**6, "--requests", 1)
     process = start("profile", *more, home=tmp_path / "home")
-    while process.poll() is None and not (output / "account.png").exists():
+    while process.poll() is None and not (output / "results.json").exists():
         time.sleep(0.05)
     ended = finish(process, interrupt=True)
     assert ended.status == 130, ended.err
