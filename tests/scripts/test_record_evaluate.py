@@ -180,8 +180,12 @@ class TestEvaluate:
 
 
 class TestReplaySpeed:
-    def test_it_tells_what_was_played_and_how_fast(self, call: Caller, tmp_path: Path, trace: Path) -> None:
+    def test_it_tells_what_was_played_and_recorded_and_how_fast(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, trace: Path
+    ) -> None:
         output, few = tmp_path / "speed", ["--episodes", 3, "--steps", 4, "--repeats", 1, "--split", "train"]
+        few += ["--target", folders.target, "--draft", folders.draft, "--dtype", "float32", "--record-tokens", 6]
+        few += ["--prompts", write_prompts(tmp_path / "some.jsonl", ["hello", "abc abc"])]
         ended = call("replay_speed", "--traces", trace, "--output", output, *few)
         assert ended.status == 0, ended.err
         record = json.loads((output / "results.json").read_text(encoding="utf-8"))
@@ -190,9 +194,12 @@ class TestReplaySpeed:
         assert 0 < first["rounds"] == again["rounds"]
         assert speeds["vectorised, 3 episodes"]["rounds"] == 12
         assert speeds["tabulating"]["rounds"] % record["actions"] == 0
+        assert 0 < speeds["recording [positions]"]["rounds"] <= 2 * 2 * 6
         assert all(speed["per_second"] == speed["rounds"] / speed["seconds"] for speed in speeds.values())
 
     def test_a_wrong_setting_is_answered_by_name(self, call: Caller, trace: Path) -> None:
         output = trace.with_name("speed")
         ended = call("replay_speed", "--traces", trace, "--output", output, "--episodes", 0)
         assert_refused(ended, "episodes must be 1 or more; got 0.")
+        ended = call("replay_speed", "--traces", trace, "--output", output, "--record-prompts", -1)
+        assert_refused(ended, "record_prompts must be 0 or more; got -1.")
