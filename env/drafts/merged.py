@@ -199,6 +199,8 @@ def _spread(found: Candidates, rows: BoolArray) -> Candidates:
 def recalibrated(found: Candidates, log_probs: FloatArray, k: int) -> Candidates:
     """The first k of `found` with other log-probabilities, best first again."""
     log_probs = log_probs[:, :k]
+    if (log_probs[:, 1:] <= log_probs[:, :-1]).all():  # as it mostly is
+        return replace(found, tokens=found.tokens[:, :k], log_probs=log_probs)
     best = np.argsort(-log_probs, axis=1, kind="stable")
     tokens = np.take_along_axis(found.tokens, best, axis=1)
     return replace(found, tokens=tokens, log_probs=np.take_along_axis(log_probs, best, axis=1))
