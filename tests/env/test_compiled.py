@@ -75,6 +75,13 @@ def test_what_cannot_be_compiled_is_not_found(source: Path) -> None:
     assert find_library(source) is None
 
 
+def logits_of_five_rows(width: int, dtype: torch.dtype) -> torch.Tensor:
+    logits = torch.randn(5, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[1] = logits[1, 0]  # all the same: the first is meant
+    logits[2, : width // 2] = -torch.inf
+    return logits
+
+
 def noise_of(rows: int, tokens: int) -> list[torch.Tensor]:
     return [gumbel(KEY + row // 2, tokens, CPU) for row in range(rows)]
 
@@ -94,10 +101,7 @@ def test_noise_has_the_bits_of_torchs_operators(request: pytest.FixtureRequest) 
 def test_the_best_are_those_of_torchs_operators(
     dtype: torch.dtype, width: int, noisy: bool, request: pytest.FixtureRequest
 ) -> None:
-    logits = torch.randn(5, width, generator=torch.Generator().manual_seed(0)).to(dtype)
-    logits[1] = logits[1, 0]  # all the same: the first is meant
-    logits[2, : width // 2] = -torch.inf
-    noise = noise_of(5, width) if noisy else None
+    logits, noise = logits_of_five_rows(width, dtype), noise_of(5, width) if noisy else None
     found, few = best(logits, noise), ranked(logits, min(8, width), noise)
     request.getfixturevalue("by_torch")
     expected, expected_few = best(logits, noise), ranked(logits, min(8, width), noise)
@@ -117,11 +121,8 @@ def test_the_best_are_those_of_torchs_operators(
 def test_entropies_are_those_of_torchs_operators_without_noise(
     dtype: torch.dtype, width: int, noisy: bool, request: pytest.FixtureRequest
 ) -> None:
-    logits = 3 * torch.randn(5, width, generator=torch.Generator().manual_seed(0)).to(dtype)
-    logits[1] = logits[1, 0]
-    logits[2, : width // 2] = -torch.inf
+    logits, noise = 3 * logits_of_five_rows(width, dtype), noise_of(5, width) if noisy else None
     logits[3] -= 200 * torch.arange(width).to(dtype)  # nearly all of them impossible
-    noise = noise_of(5, width) if noisy else None
     *few, found = ranked(logits, 1, noise, entropy=True)
     assert found is not None
     assert math.isclose(found[1].item(), math.log(width), abs_tol=1e-4)
