@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from controllers.evaluation.provenance import run_facts, shareable
@@ -64,15 +65,17 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
     profile, trace = find_profile(options.profile), find_trace(options.traces or None)
     texts = choose_texts(trace.texts, options.split)
     check_writable(options.output)
+    # What is wrong with them shall show before minutes of playing.
+    prompts = load_prompts(options.prompts, options.record_prompts) if options.record_prompts else []
+    pair = options.pair.load() if options.record_prompts else None
     with console.status("Playing texts one at a time"):
         speeds = single_speeds(trace, texts, profile, options.controller, options.repeats)
     with console.status("Playing texts together"):
         envs = ReplayVectorEnv(options.episodes, traces=trace, profile=profile, split=options.split)
         speeds += vector_speeds(envs, options.steps, options.repeats)
-    if options.record_prompts:
+    if pair is not None:
         with console.status("Recording texts"):
-            prompts = load_prompts(options.prompts, options.record_prompts)
-            speeds.append(recording_speed(options.pair.load(), prompts, options.record_tokens))
+            speeds.append(recording_speed(pair, prompts, options.record_tokens))
     Console().print(_table(speeds))
     record = {
         **run_facts(started, "replay"),
@@ -89,7 +92,7 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
 def _table(speeds: list[Speed]) -> Table:
     table = Table("replay", "rounds", "seconds", "a second")
     for speed in speeds:
-        table.add_row(speed.what, f"{speed.rounds:,}", f"{speed.seconds:.2f}", f"{int(speed.per_second):,}")
+        table.add_row(escape(speed.what), f"{speed.rounds:,}", f"{speed.seconds:.2f}", f"{int(speed.per_second):,}")
     return table
 
 

@@ -195,6 +195,7 @@ class TestReplaySpeed:
         assert speeds["vectorised, 3 episodes"]["rounds"] == 12
         assert speeds["tabulating"]["rounds"] % record["actions"] == 0
         assert 0 < speeds["recording [positions]"]["rounds"] <= 2 * 2 * 6
+        assert "recording [positions]" in ended.out
         assert all(speed["per_second"] == speed["rounds"] / speed["seconds"] for speed in speeds.values())
 
     def test_a_wrong_setting_is_answered_by_name(self, call: Caller, trace: Path) -> None:
@@ -203,3 +204,5 @@ class TestReplaySpeed:
         assert_refused(ended, "episodes must be 1 or more; got 0.")
         ended = call("replay_speed", "--traces", trace, "--output", output, "--record-prompts", -1)
         assert_refused(ended, "record_prompts must be 0 or more; got -1.")
+        ended = call("replay_speed", "--traces", trace, "--output", output, "--prompts", trace.with_name("none.jsonl"))
+        assert_refused(ended, "none.jsonl")
