@@ -20,7 +20,7 @@ import numpy as np
 
 from env.errors import ModelFileError
 from env.files import write_text
-from env.tree import FloatArray
+from env.tree import FloatArray, IntArray
 
 __all__ = ["CalibrationMap", "Calibrator", "load_calibrator", "margins"]
 
@@ -43,17 +43,23 @@ class CalibrationMap:
 
     def calibrate(self, log_probs: FloatArray, depth: int) -> FloatArray:
         """See `Calibrator.calibrate`."""
-        ranks = np.minimum(np.arange(log_probs.shape[1]), len(self.slope_low) - 1)
-        row = min(depth, len(self.offset)) - 1
-        probabilities = np.clip(np.exp(log_probs), _EDGE, 1 - _EDGE)
+        ranks = self._ranks(log_probs.shape[1])
+        likely = np.exp(log_probs)
+        inside = np.minimum(np.maximum(likely, _EDGE), 1 - _EDGE)
         logits = (
-            self.slope_low[ranks] * np.log(probabilities)
-            - self.slope_high[ranks] * np.log1p(-probabilities)
-            + self.margin[ranks] * margins(log_probs)[:, None]
-            + self.offset[row, ranks]
+            self.slope_low[ranks] * np.log(inside)
+            - self.slope_high[ranks] * np.log1p(-inside)
+            + self.margin[ranks] * _leads(likely)[:, None]
+            + self.offset[min(depth, len(self.offset)) - 1, ranks]
         )
         calibrated: FloatArray = np.where(log_probs > -np.inf, -np.logaddexp(0, -logits), -np.inf)
         return calibrated
+
+    def _ranks(self, count: int) -> slice | IntArray:
+        """Where the tables have the first `count` ranks."""
+        if count <= len(self.slope_low):
+            return slice(count)
+        return np.minimum(np.arange(count), len(self.slope_low) - 1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,11 @@ class Calibrator:
 
 def margins(log_probs: FloatArray) -> FloatArray:
     """By how much the best child leads the second best, `float64[nodes]`, of log-probabilities `float64[nodes, k]`."""
-    probabilities = np.exp(log_probs)
+    return _leads(np.exp(log_probs))
+
+
+def _leads(probabilities: FloatArray) -> FloatArray:
+    """The same of probabilities."""
     if probabilities.shape[1] == 1:
         return np.asarray(probabilities[:, 0])
     return np.asarray(probabilities[:, 0] - probabilities[:, 1])

@@ -13,6 +13,7 @@
 namespace {
 
 constexpr std::int64_t LANES = 64;
+constexpr std::int64_t BLOCK = 128;  // tokens whose noise is made at once
 
 std::uint32_t mix(std::uint32_t bits) {  // Wellons, "lowbias32"
     bits = (bits ^ bits >> 16) * 0x7FEB352Du;
@@ -20,20 +21,34 @@ std::uint32_t mix(std::uint32_t bits) {  // Wellons, "lowbias32"
     return bits ^ bits >> 16;
 }
 
-// Of a positive, normal number: with x = 2^e m, m from 3/4 to 3/2, by the series of 2 artanh((m - 1) / (m + 1)).
+// Of a positive, normal number: with x = 2^e m, m from sqrt(1/2) to sqrt(2), by the series of 2 artanh((m - 1) / (m + 1)).
+// Its even and its odd terms are added up apart: neither waits for the other.
 inline double logarithm(double x) {
     // Without signed shifts and conversions of 64 bits, which AVX2 has not: e + 1023 is counted, and joins 2^52's bits.
     std::uint64_t bits;
     std::memcpy(&bits, &x, sizeof x);
-    const std::uint64_t counted = (bits + 0x0008000000000000u) >> 52, mantissa = bits + 0x3FF0000000000000u - (counted << 52);
-    const std::uint64_t joined = counted | 0x4330000000000000u;
+    constexpr std::uint64_t ONE = 0x3FF0000000000000u, ROOT_OF_TWO = 0x3FF6A09E667F3BCDu;
+    const std::uint64_t counted = (bits + (ONE + (std::uint64_t{1} << 52) - ROOT_OF_TWO)) >> 52;
+    const std::uint64_t mantissa = bits + ONE - (counted << 52), joined = counted | 0x4330000000000000u;
     double m, power;
     std::memcpy(&m, &mantissa, sizeof m);
     std::memcpy(&power, &joined, sizeof power);
-    const double s = (m - 1) / (m + 1), square = s * s;
-    double sum = 1.0 / 25;
-    for (int odd = 23; odd > 0; odd -= 2) sum = sum * square + 1.0 / odd;
-    return (power - (0x1p52 + 1023)) * 0.693147180559945309417 + 2 * s * sum;
+    const double s = (m - 1) / (m + 1), square = s * s, fourth = square * square;
+    double even = 1.0 / 17, odd = 1.0 / 19;
+    for (int place = 13; place > 0; place -= 4) even = even * fourth + 1.0 / place, odd = odd * fourth + 1.0 / (place + 2);
+    return (power - (0x1p52 + 1023)) * 0.693147180559945309417 + 2 * s * (even + square * odd);
+}
+
+// Standard Gumbel noise of `count` tokens. Loops of their own, or compilers mix lanes of 32 and of 64 bits badly.
+void gumbel_of(std::uint32_t key, std::uint32_t second, std::int64_t first, std::int64_t count, float* noise) {
+    double values[BLOCK];
+    for (std::int64_t lane = 0; lane < count; ++lane) {
+        const std::uint32_t bits = mix(mix(static_cast<std::uint32_t>(first + lane) ^ key) ^ second);
+        // The middle of one of 2^32 cells of (0, 1), the first of which is that of the lowest signed number.
+        values[lane] = (static_cast<double>(static_cast<std::int32_t>(bits)) + 2147483648.5) * 0x1p-32;
+    }
+    for (std::int64_t lane = 0; lane < count; ++lane) values[lane] = -logarithm(values[lane]);
+    for (std::int64_t lane = 0; lane < count; ++lane) noise[lane] = static_cast<float>(-logarithm(values[lane]));
 }
 
 inline float value_of(float logit) { return logit; }
@@ -51,7 +66,7 @@ struct Best {
 
 // The best of a row with or without noise; NaN if there is one. Of equal ones the first.
 template <class Logit, bool NOISY>
-void best_of_row(const Logit* logits, const float* noise, std::int64_t vocabulary, float* value, std::int64_t* token) {
+void best_of_row(const Logit* logits, const float* noise, std::int64_t vocabulary, double* value, std::int64_t* token) {
     Best best;
     for (std::int64_t lane = 0; lane < LANES; ++lane)
         best.value[lane] = -std::numeric_limits<float>::infinity(), best.token[lane] = static_cast<std::int32_t>(lane),
@@ -74,12 +89,13 @@ void best_of_row(const Logit* logits, const float* noise, std::int64_t vocabular
         if (best.value[lane] > *value || (best.value[lane] == *value && best.token[lane] < *token))
             *value = best.value[lane], *token = best.token[lane];
     }
-    if (strange) *value = std::numeric_limits<float>::quiet_NaN();
+    if (strange) *value = std::numeric_limits<double>::quiet_NaN();
 }
 
 template <class Logit>
 void best_of_rows(const Logit* logits, const float* const* noise, std::int64_t rows, std::int64_t vocabulary,
-                  float* values, std::int64_t* tokens) {
+                  std::int64_t threads, double* values, std::int64_t* tokens) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 1)
     for (std::int64_t row = 0; row < rows; ++row) {
         const Logit* mine = logits + row * vocabulary;
         if (noise) best_of_row<Logit, true>(mine, noise[row], vocabulary, values + row, tokens + row);
@@ -214,24 +230,20 @@ extern "C" {
 
 // Standard Gumbel noise of every token, from two keys.
 void specgym_gumbel(std::uint32_t key, std::uint32_t second, std::int64_t vocabulary, std::int64_t threads, float* noise) {
-#pragma omp parallel for simd schedule(static) num_threads(threads)
-    for (std::int64_t token = 0; token < vocabulary; ++token) {
-        const std::uint32_t bits = mix(mix(static_cast<std::uint32_t>(token) ^ key) ^ second);
-        // The middle of one of 2^32 cells of (0, 1), the first of which is that of the lowest signed number.
-        const double uniform = (static_cast<double>(static_cast<std::int32_t>(bits)) + 2147483648.5) * 0x1p-32;
-        noise[token] = static_cast<float>(-logarithm(-logarithm(uniform)));
-    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (std::int64_t first = 0; first < vocabulary; first += BLOCK)
+        gumbel_of(key, second, first, std::min(BLOCK, vocabulary - first), noise + first);
 }
 
 // The best token of each row and its score: the logit, with the row's noise if there is some.
 void specgym_best_bfloat16(const std::uint16_t* logits, const float* const* noise, std::int64_t rows,
-                           std::int64_t vocabulary, float* values, std::int64_t* tokens) {
-    best_of_rows(logits, noise, rows, vocabulary, values, tokens);
+                           std::int64_t vocabulary, std::int64_t threads, double* values, std::int64_t* tokens) {
+    best_of_rows(logits, noise, rows, vocabulary, threads, values, tokens);
 }
 
 void specgym_best_float32(const float* logits, const float* const* noise, std::int64_t rows, std::int64_t vocabulary,
-                          float* values, std::int64_t* tokens) {
-    best_of_rows(logits, noise, rows, vocabulary, values, tokens);
+                          std::int64_t threads, double* values, std::int64_t* tokens) {
+    best_of_rows(logits, noise, rows, vocabulary, threads, values, tokens);
 }
 
 // The `count` likeliest of each row and their log-probabilities under the softmax of the scores: the logits, with the

@@ -19,7 +19,7 @@ import torch
 from env.compiled import find_library
 from env.tree import FloatArray, IntArray
 
-__all__ = ["best", "gumbel", "noisy", "ranked", "read", "rounded", "told"]
+__all__ = ["best", "gumbel", "noisy", "ranked", "told"]
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
@@ -32,7 +32,7 @@ def _functions() -> ctypes.CDLL | None:
         library.specgym_gumbel.argtypes = [c_uint32, c_uint32, c_int64, c_int64, c_void_p]
         for dtype in ("bfloat16", "float32"):
             best_of, rank = (getattr(library, f"specgym_{name}_{dtype}") for name in ("best", "rank"))
-            best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]
+            best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
             rank.argtypes = [*[c_void_p] * 3, *[c_int64] * 4, *[c_void_p] * 4]
             best_of.restype = rank.restype = None
         library.specgym_told.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
@@ -56,7 +56,7 @@ def gumbel(key: int, vocabulary: int, device: torch.device) -> torch.Tensor:
     return noise
 
 
-def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> tuple[FloatArray, IntArray]:
     """The highest score of each row, and its token: of equal ones the first; NaN if there is one in the row.
 
     Args:
@@ -64,16 +64,18 @@ def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> t
         noise: what is added to each row, `float32[vocabulary or more]` each; None for nothing.
 
     Returns:
-        `[rows]` and `int64[rows]`; where the score is NaN, the token means nothing.
+        `float64[rows]` and `int64[rows]`, read from the device in one transfer; where the score is NaN, the token
+        means nothing.
     """
     if (call := _function("best", logits)) is None:
         found = noisy(logits, noise).max(dim=-1)
-        return found.values, found.indices
+        return _read(found.values, found.indices)
     logits = logits.contiguous()
-    rows = len(logits)
-    values, tokens = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
-    call(logits.data_ptr(), _addresses(noise), *logits.shape, values.data_ptr(), tokens.data_ptr())
-    return values, tokens
+    rows, width = logits.shape
+    values, tokens = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
+    numbers = rows, width, min(torch.get_num_threads(), rows)
+    call(logits.data_ptr(), _addresses(noise), *numbers, values.data_ptr(), tokens.data_ptr())
+    return values.numpy(), tokens.numpy()
 
 
 def ranked(
@@ -113,8 +115,12 @@ def ranked(
 
 
 def told(
-    values: torch.Tensor, entries: torch.Tensor, k: int, token_ids: torch.Tensor | None = None
-) -> tuple[FloatArray, IntArray]:
+    values: torch.Tensor,
+    entries: torch.Tensor,
+    k: int,
+    token_ids: torch.Tensor | None = None,
+    nats: torch.Tensor | None = None,
+) -> tuple[FloatArray, IntArray, FloatArray | None]:
     """What `ranked` found, as candidates are told: rounded to bfloat16 and to half precision, and as tokens.
 
     Args:
@@ -122,32 +128,38 @@ def told(
         entries: `int64[rows, count]`.
         k: how many of each row.
         token_ids: the token of each entry, `int64[vocabulary]`; None if it is the one of its number.
+        nats: entropies, `float32[rows]`, or None.
 
     Returns:
-        `float64[rows, k]` and `int64[rows, k]`, read from the device in one transfer; where a value is NaN, the token
-        means nothing.
+        `float64[rows, k]`, `int64[rows, k]` and entropies in half precision, `float64[rows]`, if there are some; read
+        from the device in one transfer. Where a value is NaN, the token means nothing.
     """
     functions = _functions() if values.device.type == "cpu" else None
     if functions is None:
-        return read(*rounded(values, entries, k, token_ids))
+        return _told(values[:, :k].bfloat16(), entries[:, :k], token_ids, nats)
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
-    log_probs, ids = np.empty((rows, k)), np.empty((rows, k), np.int64)
-    numbers, results = (rows, count, k), (log_probs.ctypes.data, ids.ctypes.data)
+    log_probs = torch.empty((rows, k), dtype=torch.float64)
+    ids = torch.empty((rows, k), dtype=torch.int64)
     of_entries = None if token_ids is None else token_ids.data_ptr()
+    numbers, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
     functions.specgym_told(values.data_ptr(), entries.data_ptr(), of_entries, *numbers, *results)
-    return log_probs, ids
+    return log_probs.numpy(), ids.numpy(), None if nats is None else nats.half().double().numpy()
 
 
-def rounded(
-    values: torch.Tensor, entries: torch.Tensor, k: int, token_ids: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same where it is, `float16[rows, k]` and `int64[rows, k]`."""
-    entries = entries[:, :k]
-    return values[:, :k].bfloat16().half(), entries if token_ids is None else token_ids[entries]
+def _told(
+    values: torch.Tensor, entries: torch.Tensor, token_ids: torch.Tensor | None, nats: torch.Tensor | None
+) -> tuple[FloatArray, IntArray, FloatArray | None]:
+    """`told` by torch's operators; entropies go as a last column of the values."""
+    tokens = entries if token_ids is None else token_ids[entries]
+    if nats is None:
+        return *_read(values.half(), tokens), None
+    both = torch.cat([values.half(), nats.half()[:, None]], dim=1)
+    log_probs, ids = _read(both, torch.nn.functional.pad(tokens, (0, 1)))
+    return log_probs[:, :-1], ids[:, :-1], log_probs[:, -1]
 
 
-def read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
+def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
     """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
     if values.device.type == "cpu":
         return values.double().numpy(), tokens.numpy()

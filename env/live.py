@@ -104,7 +104,7 @@ class LiveDecoder(TextUnderWay):
         self.target.cache.keep_path(prefix, path)
         features = self.target.features
         if features is not None:
-            features = features[path]
+            features = features.index_select(0, torch.from_numpy(path).to(features.device))
         self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
         outcome = self._outcome(committed, tree, accepted, seconds, work)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from env.choosing import best, gumbel, noisy, ranked, read, rounded, told
+from env.choosing import best, gumbel, noisy, ranked, told
 from env.errors import NumericalError, ParameterError
 from env.growth import Candidates
 from env.tree import IntArray
@@ -131,7 +131,7 @@ class TokenChooser:
         Raises:
             NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
         """
-        values, indices = read(*best(self._warped(logits), self._noise(positions)))
+        values, indices = best(self._warped(logits), self._noise(positions))
         if not np.isfinite(values).all():
             raise NumericalError(
                 "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
@@ -169,20 +169,12 @@ class TokenChooser:
         # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
         count = min(max(k, _RANKED), logits.shape[-1])
         warped, noise = self._warped(logits), self._noise(positions)
-        likeliest, indices, nats = ranked(warped, count, noise, token_ids, entropy=entropy)
-        k = min(k, count)
-        if nats is None:
-            values, ids = told(likeliest, indices, k, token_ids)
-        else:
-            # Entropies as a last column of values, so that one transfer reads them all.
-            kept, tokens = rounded(likeliest, indices, k, token_ids)
-            values, ids = read(torch.cat([kept, nats.half()[:, None]], dim=1), torch.nn.functional.pad(tokens, (0, 1)))
+        likeliest, indices, spread = ranked(warped, count, noise, token_ids, entropy=entropy)
+        values, ids, nats = told(likeliest, indices, min(k, count), token_ids, spread)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        if nats is None:
-            return Candidates(ids, values, np.exp(values[:, 0]))
-        entropies = np.round(values[:, -1] / _ENTROPY_STEP) * _ENTROPY_STEP
-        return Candidates(ids[:, :-1], values[:, :-1], np.exp(values[:, 0]), entropy=entropies)
+        entropies = None if nats is None else np.round(nats / _ENTROPY_STEP) * _ENTROPY_STEP
+        return Candidates(ids, values, np.exp(values[:, 0]), entropy=entropies)
 
     def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """What `choose` maximises, `[rows, vocabulary]`: the logits, or the processed logits plus noise."""

@@ -54,9 +54,16 @@ class TokenTree(TokenForest):
         Args:
             choices: the target's token after each node, `int64[nodes]`.
         """
-        correct = np.zeros(len(self), np.bool_)
-        correct[0] = True
-        correct[1:] = self.token[1:] == choices[self.parent[1:]]
-        whole = ~(self.ancestors & ~correct).any(axis=1)  # every node on the way is correct
-        deepest = int(np.argmax(np.where(whole, self.depth, -1)))
-        return np.flatnonzero(self.ancestors[deepest])
+        # Plain numbers: for the few nodes of a tree, array operations take longer to call than to do.
+        token, parent, depth = self.token.tolist(), self.parent.tolist(), self.depth.tolist()
+        wanted: list[int] = choices.tolist()
+        whole, last = [True], 0  # whether every node on the way is correct, and the deepest of those
+        for node in range(1, len(token)):
+            above = parent[node]
+            whole.append(whole[above] and token[node] == wanted[above])
+            if whole[node] and depth[node] > depth[last]:
+                last = node
+        path = [last]
+        while path[-1]:
+            path.append(parent[path[-1]])
+        return np.array(path[::-1], np.int64)

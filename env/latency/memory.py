@@ -23,6 +23,9 @@ _RESET, _STATE, _MAPPINGS = (Path("/proc/self", name) for name in ("clear_refs",
 def memory_held(device: torch.device) -> int | None:
     """What is held now, after a collection of garbage: by the process, or on a GPU by its tensors [bytes].
 
+    What was freed is returned first: pieces of it that stay with the C library would count as held, and their number
+    settles only after hundreds of requests.
+
     None where the system does not tell.
     """
     return _held(device, files=True)
@@ -37,6 +40,7 @@ def memory_owned(device: torch.device) -> int | None:
 
 def _held(device: torch.device, files: bool) -> int | None:
     gc.collect()
+    return_freed()
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:

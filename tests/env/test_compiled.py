@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from env.models.moving import move_rows
 SOURCE = Path(choosing.__file__).with_name("choosing.cpp")
 CPU = torch.device("cpu")
 KEY = 0x9E3779B97F4A7C15
+
+MOVING = Path(moving.__file__).with_name("moving.cpp")
 
 compiled = pytest.mark.skipif(find_library(SOURCE) is None, reason="this machine compiles nothing")
 
@@ -41,6 +44,12 @@ def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A file to compile, and an empty cache folder."""
     monkeypatch.setenv("SPECGYM_HOME", str(tmp_path / "home"))
     return Path(shutil.copy(SOURCE, tmp_path / "some.cpp"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="no g++ on Linux")
+@pytest.mark.parametrize("path", [SOURCE, MOVING], ids=lambda path: path.stem)
+def test_what_is_for_any_processor_compiles(path: Path) -> None:  # a mistake in it would only be slow
+    assert load_library(path)
 
 
 @compiled
@@ -105,8 +114,8 @@ def test_the_best_are_those_of_torchs_operators(
     found, few = best(logits, noise), ranked(logits, min(8, width), noise)
     request.getfixturevalue("by_torch")
     expected, expected_few = best(logits, noise), ranked(logits, min(8, width), noise)
-    assert torch.equal(found[0], expected[0].float())
-    assert torch.equal(found[1], expected[1])
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
     torch.testing.assert_close(few[0], expected_few[0], rtol=1e-5, atol=1e-5)
     assert few[2] is None
     told_apart = [row for row in range(5) if noisy or row != 1]
@@ -167,13 +176,25 @@ def test_log_probabilities_are_told_as_torch_rounds_them(k: int, trimmed: bool, 
     found = told(values, entries, k, ids)
     request.getfixturevalue("by_torch")
     expected = told(values, entries, k, ids)
-    assert [part.dtype for part in found] == [np.float64, np.int64]
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    assert found[2] is None
+    for part, expected_part, dtype in zip(found, expected, (np.float64, np.int64), strict=False):
+        assert part.dtype == dtype
+        np.testing.assert_array_equal(part, expected_part)
+
+
+@compiled
+def test_entropies_are_told_as_torch_rounds_them(request: pytest.FixtureRequest) -> None:
+    values, entries, nats = torch.randn(3, 4), torch.arange(12).view(3, 4), torch.tensor([0.1234567, 2.0, 10.7])
+    found = told(values, entries, 2, nats=nats)
+    request.getfixturevalue("by_torch")
+    expected = told(values, entries, 2, nats=nats)
+    for part, expected_part in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(part, expected_part)
+    np.testing.assert_array_equal(found[2], nats.half().double())
 
 
 def test_what_is_no_number_is_told_as_none() -> None:
-    log_probs, _ = told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2, torch.tensor([5]))
+    log_probs, *_ = told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2, torch.tensor([5]))
     assert np.isnan(log_probs).tolist() == [[False, True]]
 
 
@@ -182,7 +203,7 @@ def test_what_is_no_number_shows(spoiled: int) -> None:
     for nan in (torch.nan, -torch.nan):
         logits = torch.zeros(2, 130)
         logits[1, spoiled] = nan
-        assert best(logits)[0].isnan().tolist() == [False, True]
+        assert np.isnan(best(logits)[0]).tolist() == [False, True]
         assert ranked(logits, 3)[0].isnan().all(dim=1).tolist() == [False, True]
 
 
