@@ -136,7 +136,7 @@ def told(
     """
     functions = _functions() if values.device.type == "cpu" else None
     if functions is None:
-        return _told(values[:, :k].bfloat16(), entries[:, :k], token_ids, nats)
+        return _told(values[:, :k].bfloat16().half(), entries[:, :k], token_ids, nats)
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
     log_probs = torch.empty((rows, k), dtype=torch.float64)
@@ -150,11 +150,11 @@ def told(
 def _told(
     values: torch.Tensor, entries: torch.Tensor, token_ids: torch.Tensor | None, nats: torch.Tensor | None
 ) -> tuple[FloatArray, IntArray, FloatArray | None]:
-    """`told` by torch's operators; entropies go as a last column of the values."""
+    """`told` by torch's operators, of values rounded already; entropies go as a last column of these."""
     tokens = entries if token_ids is None else token_ids[entries]
     if nats is None:
-        return *_read(values.half(), tokens), None
-    both = torch.cat([values.half(), nats.half()[:, None]], dim=1)
+        return *_read(values, tokens), None
+    both = torch.cat([values, nats.half()[:, None]], dim=1)
     log_probs, ids = _read(both, torch.nn.functional.pad(tokens, (0, 1)))
     return log_probs[:, :-1], ids[:, :-1], log_probs[:, -1]
 
