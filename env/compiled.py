@@ -14,23 +14,26 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from env.errors import SpecGymError
-from env.files import atomic_path
+from env.files import atomic_path, write_text
 from env.home import cache_home
 
-__all__ = ["compiled_path", "find_library", "load_library"]
+__all__ = ["compile_seconds", "compiled_path", "find_library", "load_library"]
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _PATIENCE = 120  # seconds that compiling may take
+_SOURCES = tuple(sorted(Path(__file__).parent.rglob("*.cpp")))
+_TOOK = ".seconds"  # of the file that says how long it took
 
 
 @functools.cache
 def find_library(source: Path) -> ctypes.CDLL | None:
     """The functions of a file of C++, or None if they are not wanted or this machine cannot have them."""
-    if os.environ.get("SPECGYM_NATIVE") == "0":
+    if not _wanted():
         return None
     try:
         return load_library(source)
@@ -64,10 +67,27 @@ def compiled_path(source: Path) -> Path:
     name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     path = cache_home() / "native" / f"{name}.so"
     if not path.exists():
+        began = time.perf_counter()
         with atomic_path(path) as temporary:
             command = [compiler, *_FLAGS, "-o", str(temporary), str(source)]
             subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
+        write_text(path.with_suffix(_TOOK), f"{time.perf_counter() - began:.3f}\n")
     return path
+
+
+def compile_seconds() -> float | None:
+    """How long it took to compile what this package has of C++, when this machine did so [s]; None if it never did."""
+    if not _wanted():
+        return None
+    try:
+        paths = [compiled_path(source) for source in _SOURCES]
+        return sum(float(path.with_suffix(_TOOK).read_text(encoding="ascii")) for path in paths)
+    except (OSError, ValueError, SpecGymError, subprocess.SubprocessError):
+        return None
+
+
+def _wanted() -> bool:
+    return os.environ.get("SPECGYM_NATIVE") != "0"
 
 
 def _processor() -> str:

@@ -10,6 +10,7 @@ from env.drafts.base import Draft
 from env.drafts.merged import MergedDraft
 from env.growth import Expand, grow_tree
 from env.latency.learned import LearnedCosts
+from env.models.graphs import sent
 from env.models.target import TargetModel
 from env.observation import ROOT_CHILDREN, Costs, Observation
 from env.parameters import TreeParameters
@@ -105,7 +106,7 @@ class LiveDecoder(TextUnderWay):
         features = self.target.features
         if features is not None:
             # Not by [path]: torch takes twice as long to make out what an array of NumPy's asks for.
-            features = features.index_select(0, torch.from_numpy(path).to(features.device))
+            features = features.index_select(0, sent(path, features.device))
         self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
         outcome = self._outcome(committed, tree, accepted, seconds, work)

@@ -25,6 +25,7 @@ from env.models.target import CachedModel, TargetModel
 __all__ = [
     "DEFAULT_TARGET",
     "DTYPES",
+    "EIGHT_BITS",
     "PAIRS",
     "ModelPair",
     "check_text",
@@ -35,7 +36,13 @@ __all__ = [
 ]
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+EIGHT_BITS = "int8"
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    EIGHT_BITS: torch.bfloat16,  # of everything but the weights of linear layers
+}
 LOOKUP = "lookup"
 
 CALIBRATOR = "calibrator.json"
@@ -90,7 +97,7 @@ def load_pair(
         UnknownNameError: no such model.
         ModelFileError: weights, a configuration or a tokenizer that are missing, corrupt or cannot be fetched.
         PairError: models that cannot work, or not together.
-        ParameterError: an unknown `dtype`, or a device that is not there.
+        ParameterError: an unknown `dtype`, one that this machine has not, or a device that is not there.
     """
     if dtype not in DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
@@ -101,7 +108,7 @@ def load_pair(
     tokenizer = load_tokenizer(folder)
     if _is_model(chosen):
         _checked_draft(chosen, tokenizer)  # before the target's weights are read
-    model = TargetModel(load_causal_model(folder, DTYPES[dtype], place))
+    model = TargetModel(load_causal_model(folder, DTYPES[dtype], place), eight_bits=dtype == EIGHT_BITS)
     guesser = make_draft(chosen, model, tokenizer)
     return_freed()  # loading leaves much behind
     return ModelPair(model, guesser, tokenizer, target, _short(chosen), describe_weights(folder))
@@ -124,7 +131,7 @@ def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBa
         return LookupDraft()
     if tokenizer is not None and _is_model(draft):
         folder = _checked_draft(draft, tokenizer)
-        model = CachedModel(load_causal_model(folder, target.dtype, target.device))
+        model = CachedModel(load_causal_model(folder, target.dtype, target.device), eight_bits=target.eight_bits)
         return CausalDraft(model, target.vocabulary, _calibrator(folder))
     network = load_network(Path(draft))
     unknown = network.token_ids[(network.token_ids < 0) | (network.token_ids >= target.vocabulary)]
@@ -132,7 +139,8 @@ def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBa
         first = int(unknown[0])
         raise PairError(f"The feature draft proposes token {first}; the target knows {target.vocabulary} tokens.")
     embedding = target.model.get_input_embeddings()
-    return FeatureDraft(network, embedding, target.context_limit, _calibrator(Path(draft).parent))
+    calibrator = _calibrator(Path(draft).parent)
+    return FeatureDraft(network, embedding, target.context_limit, calibrator, eight_bits=target.eight_bits)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tuple[int, ...]:

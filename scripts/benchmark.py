@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,14 +13,23 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from controllers.evaluation.agreement import find_agreement
 from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
 from controllers.evaluation.report import table, write_results
-from controllers.evaluation.runners import TRANSFORMERS, ControllerRunner, check_runner, make_runner, parse_rivals
+from controllers.evaluation.runners import (
+    TRANSFORMERS,
+    ControllerRunner,
+    Runner,
+    check_runner,
+    make_runner,
+    parse_rivals,
+)
 from controllers.evaluation.schema import Results
 from controllers.evaluation.statistics import summarise
+from env.errors import ParameterError
 from env.files import check_writable
-from env.pair import ModelPair
+from env.pair import DTYPES, ModelPair, encode_chat
 from env.prompts import load_prompts
 from env.rounds import check_limit
 from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
@@ -46,6 +56,9 @@ class BenchmarkOptions:
     rivals: str | None = None
     """comma-separated further drafts, each as NAME=DRAFT with a draft as for --draft; every controller is run with each
     of them as well, as controller@NAME"""
+    beside: str | None = None
+    """another precision, as for --dtype, that every controller is run in as well, as controller@PRECISION; its texts
+    are compared with its own plain decoding"""
     repeats: int = 1
     """times that everything is measured"""
     output: Path = Path("results/benchmark")
@@ -62,18 +75,20 @@ def benchmark(options: BenchmarkOptions) -> int:
     check_limit("max_new_tokens", options.max_new_tokens)
     check_limit("repeats", options.repeats)
     rivals = parse_rivals(options.rivals)
+    _check_beside(options)
     sampling = options.sampling.settings()
     categories = options.categories.split(",") if options.categories else None
     prompts = load_prompts(options.prompts, options.limit, categories)
     check_writable(options.output)
     with console.status("Loading the models"):
         pair = options.pair.load()
-    decoder = pair.decoder()
-    runners = [make_runner(name, decoder) for name in names]
-    speculating = [name for name in names if name not in (BASELINE, TRANSFORMERS)]
-    for rival, draft in rivals.items():
-        other = pair.with_draft(draft).decoder()
-        runners += [ControllerRunner(name, other, f"{name}@{rival}") for name in speculating]
+    other = _beside(options)
+    runners, of_other = _runners(names, pair, rivals), list[ControllerRunner]()
+    if other is not None:
+        decoder = other.decoder()
+        ours = [name for name in names if name != TRANSFORMERS]
+        of_other = [ControllerRunner(name, decoder, f"{name}@{options.beside}") for name in ours]
+    runners += of_other
     plan = Benchmark(
         pair,
         runners,
@@ -81,8 +96,14 @@ def benchmark(options: BenchmarkOptions) -> int:
         max_new_tokens=options.max_new_tokens,
         sampling=sampling,
         repeats=options.repeats,
+        references={runner.name: f"{BASELINE}@{options.beside}" for runner in of_other},
+        targets={runner.name: runner.decoder.target for runner in of_other},
     )
     measured, complete = _measure(plan)
+    settings = _settings(options, pair, len(prompts))
+    if other is not None:
+        texts = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
+        settings["agreement"] = dataclasses.asdict(find_agreement(pair.target, other.target, texts))
     results = Results(
         kind="benchmark",
         complete=complete,
@@ -92,7 +113,7 @@ def benchmark(options: BenchmarkOptions) -> int:
         git_revision=git_revision(),
         versions=library_versions(),
         machine=machine(options.pair.device),
-        settings=_settings(options, pair, len(prompts)),
+        settings=settings,
         baseline=BASELINE,
         controllers=summarise(measured.rows, measured.failures, BASELINE, [runner.name for runner in runners]),
         rows=measured.rows,
@@ -102,6 +123,32 @@ def benchmark(options: BenchmarkOptions) -> int:
     write_results(results, options.output)
     console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
     return 0 if complete else INTERRUPTED
+
+
+def _runners(names: Sequence[str], pair: ModelPair, rivals: Mapping[str, str]) -> list[Runner]:
+    """Those that are named, and those that speculate with each rival draft as well."""
+    decoder = pair.decoder()
+    runners = [make_runner(name, decoder) for name in names]
+    speculating = [name for name in names if name not in (BASELINE, TRANSFORMERS)]
+    for rival, draft in rivals.items():
+        other = pair.with_draft(draft).decoder()
+        runners += [ControllerRunner(name, other, f"{name}@{rival}") for name in speculating]
+    return runners
+
+
+def _check_beside(options: BenchmarkOptions) -> None:
+    if options.beside == options.pair.dtype:
+        raise ParameterError(f"beside must be another precision than dtype; got {options.beside} for both.")
+    if options.beside is not None and options.beside not in DTYPES:
+        raise ParameterError(f"beside must be one of {', '.join(DTYPES)}; got {options.beside!r}.")
+
+
+def _beside(options: BenchmarkOptions) -> ModelPair | None:
+    """The pair in another precision, if there is to be one."""
+    if options.beside is None:
+        return None
+    with console.status("Loading the models once more"):
+        return dataclasses.replace(options.pair, dtype=options.beside).load()
 
 
 def _measure(plan: Benchmark) -> tuple[Measurements, bool]:
@@ -132,6 +179,7 @@ def _settings(options: BenchmarkOptions, pair: ModelPair, prompts: int) -> dict[
         "max_new_tokens": options.max_new_tokens,
         "repeats": options.repeats,
         "rivals": options.rivals and shareable(options.rivals),
+        "beside": options.beside,
     }
 
 

@@ -42,7 +42,7 @@ class PairOptions:
     """draft: "lookup", one shipped for the target ("feature" or "standalone"), a feature draft's .safetensors file, or
     a model as for --target; by default the best one shipped, else lookup"""
     dtype: str = "bfloat16"
-    """precision of both: bfloat16, float16 or float32"""
+    """precision of both: bfloat16, float16, float32, or int8 (weights of linear layers; the rest is in bfloat16)"""
     device: str = "cpu"
     """where they run: cpu or cuda"""
     threads: int | None = None

@@ -35,7 +35,7 @@ from controllers.evaluation.schema import Results
 from controllers.evaluation.statistics import summarise
 from env.errors import ParameterError
 from env.files import check_writable
-from env.pair import ModelPair
+from env.pair import EIGHT_BITS, ModelPair
 from env.prompts import Prompt, load_prompts
 from env.rounds import check_limit
 from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
@@ -153,6 +153,8 @@ def _check(options: CompareOptions) -> list[Prompt]:
     check_limit("repeats", options.repeats)
     if options.pair.device != "cpu":
         raise ParameterError(f"The peers are compared on a CPU only; got device {options.pair.device!r}.")
+    if options.pair.dtype == EIGHT_BITS:
+        raise ParameterError(f"The peers have no weights like those of {EIGHT_BITS}; compare in bfloat16 or float32.")
     if not options.patience > 0:
         raise ParameterError(f"patience must be more than 0 s; got {options.patience:g}.")
     options.sampling.settings()

@@ -21,22 +21,26 @@ from controllers.evaluation.account_report import account_notes, account_tables,
 from controllers.evaluation.growth import MAX_NEW_TOKENS, WARM_UP, Growth, check_growth
 from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
 from controllers.registry import make_controller
+from controllers.run import run
+from env.compiled import compile_seconds
 from env.files import check_writable
 from env.latency.account import Accountant, AccountGrid, ProfiledRound, TimedRound
 from env.latency.floor import ForwardShape, draft_shape, model_shape
 from env.latency.measure import longest_text
 from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
 from env.latency.rates import MachineRates, measure_rates
+from env.latency.startup import Startup, process_age
 from env.live import LiveDecoder
 from env.models.target import TargetModel
 from env.pair import ModelPair, encode_chat
 from env.prompts import load_prompts
-from env.rounds import check_limit
+from env.rounds import Request, Stopwatch, check_limit
 from scripts.common import INTERRUPTED, PairOptions, console, main
 
 _CONTROLLER = "history"  # is asked before every round, and steers the requests of the growth check
 _PROMPTS = 28  # built-in ones, balanced over the kinds of task, that texts are made of
 _SHORT = 256  # tokens of a prompt of the growth check, at most
+_FIRST = 16  # tokens of the first text
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,18 @@ def profile(options: ProfileOptions) -> int:
     """Measures and writes the account; returns the exit status."""
     grid, prompts = _grid(options), load_prompts("builtin", _PROMPTS)
     check_writable(options.output)
-    started = datetime.datetime.now(datetime.timezone.utc)
+    started, age = datetime.datetime.now(datetime.timezone.utc), process_age()
     before, code = memory_held(torch.device("cpu")), library_pages()
+    watch = Stopwatch()
     with console.status("Loading the models"):
         pair = options.pair.load()
+    loading_seconds = watch.lap()
     target, decoder = pair.target, pair.decoder()
     if options.contexts is None:
         grid = grid.fitting(longest_text(decoder))
     grid.check_fits(longest_text(decoder))
+    prompted = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
+    startup = Startup(age, loading_seconds, *_first_texts(decoder, prompted[0]), compile_seconds())
     loading = memory_peak(target.device)
     rates = _measure_rates(target)
     forget_peak(target.device)
@@ -111,6 +119,7 @@ def profile(options: ProfileOptions) -> int:
         settings=_settings(options, pair, grid),
         rates=rates,
         memory=_memory(shapes, grid, 0 if cuda else before),
+        startup=startup,
     )
 
     def so_far(complete: bool) -> Account:
@@ -125,7 +134,6 @@ def profile(options: ProfileOptions) -> int:
             ratios=make_ratios(cells, found.timed, shapes[1], rates),
         )
 
-    prompted = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
     complete = _measure(
         options,
         decoder,
@@ -144,6 +152,17 @@ def profile(options: ProfileOptions) -> int:
     write_account(account, options.output)
     console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
     return 0 if complete else INTERRUPTED
+
+
+def _first_texts(decoder: LiveDecoder, prompt: tuple[int, ...]) -> tuple[float, float]:
+    """How long a new process takes for its first text, and for the same once more [s]."""
+    length = max(1, min(_SHORT, longest_text(decoder) - _FIRST))
+    request, seconds = Request(prompt[:length], _FIRST, ignore_end=True), list[float]()
+    watch = Stopwatch()
+    for _ in range(2):
+        run(decoder, make_controller(_CONTROLLER), request)
+        seconds.append(watch.lap())
+    return seconds[0], seconds[1]
 
 
 def _measure_rates(target: TargetModel) -> MachineRates:

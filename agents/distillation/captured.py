@@ -19,10 +19,10 @@ from agents.distillation.batches import padded_shape
 from agents.distillation.shelf import Shelf
 from agents.distillation.students import FeatureStudent
 from agents.distillation.updates import BETAS, descend
+from env.models.graphs import capture
 
 __all__ = ["ShelfUpdates", "unchanged"]
 
-_WARM_UPS = 2  # updates before one is captured: on their first ones libraries choose kernels and take memory
 _UNREAD = 64  # under a second of work on a fast GPU, which an interrupt waits for
 
 
@@ -119,26 +119,17 @@ class ShelfUpdates:
         return self._graphs.get(shape)
 
     def _capture(self, count: int, width: int, steps: int) -> _Captured:
-        nobody, stream = torch.full((count,), -1, device=self._device), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._warm_up(nobody, width, steps, stream)
-        self.optimizer.zero_grad(set_to_none=True)  # a graph's gradients lie in its own memory
-        graph = torch.cuda.CUDAGraph()
+        nobody = torch.full((count,), -1, device=self._device)
         # One memory for all graphs: they are never launched together, and none reads what another left.
         pool = next((each.graph.pool() for each in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            losses = self._update(nobody, width, steps)
+        graph, losses = capture(
+            lambda: self._update(nobody, width, steps),
+            self._device,
+            pool,
+            # A graph's gradients lie in its own memory.
+            before=lambda: self.optimizer.zero_grad(set_to_none=True),
+        )
         return _Captured(graph, nobody, losses)
-
-    def _warm_up(self, conversations: torch.Tensor, width: int, steps: int, stream: torch.cuda.Stream) -> None:
-        current = torch.cuda.current_stream(self._device)
-        stream.wait_stream(current)
-        try:
-            with torch.cuda.stream(stream), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*capturable=True")  # the graph is yet to come
-                for _ in range(_WARM_UPS):
-                    self._update(conversations, width, steps)
-        finally:
-            current.wait_stream(stream)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from env.latency.account import PARTS, WORKING, AccountGrid, ProfiledRound, Time
 from env.latency.floor import ForwardShape, Work
 from env.latency.operators import GROUPS, OTHER, OVERHEAD
 from env.latency.rates import MachineRates
+from env.latency.startup import Startup
 
 __all__ = [
     "ACCOUNT_VERSION",
@@ -37,7 +38,7 @@ __all__ = [
 JSON: TypeAlias = Any
 _Round = TypeVar("_Round", TimedRound, ProfiledRound)
 
-ACCOUNT_VERSION = 2
+ACCOUNT_VERSION = 3
 _VERIFICATION = 16  # rows of the verification that is set against its floor
 
 
@@ -121,6 +122,7 @@ class Account:
     settings: dict[str, JSON]
     rates: MachineRates
     memory: Memory
+    startup: Startup
     growth: Growth | None = None  # None: stopped before
     cells: list[Cell] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)

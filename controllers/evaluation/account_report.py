@@ -38,8 +38,8 @@ def account_tables(account: Account) -> list[Table]:
 
 
 def account_notes(account: Account) -> list[str]:
-    """What no table says, a sentence each: the machine's rates, unknown operators, memory and growth."""
-    rates, memory, growth = account.rates, account.memory, account.growth
+    """What no table says, a sentence each: the machine's rates, unknown operators, memory, growth and the start."""
+    rates, memory, growth, start = account.rates, account.memory, account.growth, account.startup
     share, unknown = other_share(account.cells), unknown_operators(account.cells)
     notes = [] if account.complete else [_INCOMPLETE]
     notes += [
@@ -65,6 +65,11 @@ def account_notes(account: Account) -> list[str]:
             f"{_mib(growth.after_last)} after {growth.requests:,} more requests"
             + ("." if each is None else f", {each / 1024:+.2f} KiB a request.")
         )
+    notes.append(
+        f"Start: {start.total:.1f} s until it decodes at its speed: imports {_seconds(start.imports)}, loading both "
+        f"models {_seconds(start.loading)}, the first text {_seconds(start.first_text)} and the same again "
+        f"{_seconds(start.same_text)}. Compiling, once for a machine: {_seconds(start.compiling)}."
+    )
     return notes
 
 
@@ -141,6 +146,10 @@ def _group_line(cell: Cell) -> Sequence[str]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}" if seconds >= 1e-4 else f"{1e3 * seconds:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.2f} s"
 
 
 def _mib(count: int | None) -> str:

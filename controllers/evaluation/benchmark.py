@@ -10,10 +10,11 @@ from itertools import zip_longest
 import torch
 
 from controllers.evaluation.peers.client import PeerError
-from controllers.evaluation.runners import TRANSFORMERS, Runner
+from controllers.evaluation.runners import ControllerRunner, Runner
 from controllers.evaluation.schema import Failure, PromptRow
 from controllers.run import Generation
 from env.errors import LimitError, NumericalError
+from env.models.target import TargetModel
 from env.pair import ModelPair, encode_chat
 from env.prompts import Prompt
 from env.rounds import Request
@@ -69,7 +70,8 @@ class Benchmark:
         max_new_tokens: most tokens of an answer [tokens].
         sampling: how tokens are chosen; every prompt gets a seed of its own, the same for all runners.
         repeats: times that everything is measured.
-        references: whose greedy output a runner's is compared with, where that is not the baseline's.
+        references: whose output a runner's is compared with, where that is not the baseline's.
+        targets: the model that chose a runner's tokens, where that is not the pair's.
     """
 
     def __init__(
@@ -82,10 +84,13 @@ class Benchmark:
         sampling: SamplingSettings,
         repeats: int = 1,
         references: Mapping[str, str] | None = None,
+        targets: Mapping[str, TargetModel] | None = None,
     ) -> None:
         self.pair, self.runners, self.prompts = pair, runners, prompts
         self.max_new_tokens, self.sampling, self.repeats = max_new_tokens, sampling, repeats
-        self.references = references or {}
+        self.references, self.targets = references or {}, targets or {}
+        # Others' noise is another than ours.
+        self._comparable = {each.name for each in runners if sampling.greedy or isinstance(each, ControllerRunner)}
 
     @property
     def steps(self) -> int:
@@ -139,8 +144,8 @@ class Benchmark:
     def _row(self, name: str, prompt: Prompt, repeat: int, talk: _Talk, plain: _Talk | None) -> PromptRow:
         """The row of a talk, compared with plain decoding's where the two can be alike."""
         answers = talk.answers
-        if (name == TRANSFORMERS or name in self.references) and not self.sampling.greedy:
-            plain = None  # its noise is another
+        if name not in self._comparable:
+            plain = None
         difference = None if plain is None else _first_difference(talk, plain)
         parts = {part for answer in answers for part in answer.seconds_by_part}
         return PromptRow(
@@ -157,15 +162,15 @@ class Benchmark:
             seconds_by_part={part: sum(answer.seconds_by_part[part] for answer in answers) for part in sorted(parts)},
             identical=None if plain is None else difference is None,
             first_difference=None if difference is None else difference.index,
-            top2_gap=None if difference is None or plain is None else self._gap(difference, plain),
+            top2_gap=None if difference is None or plain is None else self._gap(name, difference, plain),
         )
 
     @torch.inference_mode()
-    def _gap(self, difference: _Difference, plain: _Talk) -> float:
+    def _gap(self, name: str, difference: _Difference, plain: _Talk) -> float:
         """How far the target's best score leads the second best where plain decoding took another token."""
         request, answer = plain.requests[difference.turn], plain.answers[difference.turn]
         text = [*request.prompt, *answer.tokens[: difference.index]]
-        target = self.pair.target
+        target = self.targets.get(name, self.pair.target)
         target.cache.reset()
         logits = target.extend(text)
         chooser = TokenChooser(request.sampling, target.vocabulary, target.device)

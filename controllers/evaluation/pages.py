@@ -7,7 +7,7 @@ from pathlib import Path
 
 from controllers.evaluation.benchmark import BASELINE
 from controllers.evaluation.plots import cut
-from controllers.evaluation.report import load_results, planning, summary
+from controllers.evaluation.report import agreement, load_results, planning, summary
 from env.errors import ParameterError
 from env.files import write_text
 
@@ -81,6 +81,5 @@ def _show(path: Path) -> str:
     plain = results.controllers.get("transformers")
     if plain is not None and plain.speedup and results.baseline == BASELINE:
         lines.append(f"transformers' `generate` runs at {cut(plain.speedup, 2)} times our plain decoding's speed.")
-    if sentence := planning(results):
-        lines.append(sentence)
+    lines += [sentence for sentence in (planning(results), agreement(results)) if sentence]
     return "\n\n".join(lines)

@@ -31,7 +31,17 @@ from controllers.evaluation.schema import STAGE_KEYS, ControllerSummary, PromptR
 from env.errors import ParameterError
 from env.files import write_text
 
-__all__ = ["csv_text", "load_results", "markdown", "planning", "speedup_cell", "summary", "table", "write_results"]
+__all__ = [
+    "agreement",
+    "csv_text",
+    "load_results",
+    "markdown",
+    "planning",
+    "speedup_cell",
+    "summary",
+    "table",
+    "write_results",
+]
 
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
@@ -104,6 +114,18 @@ def planning(results: Results) -> str:
     )
 
 
+def agreement(results: Results) -> str:
+    """How far another precision is the same model, in a sentence; empty where there was none."""
+    found = results.settings.get("agreement")
+    if found is None:
+        return ""
+    return (
+        f"In {results.settings['beside']} the target has the same likeliest token at {cut(100 * found['same'], 1)} % "
+        f"of {found['positions']:,} positions of the prompts, and foretells their tokens by "
+        f"{cut(found['nats'], 3, ROUND_CEILING)} nats worse on average."
+    )
+
+
 def markdown(results: Results) -> str:
     """The same table with settings, machine, versions, speed-ups by category, differing outputs and failures."""
     revision = results.git_revision or "not a git checkout"
@@ -114,7 +136,7 @@ def markdown(results: Results) -> str:
         f"```\n{results.command}\n```",
         _table(*_summary_lines(results), numbers=True),
         f"{_legend(results)} Numbers are cut off, not rounded. {_NARROW}",
-        *([planning(results)] if planning(results) else []),
+        *filter(None, (planning(results), agreement(results))),
         *_category_section(results),
         *_section("Peers", *(peer_lines(results) if _is_comparison(results) else ((), []))),
         *_section("Outputs that differ from plain decoding's", *_difference_lines(results)),

@@ -14,6 +14,7 @@ from env.drafts.network import FeatureDraftNetwork
 from env.errors import PairError
 from env.growth import Candidates
 from env.models.cache import KeyValueBuffer
+from env.models.graphs import sent
 from env.rounds import Stopwatch
 from env.sampling import TokenChooser
 from env.tree import BoolArray, IntArray, TokenTree
@@ -34,8 +35,10 @@ class FeatureDraft:
         embedding: the target's token embedding.
         context_limit: the target's, which the draft follows to its end.
         calibrator: fitted for it with its target, if there is one.
+        eight_bits: whether the weights of its linear layers are rounded to eight bits.
 
     Raises:
+        ParameterError: weights are to be rounded, and this machine cannot.
         PairError: the network is made for hidden states of another width.
     """
 
@@ -47,6 +50,8 @@ class FeatureDraft:
         embedding: nn.Embedding,
         context_limit: int,
         calibrator: Calibrator | None = None,
+        *,
+        eight_bits: bool = False,
     ) -> None:
         width = network.config.hidden_size
         if embedding.weight.shape[1] != width:
@@ -56,8 +61,8 @@ class FeatureDraft:
             )
         self.device, self.dtype = embedding.weight.device, embedding.weight.dtype
         self.network = network.to(self.device, self.dtype).eval()
-        self.lean = LeanDraft(self.network, embedding.weight)
-        self.embedding, self.calibrator = embedding, calibrator
+        self.lean = LeanDraft(self.network, embedding.weight, eight_bits=eight_bits)
+        self.embedding, self.calibrator, self.eight_bits = embedding, calibrator, eight_bits
         self.feature_layers: tuple[int, ...] | None = network.config.feature_layers
         self.context_limit: int | None = context_limit
         self.caches = [KeyValueBuffer() for _ in range(network.config.layers)]
@@ -118,7 +123,7 @@ class FeatureDraft:
         """Features and logits after `nodes`, from the features after their parents."""
         self.expanded = np.concatenate([self.expanded, nodes])
         visible = tree.ancestors[np.ix_(nodes, self.expanded)]
-        parents = torch.from_numpy(np.searchsorted(self.level, tree.parent[nodes])).to(self.device)
+        parents = sent(np.searchsorted(self.level, tree.parent[nodes]), self.device)
         positions = self.committed - 1 + tree.depth[nodes]
         return self.forward(tree.token[nodes], self.output[parents], positions, visible, keep=len(nodes))
 

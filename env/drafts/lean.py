@@ -11,6 +11,8 @@ import torch
 
 from env.drafts.network import DecoderLayer, FeatureDraftNetwork
 from env.models.cache import KeyValueBuffer
+from env.models.fixed import FixedForward, FixedInputs, Results
+from env.models.graphs import has_fixed_shapes, sent
 from env.models.lean import LeanLayer, LeanNorm, LeanStack, Turns, state_dtype
 from env.models.native import Fusion
 from env.models.packed import Packing, Projection, best_packing
@@ -25,13 +27,17 @@ class LeanDraft:
     Args:
         network: where and in the precision that it is to work in.
         table: of the target's embeddings, likewise, `[vocabulary, hidden]`.
+        eight_bits: whether the weights of linear layers are rounded to eight bits.
+
+    Raises:
+        ParameterError: they are to be, and this machine cannot.
     """
 
-    def __init__(self, network: FeatureDraftNetwork, table: torch.Tensor) -> None:
+    def __init__(self, network: FeatureDraftNetwork, table: torch.Tensor, *, eight_bits: bool = False) -> None:
         config, weight = network.config, network.fuse.weight
         linears = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
         device, widths = weight.device, {linear.in_features for linear in linears}
-        packing = best_packing(weight.dtype, device, config.head_dim, *widths)
+        packing = best_packing(weight.dtype, device, config.head_dim, *widths, eight_bits=eight_bits)
         self._dtype = state_dtype(weight.dtype, device)
         self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
         self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps)
@@ -46,6 +52,9 @@ class LeanDraft:
         norms, matrix = (self._token_norm.weight, self._feature_norm.weight), self._fuse.native
         fusion = None if matrix is None else Fusion(*norms, matrix)
         self._native = self._layers.native_forward(self._table, self._output_norm, self.head, fusion)
+        self._fixed: FixedForward | None = None
+        if self._native is None and has_fixed_shapes(device):
+            self._fixed = FixedForward(self._run_fixed, self._table, self._turns.up_to, features=True)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
         """The target's states `[rows, feature_width]` as one, `[rows, hidden]`."""
@@ -84,12 +93,29 @@ class LeanDraft:
             angles = self._turns.tables(positions)
             output, logits, _ = self._native(tokens, positions, angles, visible, caches, keep=keep, features=features)
             return output, logits
-        embedded = self._table[torch.from_numpy(tokens).to(self._table.device)]
-        stream = self._fuse(torch.cat([self._token_norm(embedded), self._feature_norm(features)], dim=-1))
+        if self._fixed is not None and self._fixed.takes(tokens, visible):
+            room = self._fixed.room(len(tokens), caches[0].length)
+            self._layers.reserve(caches, len(tokens), visible, features.device, room)
+            output, logits, _ = self._fixed(tokens, positions, visible, caches, keep=keep, features=features)
+            return output, logits
+        stream = self._fused(sent(tokens, self._table.device), features)
         stream, _ = self._layers(stream, self._turns(positions), visible, caches)
         output = self._output_norm(stream)
         wanted = output[len(output) - keep :]
         return output, self.head(wanted) if keep else wanted.new_empty(0, self._vocabulary)
+
+    def _run_fixed(self, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: Sequence[int]) -> Results:
+        """See `FixedForward`."""
+        assert inputs.features is not None, "a feature draft begins with features"
+        stream = self._fused(inputs.tokens, inputs.features)
+        stream, outputs = self._layers.run_fixed(stream, inputs, buffers, shown)
+        output = self._output_norm(stream)
+        return output, self.head(output, text=False), outputs
+
+    def _fused(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """What the layers begin with, `[rows, hidden]`."""
+        embedded = self._table[tokens]
+        return self._fuse(torch.cat([self._token_norm(embedded), self._feature_norm(features)], dim=-1))
 
 
 def _layer(block: DecoderLayer, packing: Packing) -> LeanLayer:

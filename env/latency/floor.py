@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -88,7 +89,8 @@ def model_shape(model: CachedModel) -> ForwardShape:
     head = bare.get_output_embeddings().weight
     layers = int(text.num_hidden_layers)
     state, attention = 2 * layers * kv_heads * dim, 4 * layers * heads * dim
-    return _shape(bare, head, model.dtype, model.state_dtype, state=state, attention=attention)
+    precisions = _Precisions.of(model, model.state_dtype)
+    return _shape(bare, head, precisions, state=state, attention=attention)
 
 
 def draft_shape(draft: Draft) -> ForwardShape | None:
@@ -103,24 +105,34 @@ def draft_shape(draft: Draft) -> ForwardShape | None:
     bare.reduce = nn.Identity()  # reads the target's features at the first level only
     dims = config.layers * config.head_dim
     state, attention = 2 * dims * config.kv_heads, 4 * dims * config.heads
-    kept = state_dtype(draft.dtype, draft.device)
-    return _shape(bare, bare.head.weight, draft.dtype, kept, state=state, attention=attention)
+    precisions = _Precisions.of(draft, state_dtype(draft.dtype, draft.device))
+    return _shape(bare, bare.head.weight, precisions, state=state, attention=attention)
 
 
-def _shape(
-    bare: nn.Module, head: torch.Tensor, dtype: torch.dtype, kept: torch.dtype, *, state: int, attention: int
-) -> ForwardShape:
-    """What a bare model adds up to; `state` are the numbers that it keeps of a token, in the precision `kept`."""
+class _Precisions(NamedTuple):
+    matrices: torch.dtype
+    rest: torch.dtype
+    kept: torch.dtype
+    """of keys and values in the cache"""
+
+    @classmethod
+    def of(cls, model: CachedModel | FeatureDraft, kept: torch.dtype) -> _Precisions:
+        return cls(torch.int8 if model.eight_bits else model.dtype, model.dtype, kept)
+
+
+def _shape(bare: nn.Module, head: torch.Tensor, precisions: _Precisions, *, state: int, attention: int) -> ForwardShape:
+    """What a bare model adds up to; `state` are the numbers that it keeps of a token."""
     # A head may share its weights with the table of embeddings; then they are read as the head.
     modules = (module for module in bare.modules() if isinstance(module, nn.Embedding))
     tables = {id(weight): weight for module in modules for weight in module.parameters() if weight is not head}
     read = [weight for weight in bare.parameters() if id(weight) not in tables]
+    sizes = precisions.matrices.itemsize, precisions.rest.itemsize
     return ForwardShape(
-        weight_bytes=sum(weight.numel() for weight in read) * dtype.itemsize,
-        table_bytes=sum(weight.numel() for weight in tables.values()) * dtype.itemsize,
+        weight_bytes=sum(weight.numel() * sizes[weight.ndim < 2] for weight in read),
+        table_bytes=sum(weight.numel() for weight in tables.values()) * precisions.rest.itemsize,
         matrices=sum(weight.numel() for weight in read if weight.ndim > 1 and weight is not head),
         head=head.numel(),
-        state_bytes=state * dtype.itemsize,
-        kept_bytes=state * kept.itemsize,
+        state_bytes=state * precisions.rest.itemsize,
+        kept_bytes=state * precisions.kept.itemsize,
         attention=attention,
     )

@@ -57,7 +57,7 @@ _NAMES = {
         view _unsafe_view reshape _reshape_alias transpose t permute expand expand_as slice select narrow chunk split
         split_with_sizes unbind unflatten flatten unsqueeze squeeze unfold as_strided alias detach detach_copy swapaxes
         movedim diagonal view_as numpy_T empty empty_like empty_strided new_empty new_empty_strided resize set
-        decoder_layer project _project_more filled_up
+        decoder_layer _states _attended _after_attention project _project_more filled_up
         resolve_conj resolve_neg lift_fresh lift result_type promote_types can_cast is_pinned pin_memory
         broadcast_tensors meshgrid record_stream
     """,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from env.models.graphs import has_fixed_shapes
 from env.models.moving import move_rows
 from env.models.resident import return_freed
 from env.tree import IntArray
@@ -43,7 +44,9 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
 
     def _buffer_like(self, states: torch.Tensor) -> torch.Tensor:
         batch, heads, _, dim = states.shape
-        return states.new_empty((batch, heads, self.capacity, dim))
+        # Fixed shapes look at the empty tail too: without weight, but what is no number would go through all the same.
+        make = states.new_zeros if has_fixed_shapes(states.device) else states.new_empty
+        return make((batch, heads, self.capacity, dim))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -99,6 +102,10 @@ class KeyValueBuffer(CacheLayerMixin):  # type: ignore[misc]  # transformers is 
     def reset(self) -> None:
         """Forgets all rows; the buffers stay for the next request."""
         self.length = 0
+        if self.is_initialized and has_fixed_shapes(self.keys.device):  # a text that failed may have left NaN
+            with torch.inference_mode():  # where they were made, as a rule
+                self.keys.zero_()
+                self.values.zero_()
 
     def get_seq_length(self) -> int:
         """Rows held."""

@@ -12,11 +12,20 @@ import functools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import List, Optional  # noqa: UP035  # what TorchScript reads
+from typing import List, Optional, Tuple  # noqa: UP035  # what TorchScript reads
 
 import torch
 
-__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "filled_up", "has_kernel", "layer_function", "project"]
+__all__ = [
+    "MOST_ROWS",
+    "as_written",
+    "decoder_layer",
+    "filled_up",
+    "fixed_layer",
+    "has_kernel",
+    "layer_function",
+    "project",
+]
 
 MOST_ROWS = 64
 """rows of a tree that have kernels of their own, at most"""
@@ -122,11 +131,64 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
         heads: of queries.
         scaling: factor of the products of queries and keys.
     """
-    rows, hidden = stream.size(0), stream.size(1)
-    kv_heads, dim = keys.size(1), keys.size(3)
-    group, half = heads // kv_heads, dim // 2
-    normed = torch.rms_norm(stream, [hidden], norms[0], epsilon)
-    joint = project(normed, weights[0], biases[0], least[0], own).view(rows, heads + 2 * kv_heads, dim)
+    rows, kv_heads = stream.size(0), keys.size(1)
+    turned, fresh = _states(stream, cos, sin, keys, norms, epsilon, weights[0], biases[0], least[0], own, heads)
+    keys.narrow(2, start, rows).copy_(turned.narrow(1, heads, kv_heads))
+    values.narrow(2, start, rows).copy_(fresh)
+    seen_keys, seen_values = keys.narrow(2, 0, start + rows), values.narrow(2, 0, start + rows)
+    attended = _attended(turned.narrow(1, 0, heads), seen_keys, seen_values, mask, scaling)
+    return _after_attention(stream, attended, norms, epsilon, weights, biases, least, own)
+
+
+def fixed_layer(  # noqa: PLR0917  # as the one above
+    stream: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    places: torch.Tensor,
+    norms: List[torch.Tensor],  # noqa: UP006
+    epsilon: float,
+    weights: List[List[torch.Tensor]],  # noqa: UP006
+    biases: List[List[Optional[torch.Tensor]]],  # noqa: UP006, UP045
+    least: List[int],  # noqa: UP006
+    own: bool,
+    heads: int,
+    scaling: float,
+) -> torch.Tensor:
+    """`decoder_layer` in shapes that do not depend on how much the cache holds.
+
+    It looks at as many columns as the mask has, and writes to those rows of `keys` and `values` that `places` names,
+    `int64[rows]`. The rest is as there.
+    """
+    kv_heads, columns = keys.size(1), mask.size(3)
+    turned, fresh = _states(stream, cos, sin, keys, norms, epsilon, weights[0], biases[0], least[0], own, heads)
+    keys.index_copy_(2, places, turned.narrow(1, heads, kv_heads))
+    values.index_copy_(2, places, fresh)
+    seen_keys, seen_values = keys.narrow(2, 0, columns), values.narrow(2, 0, columns)
+    attended = _attended(turned.narrow(1, 0, heads), seen_keys, seen_values, mask, scaling)
+    return _after_attention(stream, attended, norms, epsilon, weights, biases, least, own)
+
+
+def _states(  # noqa: PLR0917  # as the one above
+    stream: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    keys: torch.Tensor,
+    norms: List[torch.Tensor],  # noqa: UP006
+    epsilon: float,
+    weights: List[torch.Tensor],  # noqa: UP006
+    biases: List[Optional[torch.Tensor]],  # noqa: UP006, UP045
+    least: int,
+    own: bool,
+    heads: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:  # noqa: UP006
+    """Queries and keys, turned, `[1, heads + kv_heads, rows, dim]`, and values, `[1, kv_heads, rows, dim]`."""
+    rows, kv_heads, dim = stream.size(0), keys.size(1), keys.size(3)
+    half = dim // 2
+    normed = torch.rms_norm(stream, [stream.size(1)], norms[0], epsilon)
+    joint = project(normed, weights, biases, least, own).view(rows, heads + 2 * kv_heads, dim)
     if len(norms) > 2:
         query = torch.rms_norm(joint.narrow(1, 0, heads), [dim], norms[2], epsilon)
         key = torch.rms_norm(joint.narrow(1, heads, kv_heads), [dim], norms[3], epsilon)
@@ -137,26 +199,44 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
     torch.mul(before, cos, out=turned)
     turned.narrow(2, 0, half).addcmul_(before.narrow(2, half, half), sin, value=-1)
     turned.narrow(2, half, half).addcmul_(before.narrow(2, 0, half), sin)
-    keys.narrow(2, start, rows).copy_(turned.narrow(0, heads, kv_heads).unsqueeze(0))
-    values.narrow(2, start, rows).copy_(states.narrow(0, heads + kv_heads, kv_heads).unsqueeze(0))
-    seen_keys, seen_values = keys.narrow(2, 0, start + rows), values.narrow(2, 0, start + rows)
-    queries = turned.narrow(0, 0, heads)
+    return turned.unsqueeze(0), states.narrow(0, heads + kv_heads, kv_heads).unsqueeze(0)
+
+
+def _attended(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: Optional[torch.Tensor],  # noqa: UP045
+    scaling: float,
+) -> torch.Tensor:
+    """What the rows see, `[rows, 1 or kv_heads, heads of each, dim]`, of queries `[1, heads, rows, dim]`."""
+    heads, rows, dim, kv_heads = queries.size(1), queries.size(2), queries.size(3), keys.size(1)
+    group = heads // kv_heads
     if mask is None and rows > 1:
         attended = torch.nn.functional.scaled_dot_product_attention(
-            queries.view(1, heads, rows, dim),
-            seen_keys,
-            seen_values,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=group > 1,
+            queries, keys, values, is_causal=True, scale=scaling, enable_gqa=group > 1
         )
-        attended = attended.view(heads, rows, dim).transpose(0, 1).unsqueeze(1)
-    else:
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            queries.view(1, kv_heads, group * rows, dim), seen_keys, seen_values, attn_mask=mask, scale=scaling
-        )
-        attended = attended.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3)
-    mixed = torch.empty([rows, heads * dim], dtype=stream.dtype, device=stream.device)
+        return attended.view(heads, rows, dim).transpose(0, 1).unsqueeze(1)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        queries.view(1, kv_heads, group * rows, dim), keys, values, attn_mask=mask, scale=scaling
+    )
+    return attended.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3)
+
+
+def _after_attention(  # noqa: PLR0917  # as the one above
+    stream: torch.Tensor,
+    attended: torch.Tensor,
+    norms: List[torch.Tensor],  # noqa: UP006
+    epsilon: float,
+    weights: List[List[torch.Tensor]],  # noqa: UP006
+    biases: List[List[Optional[torch.Tensor]]],  # noqa: UP006, UP045
+    least: List[int],  # noqa: UP006
+    own: bool,
+) -> torch.Tensor:
+    """The stream with what the rows see, and with what the feed-forward part makes of that."""
+    rows, hidden = stream.size(0), stream.size(1)
+    seen = attended.size(1) * attended.size(2) * attended.size(3)
+    mixed = torch.empty([rows, seen], dtype=stream.dtype, device=stream.device)
     mixed.view(attended.size()).copy_(attended)
     stream = stream + project(mixed, weights[1], biases[1], least[1], own)
     gate_up = project(torch.rms_norm(stream, [hidden], norms[1], epsilon), weights[2], biases[2], least[2], own)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,9 @@ from transformers import PreTrainedModel
 
 from env.models.attention import additive_mask
 from env.models.cache import KeyValueBuffer, TreeCache, reserve_all
-from env.models.layer import as_written, has_kernel, layer_function
+from env.models.fixed import FixedForward, FixedInputs, Results
+from env.models.graphs import has_fixed_shapes, sent
+from env.models.layer import as_written, fixed_layer, has_kernel, layer_function
 from env.models.native import Fusion, LayerShape, NativeForward, NativeLayer
 from env.models.packed import Packing, Projection, best_packing
 from env.models.resident import return_pages
@@ -38,25 +40,30 @@ Angles: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """cosines `[rows, dim]` and sines `[rows, dim / 2]`"""
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[tuple[int, int], ...], LeanModel]] = (
-    weakref.WeakKeyDictionary()
-)
+_known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], LeanModel]] = weakref.WeakKeyDictionary()
 
 
-def lean_model(model: PreTrainedModel) -> LeanModel | None:
+def lean_model(model: PreTrainedModel, *, eight_bits: bool = False) -> LeanModel | None:
     """The lean forward of a model, or None for one that has to go by transformers' own.
 
     It is made once for a model, and again when weights have changed since.
+
+    Args:
+        model: the model.
+        eight_bits: whether its linear layers' weights are rounded to eight bits.
+
+    Raises:
+        ParameterError: they are to be, and this machine cannot.
     """
     if not _is_plain(model):
         return None
     # Weights that were loaded in inference mode do not say whether they have changed.
     weights = list(model.parameters())
     traceable = not any(weight.is_inference() for weight in weights)
-    state = tuple((weight.data_ptr(), weight._version) for weight in weights) if traceable else ()
+    state = (eight_bits, *((weight.data_ptr(), weight._version) for weight in weights)) if traceable else ()
     known = _known.get(model)
     if known is None or known[0] != state or not traceable:
-        _known[model] = known = (state, LeanModel(model))
+        _known[model] = known = (state, LeanModel(model, eight_bits))
     return known[1]
 
 
@@ -87,11 +94,12 @@ class LeanModel:
 
     Args:
         model: of a family that `lean_model` knows.
+        eight_bits: as there.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, eight_bits: bool = False) -> None:
         decoder: Any = model.model
-        packing = _packing(model)
+        packing = _packing(model, eight_bits)
         self.embedding: nn.Embedding = decoder.embed_tokens
         self.dtype = state_dtype(model.dtype, model.device)
         self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
@@ -99,6 +107,9 @@ class LeanModel:
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], packing)
         self._native = self.layers.native_forward(self.embedding.weight.detach(), self.norm, self.head)
+        self._fixed: FixedForward | None = None
+        if self._native is None and has_fixed_shapes(model.device):
+            self._fixed = FixedForward(self._run_fixed, self.embedding.weight, self.turns.up_to)
         # No matrix product reads the table: of its pages, those looked at long ago need not stay.
         self._returns = packing != "none"
 
@@ -133,27 +144,34 @@ class LeanModel:
         """
         if self._returns and len(tokens) > _LONG:
             return_pages(self.embedding.weight)
-        cache.make_room(len(tokens))
+        fixed = self._fixed if self._fixed is not None and self._fixed.takes(tokens, visible) else None
+        rows, device = len(tokens), self.embedding.weight.device
+        room = rows if fixed is None else fixed.room(rows, cache.length)
+        cache.make_room(room)
+        keep, wanted = keep or rows, shown or ()
         if self._native is not None:
-            self.layers.reserve(cache.layers, len(tokens), visible, self.embedding.weight.device)
+            self.layers.reserve(cache.layers, rows, visible, device)
+            turn = self.turns.tables(positions)
             final, logits, outputs = self._native(
-                tokens,
-                positions,
-                self.turns.tables(positions),
-                visible,
-                cache.layers,
-                keep=keep or len(tokens),
-                shown=shown or (),
+                tokens, positions, turn, visible, cache.layers, keep=keep, shown=wanted
             )
+        elif fixed is not None:
+            self.layers.reserve(cache.layers, rows, visible, device, room)
+            final, logits, outputs = fixed(tokens, positions, visible, cache.layers, keep=keep, shown=wanted)
         else:
-            stream = self.embedding(torch.from_numpy(tokens).to(self.embedding.weight.device))
-            turn = self.turns(positions)
-            stream, outputs = self.layers(stream, turn, visible, cache.layers, shown or ())
+            stream = self.embedding(sent(tokens, device))
+            stream, outputs = self.layers(stream, self.turns(positions), visible, cache.layers, wanted)
             final = self.norm(stream)
             logits = self.head(final[-keep:], text=visible is None)
         if shown is None:
             return logits, None
         return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
+
+    def _run_fixed(self, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: Sequence[int]) -> Results:
+        """See `FixedForward`."""
+        stream, outputs = self.layers.run_fixed(self.embedding(inputs.tokens), inputs, buffers, shown)
+        final = self.norm(stream)
+        return final, self.head(final, text=False), outputs
 
 
 class LeanLayer:
@@ -210,6 +228,13 @@ class LeanLayer:
         own = has_kernel(len(stream), mask is None)
         return self._run(stream, *turn, mask, buffer.keys, buffer.values, start, *self._weights, own, *self._attention)
 
+    def run_fixed(
+        self, stream: torch.Tensor, turn: Turn, mask: torch.Tensor, buffer: KeyValueBuffer, places: torch.Tensor
+    ) -> torch.Tensor:
+        """The same in fixed shapes: rows are written to `places`, `int64[rows]`, and see the columns of the mask."""
+        own, run = has_kernel(len(stream), text=False), cast(Callable[..., torch.Tensor], fixed_layer)
+        return run(stream, *turn, mask, buffer.keys, buffer.values, places, *self._weights, own, *self._attention)
+
 
 class LeanStack:
     """Decoder layers, one after the other.
@@ -234,16 +259,47 @@ class LeanStack:
         return NativeForward(natives, table, norm.weight, head.native, epsilon=norm.epsilon, fusion=fusion)
 
     def reserve(
-        self, buffers: Sequence[KeyValueBuffer], rows: int, visible: BoolArray | None, device: torch.device
+        self,
+        buffers: Sequence[KeyValueBuffer],
+        rows: int,
+        visible: BoolArray | None,
+        device: torch.device,
+        room: int = 0,
     ) -> None:
         """Appends rows to the buffers, one a layer, which are yet to be written.
+
+        Args:
+            buffers: one for each layer.
+            rows: how many.
+            visible: see `LeanModel`.
+            device: where buffers are made.
+            room: rows that there is to be room for, if more.
 
         Raises:
             ValueError: several rows of which it is not said what each sees, and a prefix.
         """
         if visible is None and buffers[0].length and rows > 1:
             raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {buffers[0].length}.")
-        reserve_all(buffers, rows, self._layers[0].row_shape, self._dtype, device)
+        length = buffers[0].length
+        reserve_all(buffers, max(rows, room), self._layers[0].row_shape, self._dtype, device)
+        if room > rows:
+            for buffer in buffers:
+                buffer.keep(length + rows)
+
+    def run_fixed(
+        self, stream: torch.Tensor, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: Sequence[int]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As a call, in fixed shapes."""
+        mask = torch.zeros(inputs.seen.shape, dtype=self._dtype, device=stream.device)
+        mask = mask.masked_fill_(inputs.seen.logical_not(), torch.finfo(self._dtype).min)
+        mask = mask.repeat(self._layers[0].group, 1)[None, None]
+        places = inputs.start + torch.arange(len(stream), device=stream.device)
+        turn = inputs.cos[inputs.positions], inputs.sin[inputs.positions]
+
+        def call(layer: LeanLayer, rows: torch.Tensor, buffer: KeyValueBuffer) -> torch.Tensor:
+            return layer.run_fixed(rows, turn, mask, buffer, places)
+
+        return self._through(stream, buffers, shown, call)
 
     def __call__(
         self,
@@ -269,24 +325,35 @@ class LeanStack:
             ValueError: as `reserve`.
         """
         self.reserve(buffers, len(stream), visible, stream.device)
-        mask, outputs, length = None, list[torch.Tensor](), buffers[0].length
+        mask, length, start = None, buffers[0].length, buffers[0].length - len(stream)
         if visible is not None:
             mask = additive_mask(length - visible.shape[1], visible, self._dtype, stream.device)
             mask = mask.repeat(1, 1, self._layers[0].group, 1)
         with as_written():
-            for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
-                stream = layer(stream, turn, mask, buffer, length - len(stream))
-                if number in shown:
-                    outputs.append(stream)
+            return self._through(stream, buffers, shown, lambda layer, x, buffer: layer(x, turn, mask, buffer, start))
+
+    def _through(
+        self,
+        stream: torch.Tensor,
+        buffers: Sequence[KeyValueBuffer],
+        shown: Sequence[int],
+        call: Callable[[LeanLayer, torch.Tensor, KeyValueBuffer], torch.Tensor],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream after the last layer, and after each of those in `shown`."""
+        outputs = []
+        for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
+            stream = call(layer, stream, buffer)
+            if number in shown:
+                outputs.append(stream)
         return stream, outputs
 
 
-def _packing(model: PreTrainedModel) -> Packing:
+def _packing(model: PreTrainedModel, eight_bits: bool) -> Packing:
     """The best for a model of one of the families."""
     layer: Any = model.model.layers[0]
     linears = (linear for linear in _linears(layer) if isinstance(linear, nn.Linear))
     widths = {linear.in_features for linear in linears}
-    return best_packing(model.dtype, model.device, int(layer.self_attn.head_dim), *widths)
+    return best_packing(model.dtype, model.device, int(layer.self_attn.head_dim), *widths, eight_bits=eight_bits)
 
 
 def _layer(layer: Any, packing: Packing) -> LeanLayer:
@@ -342,8 +409,11 @@ class Turns:
         self.cos = self.sin = torch.empty(0)
 
     def tables(self, positions: IntArray) -> Turn:
-        """Of all up to the last of `int64[rows]`: cosines `[positions, dim]` and sines `[positions, dim / 2]`."""
-        needed = int(positions.max()) + 1
+        """Of all up to the last of `int64[rows]`, as `up_to`."""
+        return self.up_to(int(positions.max()) + 1)
+
+    def up_to(self, needed: int) -> Turn:
+        """Of that many positions at least: cosines `[positions, dim]` and sines `[positions, dim / 2]`."""
         if needed > len(self.cos):
             count = max(needed, 2 * len(self.cos), 256)
             cos, sin = self.angles(torch.arange(count, device=self.device))
@@ -353,7 +423,7 @@ class Turns:
     def __call__(self, positions: IntArray) -> Turn:
         """Of `int64[rows]`, for each row."""
         cos, sin = self.tables(positions)
-        where = torch.from_numpy(positions).to(self.device)
+        where = sent(positions, self.device)
         return cos[where], sin[where]
 
 

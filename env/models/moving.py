@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from env.compiled import find_library
+from env.models.graphs import sent
 from env.tree import IntArray
 
 __all__ = ["move_rows"]
@@ -42,7 +43,7 @@ def move_rows(buffers: Sequence[torch.Tensor], prefix: int, rows: IntArray) -> N
     first = buffers[0]
     functions = _functions() if first.device.type == "cpu" else None
     if functions is None or not all(_alike(buffer, first) for buffer in buffers):
-        index = torch.from_numpy(rows).to(first.device)
+        index = sent(rows, first.device)
         for buffer in buffers:
             buffer[:, :, prefix : prefix + len(rows)] = buffer[:, :, index]
         return

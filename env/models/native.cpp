@@ -6,6 +6,9 @@
 //
 // Numbers are rounded to bfloat16 where transformers rounds them, but for attention: keys, values and the weights of
 // attention are float32.
+//
+// Weights may be of eight bits, with a step for each result. What they are multiplied with becomes whole numbers of
+// sixteen bits, with a step for every few features, which is finer than bfloat16 for all but the least of those.
 
 #include "vectors.hpp"
 
@@ -26,7 +29,8 @@ namespace {
 constexpr int BLOCKS = 4;               // of weights that are multiplied together
 constexpr int TILE = 6;                 // rows at a time
 constexpr int GROUP = 24;               // rows that take turns
-constexpr std::int64_t STRETCH = 96;    // pairs of features over which they do, at most: 24 KiB of 4 blocks
+constexpr std::int64_t STRETCH = 6144;  // bytes of a block of weights over which they do, at most
+constexpr std::int64_t STEP = 96;       // pairs of features whose whole numbers have one step
 constexpr std::int64_t MOST_ROWS = 256; // of a text that are read at once
 constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
 
@@ -36,8 +40,9 @@ extern "C" {
 
 // Weights [outs, features] as [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
 struct Matrix {
-    const std::uint32_t* pairs;
-    const bf16* bias;  // or null
+    const void* pairs;   // Halves, or Eighths where there are steps
+    const bf16* bias;    // or null
+    const float* steps;  // [outs], or null
     std::int64_t features, outs;
 };
 
@@ -118,145 +123,231 @@ struct Scratch {
 thread_local std::unique_ptr<char, Free> Scratch::memory;
 thread_local std::int64_t Scratch::size = 0;
 
+// What is multiplied with weights of a kind: the numbers of some rows, and for whole numbers their steps.
+template <class Pair>
+struct Inputs;
+
+template <>
+struct Inputs<Halves> {
+    const Operand* x;  // [rows, features]
+    Inputs from(std::int64_t row, std::int64_t features) const { return {x + row * features}; }
+};
+
+template <>
+struct Inputs<Eighths> {
+    const std::int16_t* x;  // [rows, features]
+    const float* steps;     // [rows, steps of a row]
+    static std::int64_t count(std::int64_t features) { return (features / 2 + STEP - 1) / STEP; }
+    Inputs from(std::int64_t row, std::int64_t features) const {
+        return {x + row * features, steps + row * count(features)};
+    }
+};
+
 // What a tile works on: some rows, some blocks of weights, and a stretch of their features.
+template <class Pair>
 struct Piece {
-    const Operand* x;
-    const std::uint32_t* const* blocks;
-    const std::uint32_t* const* fetched;  // blocks that will be needed, of which as long a stretch is fetched
-    std::int64_t features, first, last;   // features of a row, and the pairs of the stretch
-    float* sums;                          // [rows, BLOCKS, LANES], zero before the first stretch
+    Inputs<Pair> inputs;
+    const Pair* const* blocks;
+    const Pair* const* fetched;          // blocks that will be needed, of which as long a stretch is fetched
+    std::int64_t features, first, last;  // features of a row, and the pairs of the stretch
+    float* sums;                         // [rows, BLOCKS, LANES], zero before the first stretch
 };
 
 // ROWS rows times WIDTH blocks of weights from FIRST on, while FETCHED others, from FROM on, are fetched.
-template <int ROWS, int FIRST, int WIDTH, int FROM, int FETCHED>
-void pass(const Piece& piece) {
-    Vector sum[ROWS][WIDTH];
-    for (int row = 0; row < ROWS; ++row)
-        for (int block = 0; block < WIDTH; ++block)
-            sum[row][block] = piece.first ? load(piece.sums + (row * BLOCKS + FIRST + block) * LANES) : zero();
-    const std::uint32_t *weights[WIDTH], *fetched[FETCHED + 1];
+template <int ROWS, int FIRST, int WIDTH, int FROM, int FETCHED, class Pair>
+void pass(const Piece<Pair>& piece) {
+    const Pair *weights[WIDTH], *fetched[FETCHED + 1];
     for (int block = 0; block < WIDTH; ++block) weights[block] = piece.blocks[FIRST + block];
     for (int block = 0; block < FETCHED; ++block) fetched[block] = piece.fetched[FROM + block] - piece.first * LANES;
-    add_products(piece.x, piece.features, weights, piece.first, piece.last, sum, [&](std::int64_t pair) {
+    const auto fetch = [&](std::int64_t pair) {
         for (int block = 0; block < FETCHED; ++block)
             _mm_prefetch(reinterpret_cast<const char*>(fetched[block] + pair * LANES), _MM_HINT_T1);
-    });
-    for (int row = 0; row < ROWS; ++row)
-        for (int block = 0; block < WIDTH; ++block)
-            save(piece.sums + (row * BLOCKS + FIRST + block) * LANES, sum[row][block]);
-}
-
-// ROWS rows times WIDTH blocks of weights, as many at once as the registers hold sums, while FETCHED others are fetched.
-template <int ROWS, int WIDTH, int FETCHED, int FIRST = 0>
-void tile(const Piece& piece) {
-    if constexpr (FIRST < WIDTH) {
-        constexpr int next = std::min(FIRST + SUMS / ROWS, WIDTH), from = FETCHED * FIRST / WIDTH;
-        pass<ROWS, FIRST, next - FIRST, from, FETCHED * next / WIDTH - from>(piece);
-        tile<ROWS, WIDTH, FETCHED, next>(piece);
+    };
+    const auto place = [&](int row, int block) { return piece.sums + (row * BLOCKS + FIRST + block) * LANES; };
+    if constexpr (std::is_same_v<Pair, Halves>) {
+        Vector sum[ROWS][WIDTH];
+        for (int row = 0; row < ROWS; ++row)
+            for (int block = 0; block < WIDTH; ++block) sum[row][block] = piece.first ? load(place(row, block)) : zero();
+        add_products(piece.inputs.x, piece.features, weights, piece.first, piece.last, sum, fetch);
+        for (int row = 0; row < ROWS; ++row)
+            for (int block = 0; block < WIDTH; ++block) save(place(row, block), sum[row][block]);
+    } else {
+        const std::int64_t count = Inputs<Pair>::count(piece.features);
+        for (std::int64_t first = piece.first; first < piece.last; first += STEP) {
+            Integers sum[ROWS][WIDTH];
+            for (int row = 0; row < ROWS; ++row)
+                for (int block = 0; block < WIDTH; ++block) sum[row][block] = no_integers();
+            add_products(piece.inputs.x, piece.features, weights, first, std::min(first + STEP, piece.last), sum, fetch);
+            for (int row = 0; row < ROWS; ++row) {
+                const Vector step = spread(piece.inputs.steps[row * count + first / STEP]);
+                for (int block = 0; block < WIDTH; ++block)
+                    save(place(row, block), fused(floats(sum[row][block]), step, first ? load(place(row, block)) : zero()));
+            }
+        }
     }
 }
 
-using Tile = void (*)(const Piece&);
+// ROWS rows times WIDTH blocks of weights, as many at once as the registers hold sums, while FETCHED others are fetched.
+template <class Pair, int ROWS, int WIDTH, int FETCHED, int FIRST = 0>
+void tile(const Piece<Pair>& piece) {
+    if constexpr (FIRST < WIDTH) {
+        constexpr int next = std::min(FIRST + SUMS / ROWS, WIDTH), from = FETCHED * FIRST / WIDTH;
+        pass<ROWS, FIRST, next - FIRST, from, FETCHED * next / WIDTH - from>(piece);
+        tile<Pair, ROWS, WIDTH, FETCHED, next>(piece);
+    }
+}
+
+template <class Pair>
+using Tile = void (*)(const Piece<Pair>&);
+
+template <class Pair, int ROWS, int FETCHED>
+constexpr std::array<Tile<Pair>, BLOCKS> tiles_that_fetch() {
+    return {tile<Pair, ROWS, 1, FETCHED>, tile<Pair, ROWS, 2, FETCHED>, tile<Pair, ROWS, 3, FETCHED>,
+            tile<Pair, ROWS, 4, FETCHED>};
+}
 
 // By blocks that are fetched and blocks that are multiplied.
-template <int ROWS>
-constexpr std::array<std::array<Tile, BLOCKS>, BLOCKS + 1> tiles_of() {
-    return {{{tile<ROWS, 1, 0>, tile<ROWS, 2, 0>, tile<ROWS, 3, 0>, tile<ROWS, 4, 0>},
-             {tile<ROWS, 1, 1>, tile<ROWS, 2, 1>, tile<ROWS, 3, 1>, tile<ROWS, 4, 1>},
-             {tile<ROWS, 1, 2>, tile<ROWS, 2, 2>, tile<ROWS, 3, 2>, tile<ROWS, 4, 2>},
-             {tile<ROWS, 1, 3>, tile<ROWS, 2, 3>, tile<ROWS, 3, 3>, tile<ROWS, 4, 3>},
-             {tile<ROWS, 1, 4>, tile<ROWS, 2, 4>, tile<ROWS, 3, 4>, tile<ROWS, 4, 4>}}};
+template <class Pair, int ROWS>
+constexpr std::array<std::array<Tile<Pair>, BLOCKS>, BLOCKS + 1> tiles_of() {
+    return {tiles_that_fetch<Pair, ROWS, 0>(), tiles_that_fetch<Pair, ROWS, 1>(), tiles_that_fetch<Pair, ROWS, 2>(),
+            tiles_that_fetch<Pair, ROWS, 3>(), tiles_that_fetch<Pair, ROWS, 4>()};
 }
 
-template <int... ROWS>
+template <class Pair, int... ROWS>
 constexpr auto all_tiles(std::integer_sequence<int, ROWS...>) {
-    return std::array{tiles_of<ROWS + 1>()...};
+    return std::array{tiles_of<Pair, ROWS + 1>()...};
 }
 
-constexpr auto TILES = all_tiles(std::make_integer_sequence<int, TILE>());
+template <class Pair>
+constexpr auto TILES = all_tiles<Pair>(std::make_integer_sequence<int, TILE>());
 
 // A group of rows times a few blocks of weights.
 //
 // Sums of few rows stay in registers. More rows take turns over a stretch of the weights that stays in the nearest cache,
 // and meanwhile fetch the next one to the cache behind it, each a part: then the time to read the weights and the time to
 // multiply do not add up.
-void multiply_group(const Operand* x, std::int64_t rows, std::int64_t features, const std::uint32_t* const* blocks, int count,
+template <class Pair>
+void multiply_group(Inputs<Pair> inputs, std::int64_t rows, std::int64_t features, const Pair* const* blocks, int count,
                     std::int64_t step, float* sums) {
     const std::int64_t pairs = features / 2, tiles = (rows + TILE - 1) / TILE;
-    const std::uint32_t* fetched[BLOCKS];
+    const Pair* fetched[BLOCKS];
     if (tiles == 1) {
-        const int ahead = ahead_of(static_cast<int>(rows));
+        const std::int64_t ahead = ahead_of(static_cast<int>(rows)) * (sizeof(Halves) / sizeof(Pair));  // as many bytes
         for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + ahead * LANES;
-        TILES[rows - 1][ahead ? count : 0][count - 1]({x, blocks, fetched, features, 0, pairs, sums});
+        TILES<Pair>[rows - 1][ahead ? count : 0][count - 1]({inputs, blocks, fetched, features, 0, pairs, sums});
         return;
     }
-    const std::int64_t stretches = (pairs + STRETCH - 1) / STRETCH;
+    // Whole numbers have their steps over the same pairs in any company.
+    constexpr std::int64_t unit = std::is_same_v<Pair, Halves> ? 1 : STEP, most = STRETCH / LANES / sizeof(Pair);
+    const std::int64_t units = (pairs + unit - 1) / unit, stretches = (pairs + most - 1) / most;
     for (std::int64_t stretch = 0; stretch < stretches; ++stretch) {
-        const std::int64_t first = pairs * stretch / stretches, last = pairs * (stretch + 1) / stretches;
+        const std::int64_t first = units * stretch / stretches * unit;
+        const std::int64_t last = std::min(units * (stretch + 1) / stretches * unit, pairs);
         const bool more = last < pairs;
         for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + (more ? last : step * pairs) * LANES;
         for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
             const std::int64_t row = rows * number / tiles, height = rows * (number + 1) / tiles - row;
             const std::int64_t from = count * number / tiles, to = count * (number + 1) / tiles;
-            TILES[height - 1][to - from][count - 1](
-                {x + row * features, blocks, fetched + from, features, first, last, sums + row * BLOCKS * LANES});
+            TILES<Pair>[height - 1][to - from][count - 1]({inputs.from(row, features), blocks, fetched + from, features,
+                                                           first, last, sums + row * BLOCKS * LANES});
         }
     }
 }
 
 // All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. The next blocks to be
 // multiplied are `step` blocks further.
-template <class Done>
-void multiply(const Operand* x, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
+template <class Pair, class Done>
+void multiply(Inputs<Pair> inputs, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
               std::int64_t step, Done done) {
-    const std::uint32_t* blocks[BLOCKS];
+    const Pair* blocks[BLOCKS];
     for (int block = 0; block < count; ++block)
-        blocks[block] = matrix.pairs + numbers[block] * matrix.features / 2 * LANES;
+        blocks[block] = static_cast<const Pair*>(matrix.pairs) + numbers[block] * matrix.features / 2 * LANES;
     alignas(64) float sums[GROUP * BLOCKS * LANES];
     const std::int64_t groups = (rows + GROUP - 1) / GROUP;
     for (std::int64_t number = 0; number < groups; ++number) {
         const std::int64_t first = rows * number / groups, last = rows * (number + 1) / groups;
-        multiply_group(x + first * matrix.features, last - first, matrix.features, blocks, count, step, sums);
+        multiply_group(inputs.from(first, matrix.features), last - first, matrix.features, blocks, count, step, sums);
         for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * BLOCKS * LANES);
     }
 }
 
-inline Vector with_bias(const Matrix& matrix, std::int64_t block, const float* sums) {
-    const Vector value = load(sums);
+// Memory of this thread for whole numbers, of as many as the largest input has; none where no weights are of eight bits.
+struct Whole {
+    std::int16_t* numbers;
+    float* steps;
+};
+
+// Rows as whole numbers. Every thread makes its own of all: that takes less than to wait for others.
+Inputs<Eighths> made_whole(const Operand* x, std::int64_t rows, std::int64_t features, Whole memory) {
+    const std::int64_t count = Inputs<Eighths>::count(features);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t step = 0; step < count; ++step) {
+            const std::int64_t first = 2 * STEP * step, last = std::min(first + 2 * STEP, features);
+            const Operand* from = x + row * features;
+            Vector most = zero(), wrong = zero();
+            for (std::int64_t at = first; at < last; at += LANES) {
+                const Vector value = widened(from + at);
+                most = greatest(most, magnitude(value));
+                wrong = wrong + (value - value);  // what is no number would be lost among whole ones
+            }
+            const float largest = most_of(most) + sum_of(wrong);
+            const Vector factor = spread(largest > 0 ? 32767.0f / largest : 0.0f);
+            for (std::int64_t at = first; at < last; at += LANES)
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory.numbers + row * features + at),
+                                    whole(widened(from + at) * factor));
+            memory.steps[row * count + step] = largest / 32767.0f;
+        }
+    }
+    return {memory.numbers, memory.steps};
+}
+
+// Calls `multiplied` with inputs of the kind that the weights need.
+template <class Multiplied>
+void with_inputs(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Multiplied multiplied) {
+    if (matrix.steps) multiplied(made_whole(x, rows, matrix.features, memory));
+    else multiplied(Inputs<Halves>{x});
+}
+
+inline Vector result_of(const Matrix& matrix, std::int64_t block, const float* sums) {
+    const Vector value = matrix.steps ? load(sums) * load(matrix.steps + block * LANES) : load(sums);
     return matrix.bias ? value + widened(matrix.bias + block * LANES) : value;
 }
 
 // This thread's part of a linear layer. `done(row, block, value)` gets 16 results.
 template <class Done>
-void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Done done) {
+void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Done done) {
     const Share share((matrix.outs + LANES - 1) / LANES);
-    for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
-        const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
-        const int count = static_cast<int>(std::min<std::int64_t>(BLOCKS, share.last - first));
-        multiply(x, rows, matrix, numbers, count, BLOCKS, [&](std::int64_t row, const float* sums) {
-            for (int block = 0; block < count; ++block)
-                done(row, first + block, with_bias(matrix, first + block, sums + block * LANES));
-        });
-    }
+    with_inputs(x, rows, matrix, memory, [&](auto inputs) {
+        for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
+            const std::int64_t numbers[] = {first, first + 1, first + 2, first + 3};
+            const int count = static_cast<int>(std::min<std::int64_t>(BLOCKS, share.last - first));
+            multiply(inputs, rows, matrix, numbers, count, BLOCKS, [&](std::int64_t row, const float* sums) {
+                for (int block = 0; block < count; ++block)
+                    done(row, first + block, result_of(matrix, first + block, sums + block * LANES));
+            });
+        }
+    });
 }
 
 // This thread's part of silu(gate) * up, [rows, width].
-void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, Operand* gated) {
+void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Operand* gated) {
     const std::int64_t width = matrix.outs / 2, apart = width / LANES;
     const Share share(apart);
-    for (std::int64_t first = share.first; first < share.last; first += BLOCKS / 2) {
-        const int half = static_cast<int>(std::min<std::int64_t>(BLOCKS / 2, share.last - first));
-        const std::int64_t second = half == 2 ? first + 1 : first + apart;
-        const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
-        multiply(x, rows, matrix, numbers, 2 * half, BLOCKS / 2, [&](std::int64_t row, const float* sums) {
-            for (int block = 0; block < half; ++block) {
-                const Vector open = rounded(with_bias(matrix, first + block, sums + block * LANES));
-                const Vector up = rounded(with_bias(matrix, first + block + apart, sums + (half + block) * LANES));
-                const Vector silu = open / (spread(1.0f) + exponential(zero() - open));
-                store(gated + row * width + (first + block) * LANES, rounded(silu) * up);
-            }
-        });
-    }
+    with_inputs(x, rows, matrix, memory, [&](auto inputs) {
+        for (std::int64_t first = share.first; first < share.last; first += BLOCKS / 2) {
+            const int half = static_cast<int>(std::min<std::int64_t>(BLOCKS / 2, share.last - first));
+            const std::int64_t second = half == 2 ? first + 1 : first + apart;
+            const std::int64_t numbers[] = {first, second, first + apart, first + apart + 1};
+            multiply(inputs, rows, matrix, numbers, 2 * half, BLOCKS / 2, [&](std::int64_t row, const float* sums) {
+                for (int block = 0; block < half; ++block) {
+                    const Vector open = rounded(result_of(matrix, first + block, sums + block * LANES));
+                    const Vector up = rounded(result_of(matrix, first + block + apart, sums + (half + block) * LANES));
+                    const Vector silu = open / (spread(1.0f) + exponential(zero() - open));
+                    store(gated + row * width + (first + block) * LANES, rounded(silu) * up);
+                }
+            });
+        }
+    });
 }
 
 template <class Number>
@@ -396,12 +487,27 @@ Attention attention_of(std::int64_t dim) {
 
 // Buffers of a call, shared by its threads.
 struct Buffers {
-    std::int64_t heads_width, group;
+    std::int64_t heads_width, group, widest;
     bf16 *joint, *middle;
     Operand *both, *normed, *mixed, *gated;
     float *queries, *scores;
     std::int64_t columns;  // of scores
     Seen seen;
+    std::int16_t* numbers;  // of all threads
+    float* steps;
+
+    Whole whole(std::int64_t rows) const {
+        const std::int64_t thread = omp_get_thread_num();
+        return {numbers + thread * rows * widest, steps + thread * rows * Inputs<Eighths>::count(widest)};
+    }
+
+    // Numbers of the largest input of a row of weights of eight bits.
+    static std::int64_t widest_of(const Frame& frame, const Layer& layer) {
+        std::int64_t most = 0;
+        for (const Matrix* each : {&frame.fuse, &frame.head, &layer.joint, &layer.output, &layer.gate_up, &layer.down})
+            if (each->steps) most = std::max(most, each->features);
+        return most;
+    }
 
     static std::int64_t of_scores(const Layer& layer, const Work& work) {
         return Scratch::padded((work.start + work.rows) * sizeof(float)) / sizeof(float) * attention_of(layer.dim).heads;
@@ -411,8 +517,9 @@ struct Buffers {
         const std::int64_t hidden = layer.joint.features, all = work.start + work.rows;
         const std::int64_t narrow = layer.joint.outs + hidden;
         const std::int64_t read = frame.fuse.features + hidden + layer.output.features + layer.down.features;
-        const std::int64_t group = layer.heads / layer.kv_heads * layer.dim;
-        return 1024 + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
+        const std::int64_t group = layer.heads / layer.kv_heads * layer.dim, widest = widest_of(frame, layer);
+        const std::int64_t whole = widest * sizeof(std::int16_t) + Inputs<Eighths>::count(widest) * sizeof(float);
+        return 1024 + work.threads * work.rows * whole + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
                work.threads * (of_scores(layer, work) + group) * sizeof(float) +
                ((work.visible ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
     }
@@ -429,6 +536,9 @@ struct Buffers {
         gated = scratch.take<Operand>(rows * layer.down.features);
         scores = scratch.take<float>(work.threads * columns);
         queries = scratch.take<float>(work.threads * group * layer.dim);
+        widest = widest_of(frame, layer);
+        numbers = scratch.take<std::int16_t>(work.threads * rows * widest);
+        steps = scratch.take<float>(work.threads * rows * Inputs<Eighths>::count(widest));
         seen.all = all, seen.apart = work.visible != nullptr;
         seen.counts = scratch.take<std::int32_t>(rows);
         seen.columns = scratch.take<std::int32_t>((seen.apart ? rows : 1) * all + LANES);
@@ -503,8 +613,8 @@ void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::i
 }
 
 // A linear layer whose rounded results are added to a stream.
-void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, const bf16* stream, bf16* result) {
-    linear(x, rows, matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
+void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, const bf16* stream, bf16* result) {
+    linear(x, rows, matrix, memory, [&](std::int64_t row, std::int64_t block, Vector value) {
         const std::int64_t place = row * matrix.outs + block * LANES;
         store(result + place, widened(stream + place) + rounded(value));
     });
@@ -552,13 +662,20 @@ void store_block(bf16* row, std::int64_t outs, std::int64_t block, Vector value)
 
 // A linear layer of some rows.
 void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
-    const std::int64_t count = rows * matrix.features;
-    Scratch scratch(IS_READ_AS_IS ? 0 : Scratch::padded(count * sizeof(Operand)));
+    const std::int64_t count = rows * matrix.features, steps = rows * Inputs<Eighths>::count(matrix.features);
+    const std::int64_t whole = matrix.steps ? threads * (count * sizeof(std::int16_t) + steps * sizeof(float)) : 0;
+    Scratch scratch(256 + (IS_READ_AS_IS ? 0 : count * sizeof(Operand)) + whole);
     const Operand* inputs = operands(x, count, scratch);
+    auto* numbers = scratch.take<std::int16_t>(whole ? threads * count : 0);
+    auto* all_steps = scratch.take<float>(whole ? threads * steps : 0);
 #pragma omp parallel num_threads(threads)
-    linear(inputs, rows, matrix, [&](std::int64_t row, std::int64_t block, Vector value) {
-        store_block(result + row * matrix.outs, matrix.outs, block, value);
-    });
+    {
+        const std::int64_t thread = whole ? omp_get_thread_num() : 0;
+        linear(inputs, rows, matrix, {numbers + thread * count, all_steps + thread * steps},
+               [&](std::int64_t row, std::int64_t block, Vector value) {
+                   store_block(result + row * matrix.outs, matrix.outs, block, value);
+               });
+    }
 }
 
 enum Part { LINEARS, ATTENTION, REST };
@@ -578,7 +695,7 @@ void begin(const Frame& frame, const Work& work, const Buffers& at, std::int64_t
     }
     clock.wait(REST);
     if (!work.features) return;
-    linear(at.both, work.rows, frame.fuse, [&](std::int64_t row, std::int64_t block, Vector value) {
+    linear(at.both, work.rows, frame.fuse, at.whole(work.rows), [&](std::int64_t row, std::int64_t block, Vector value) {
         store(work.stream + row * hidden + block * LANES, value);
     });
     clock.wait(LINEARS);
@@ -596,7 +713,7 @@ void end(const Frame& frame, const Work& work, const Buffers& at, std::int64_t h
     clock.wait(REST);
     if (!work.kept) return;
     const Operand* kept = at.normed + (work.rows - work.kept) * hidden;
-    linear(kept, work.kept, frame.head, [&](std::int64_t row, std::int64_t block, Vector value) {
+    linear(kept, work.kept, frame.head, at.whole(work.rows), [&](std::int64_t row, std::int64_t block, Vector value) {
         store_block(work.logits + row * frame.head.outs, frame.head.outs, block, value);
     });
     clock.wait(LINEARS);
@@ -610,6 +727,7 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
 #pragma omp parallel num_threads(work.threads)
     {
         Clock clock(work);
+        const Whole memory = at.whole(rows);
         look(work, at.seen);
         begin(frame, work, at, hidden, clock);
         const bf16* stream = work.stream;
@@ -619,7 +737,7 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
             bf16* result = work.results[number] + behind;
             norm_all(stream, layer.attention_norm, layer, rows, at.normed);
             clock.wait(REST);
-            linear(at.normed, rows, layer.joint, [&](std::int64_t row, std::int64_t block, Vector value) {
+            linear(at.normed, rows, layer.joint, memory, [&](std::int64_t row, std::int64_t block, Vector value) {
                 store(at.joint + row * at.heads_width + block * LANES, value);
             });
             clock.wait(LINEARS);
@@ -627,13 +745,13 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
             clock.wait(REST);
             attend_all(layer, work, at, keys, values);
             clock.wait(ATTENTION);
-            add_linear(at.mixed, rows, layer.output, stream, at.middle);
+            add_linear(at.mixed, rows, layer.output, memory, stream, at.middle);
             clock.wait(LINEARS);
             norm_all(at.middle, layer.feed_forward_norm, layer, rows, at.normed);
             clock.wait(REST);
-            gate(at.normed, rows, layer.gate_up, at.gated);
+            gate(at.normed, rows, layer.gate_up, memory, at.gated);
             clock.wait(LINEARS);
-            add_linear(at.gated, rows, layer.down, at.middle, result);
+            add_linear(at.gated, rows, layer.down, memory, at.middle, result);
             clock.wait(LINEARS);
             stream = result;
         }

@@ -34,17 +34,19 @@ __all__ = [
     "NativeMatrix",
     "Stretch",
     "can_run",
+    "in_eight_bits",
     "watched",
 ]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _LANES = 16  # results in a block of weights
 _WIDTHS = 2 * _LANES  # that features are multiples of
+_LARGEST = 127  # of eight bits, with either sign
 _DIMS = (32, 64, 96, 128)  # of heads that attention is written for
 
 
 class _Matrix(Structure):
-    _fields_ = (("pairs", c_void_p), ("bias", c_void_p), ("features", c_int64), ("outs", c_int64))
+    _fields_ = (*((name, c_void_p) for name in ("pairs", "bias", "steps")), ("features", c_int64), ("outs", c_int64))
 
 
 class _Layer(Structure):
@@ -118,16 +120,22 @@ class NativeMatrix:
     Args:
         weight: `bfloat16[outs, features]`; `features` a multiple of 32.
         bias: `[outs]`, if there is one.
+        eight_bits: whether weights are rounded to whole numbers of eight bits, see `in_eight_bits`.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, eight_bits: bool = False) -> None:
         self.outs, features = weight.shape
         if missing := -self.outs % _LANES:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
             bias = None if bias is None else torch.nn.functional.pad(bias, (0, missing))
-        self._pairs = weight.view(-1, _LANES, features // 2, 2).transpose(1, 2).contiguous()
+        self._steps: torch.Tensor | None = None
+        numbers = weight
+        if eight_bits:
+            numbers, self._steps = in_eight_bits(weight)
+        self._pairs = numbers.view(-1, _LANES, features // 2, 2).transpose(1, 2).contiguous()
         self._bias = bias
-        self.struct = _Matrix(self._pairs.data_ptr(), _address(self._bias), features, self.outs)
+        addresses = map(_address, (self._pairs, self._bias, self._steps))
+        self.struct = _Matrix(*addresses, features, self.outs)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`bfloat16[rows, features]` to `[rows, outs]`."""
@@ -137,6 +145,21 @@ class NativeMatrix:
         for found in _watching:
             found.append(Stretch(_PARTS[0], began, time.perf_counter() - began))
         return result
+
+
+def in_eight_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights as whole numbers from -127 to 127, with a step for each result: the largest of its weights by 127.
+
+    Args:
+        weight: `[outs, features]`.
+
+    Returns:
+        `int8[outs, features]` and steps, `float32[outs]`.
+    """
+    exact = weight.float()
+    steps = exact.abs().amax(dim=1) / _LARGEST
+    numbers = (exact / steps.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_().to(torch.int8)
+    return numbers, steps
 
 
 class LayerShape(NamedTuple):
@@ -282,8 +305,14 @@ def _works() -> bool:
         return False
     weight = torch.linspace(-1, 1, 24 * 64).view(24, 64).to(torch.bfloat16)
     x = torch.linspace(-1, 1, 7 * 64).view(7, 64).to(torch.bfloat16)
-    found = NativeMatrix(weight, None)(x)
-    return torch.allclose(found.float(), x.float() @ weight.float().T, rtol=0.02, atol=0.02)
+    numbers, steps = in_eight_bits(weight)
+    expected = {False: weight.float(), True: numbers * steps[:, None]}
+    return all(
+        torch.allclose(
+            NativeMatrix(weight, None, eight_bits=bits)(x).float(), x.float() @ exact.T, rtol=0.02, atol=0.02
+        )
+        for bits, exact in expected.items()
+    )
 
 
 @functools.cache

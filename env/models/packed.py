@@ -19,14 +19,16 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from env.errors import ParameterError
 from env.models.layer import MOST_ROWS, has_kernel, project
 from env.models.native import NativeMatrix, can_run
 from env.models.resident import return_pages
 
 __all__ = ["Packing", "Projection", "best_packing", "can_pack", "row_invariant"]
 
-Packing: TypeAlias = Literal["native", "library", "none"]
-"""where weights are kept: rearranged for our own functions, or for oneDNN's; or as they are"""
+Packing: TypeAlias = Literal["native", "int8", "library", "none"]
+"""where weights are kept: rearranged for our own functions, as they are or rounded to eight bits; rearranged for
+oneDNN's; or not rearranged"""
 
 _LEVEL = 16  # rows that a level of a tree or the tokens of a round have at most; more of them are a text
 _RESULTS = 2**18  # numbers that a kernel is tried on
@@ -57,9 +59,9 @@ class Projection:
             self.weights = [layer.weight.detach() for layer in layers]
             self.biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
             return
-        if packing == "native":
+        if packing in ("native", "int8"):
             with torch.inference_mode():
-                self.native = NativeMatrix(*_joined(layers))
+                self.native = NativeMatrix(*_joined(layers), eight_bits=packing == "int8")
         else:
             # Trying the kernel takes memory too: before there is a copy.
             outs = sum(layer.out_features for layer in layers)
@@ -82,7 +84,7 @@ class Projection:
         return project(x, self.weights, self.biases, self.least, own)
 
 
-def best_packing(dtype: torch.dtype, device: torch.device, dim: int, *widths: int) -> Packing:
+def best_packing(dtype: torch.dtype, device: torch.device, dim: int, *widths: int, eight_bits: bool = False) -> Packing:
     """The fastest packing that this machine has for a model.
 
     Args:
@@ -90,9 +92,19 @@ def best_packing(dtype: torch.dtype, device: torch.device, dim: int, *widths: in
         device: the model's.
         dim: width of an attention head.
         widths: of the inputs of linear layers.
+        eight_bits: whether weights are to be rounded to eight bits.
+
+    Raises:
+        ParameterError: they are, and this machine has no functions for that.
     """
     if dtype == torch.bfloat16 and device.type == "cpu" and can_run(dim, *widths):
-        return "native"
+        return "int8" if eight_bits else "native"
+    if eight_bits:
+        raise ParameterError(
+            "int8 needs compiled functions: a CPU with AVX2 or AVX-512 BF16, a C++ compiler, and layers that they know "
+            f"(heads of 32, 64, 96 or 128 numbers, widths that are multiples of 32; these have {dim}, and "
+            f"{', '.join(map(str, sorted(widths)))}). Use bfloat16."
+        )
     return "library" if can_pack(dtype, device) else "none"
 
 

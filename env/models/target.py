@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from env.errors import PairError
 from env.models.attention import ATTENTION, additive_mask
 from env.models.cache import TreeCache
 from env.models.compatibility import check_target, context_limit
@@ -26,12 +27,17 @@ class CachedModel:
 
     Args:
         model: any transformers causal language model with full attention.
+        eight_bits: whether the weights of its linear layers are rounded to eight bits, see `in_eight_bits`.
+
+    Attributes:
+        precision: the name of that of its weights.
 
     Raises:
-        PairError: the model's attention cannot branch.
+        PairError: the model's attention cannot branch, or its weights cannot be rounded.
+        ParameterError: weights are to be rounded, and this machine cannot.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, eight_bits: bool = False) -> None:
         check_target(model.config)
         self.model = model.eval()
         self.device: torch.device = model.device
@@ -41,7 +47,14 @@ class CachedModel:
         self.cache = TreeCache(int(model.config.num_hidden_layers), self.device)
         self.shown: tuple[int, ...] | None = None  # layers whose states are recorded, if any
         self._lean_features: torch.Tensor | None = None
-        self._lean = lean_model(model)
+        self.eight_bits = eight_bits
+        self.precision = "int8" if eight_bits else str(model.dtype).removeprefix("torch.")
+        self._lean = lean_model(model, eight_bits=eight_bits)
+        if eight_bits and self._lean is None:
+            raise PairError(
+                f"int8 is for models built like Llama (Llama, Mistral, Qwen2, Qwen3), without adapters; this one is a "
+                f"{type(model).__name__}. Use bfloat16."
+            )
         self._previous_attention = model.config._attn_implementation
         model.set_attn_implementation(ATTENTION)
 
@@ -110,10 +123,13 @@ class TargetModel(CachedModel):
     Args:
         model: any transformers causal language model with full attention.
         end_tokens: ids that end a text; those of the model's own generation settings if None.
+        eight_bits: as for `CachedModel`, which raises the same.
     """
 
-    def __init__(self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None, *, eight_bits: bool = False
+    ) -> None:
+        super().__init__(model, eight_bits=eight_bits)
         self.end_tokens = end_of_sequence(model) if end_tokens is None else end_tokens
         self._states: HiddenStates | None = None
 

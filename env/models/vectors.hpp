@@ -2,6 +2,8 @@
 //
 // Both have the same functions. They differ in what is multiplied: AVX-512 BF16 multiplies bfloat16 pairwise; AVX2 has no
 // bfloat16, so inputs are kept as float32 numbers that bfloat16 can hold, and weights are widened on the way.
+//
+// Weights of eight bits are multiplied as whole numbers, with inputs of sixteen: their products are added up exactly.
 
 #pragma once
 
@@ -12,6 +14,14 @@
 #include <cstdint>
 
 using bf16 = std::uint16_t;
+
+// Two features of a result's weights, which is what is multiplied at a time: of bfloat16, or of eight bits.
+struct Halves {
+    bf16 two[2];
+};
+struct Eighths {
+    std::int8_t two[2];
+};
 
 constexpr std::int64_t LANES = 16;  // float32 in a vector: results of a block of weights
 
@@ -26,10 +36,13 @@ constexpr int heads_together(int parts) { return parts <= 2 ? 4 : parts <= 4 ? 3
 constexpr int ahead_of(int rows) { return rows <= 2 ? 48 : 0; }
 
 using Vector = __m512;
+using Integers = __m512i;
 using Operand = bf16;  // an input of a product
 
 inline Vector zero() { return _mm512_setzero_ps(); }
 inline Vector spread(float value) { return _mm512_set1_ps(value); }
+inline Integers no_integers() { return _mm512_setzero_si512(); }
+inline Vector floats(Integers value) { return _mm512_cvtepi32_ps(value); }
 inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
 inline void save(float* to, Vector value) { _mm512_storeu_ps(to, value); }
 inline Vector greatest(Vector one, Vector other) { return _mm512_max_ps(one, other); }
@@ -53,7 +66,7 @@ inline Vector scaled(Vector value, Vector power) { return _mm512_scalef_ps(value
 
 // Adds pairs of features, [rows, features] from `x` on, times WIDTH blocks of weights to `sum`; `fetch(pair)` goes between.
 template <int ROWS, int WIDTH, class Fetch>
-inline void add_products(const Operand* x, std::int64_t features, const std::uint32_t* const (&weights)[WIDTH],
+inline void add_products(const Operand* x, std::int64_t features, const Halves* const (&weights)[WIDTH],
                          std::int64_t first, std::int64_t last, Vector (&sum)[ROWS][WIDTH], Fetch fetch) {
     for (std::int64_t pair = first; pair < last; ++pair) {
         __m512bh weight[WIDTH];
@@ -69,6 +82,37 @@ inline void add_products(const Operand* x, std::int64_t features, const std::uin
     }
 }
 
+inline __m512i add_pairs(__m512i sum, __m512i one, __m512i other) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum, one, other);
+#else
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(one, other));
+#endif
+}
+
+template <int ROWS, int WIDTH, class Fetch>
+inline void add_products(const std::int16_t* x, std::int64_t features, const Eighths* const (&weights)[WIDTH],
+                         std::int64_t first, std::int64_t last, Integers (&sum)[ROWS][WIDTH], Fetch fetch) {
+    for (std::int64_t line = first; line < last; line += 2) {  // two pairs lie in a line of the cache
+        fetch(line);
+        for (std::int64_t pair = line; pair < line + 2; ++pair) {
+            __m512i weight[WIDTH];
+            for (int block = 0; block < WIDTH; ++block) {
+                const auto* from = reinterpret_cast<const __m256i*>(weights[block] + pair * LANES);
+                weight[block] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(from));
+            }
+            for (int row = 0; row < ROWS; ++row) {
+                const auto* input = reinterpret_cast<const std::int32_t*>(x + row * features) + pair;
+                const __m512i two = _mm512_set1_epi32(*input);
+                for (int block = 0; block < WIDTH; ++block) sum[row][block] = add_pairs(sum[row][block], weight[block], two);
+            }
+        }
+    }
+}
+
+// To the nearest whole numbers, of which sixteen bits hold all.
+inline __m256i whole(Vector value) { return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(value)); }
+
 #elif defined(__AVX2__) && defined(__FMA__)
 
 constexpr int SUMS = 6;
@@ -79,6 +123,11 @@ constexpr int ahead_of(int rows) { return rows > 1 ? 48 : 0; }
 struct Vector {
     __m256 low, high;
 };
+// Not of __m256i, which may stand for anything in memory: compilers would keep sums there.
+typedef std::int32_t Eight __attribute__((vector_size(32)));
+struct Integers {
+    Eight low, high;
+};
 using Operand = float;
 
 inline Vector operator+(Vector one, Vector other) { return {one.low + other.low, one.high + other.high}; }
@@ -88,6 +137,10 @@ inline Vector operator/(Vector one, Vector other) { return {one.low / other.low,
 
 inline Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vector spread(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline Integers no_integers() { return {Eight{}, Eight{}}; }
+inline Vector floats(Integers value) {
+    return {_mm256_cvtepi32_ps((__m256i)value.low), _mm256_cvtepi32_ps((__m256i)value.high)};
+}
 inline Vector load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
 inline void save(float* to, Vector value) {
     _mm256_storeu_ps(to, value.low);
@@ -150,7 +203,7 @@ inline __m256 scaled(__m256 value, __m256 power) {  // of powers that float32 ha
 inline Vector scaled(Vector value, Vector power) { return {scaled(value.low, power.low), scaled(value.high, power.high)}; }
 
 template <int ROWS, int WIDTH, class Fetch>
-inline void add_products(const Operand* x, std::int64_t features, const std::uint32_t* const (&weights)[WIDTH],
+inline void add_products(const Operand* x, std::int64_t features, const Halves* const (&weights)[WIDTH],
                          std::int64_t first, std::int64_t last, Vector (&sum)[ROWS][WIDTH], Fetch fetch) {
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
     for (std::int64_t pair = first; pair < last; ++pair) {
@@ -170,10 +223,40 @@ inline void add_products(const Operand* x, std::int64_t features, const std::uin
     }
 }
 
+template <int ROWS, int WIDTH, class Fetch>
+inline void add_products(const std::int16_t* x, std::int64_t features, const Eighths* const (&weights)[WIDTH],
+                         std::int64_t first, std::int64_t last, Integers (&sum)[ROWS][WIDTH], Fetch fetch) {
+    for (std::int64_t line = first; line < last; line += 2) {  // two pairs lie in a line of the cache
+        fetch(line);
+        for (std::int64_t pair = line; pair < line + 2; ++pair) {
+            for (int block = 0; block < WIDTH; ++block) {
+                const auto* both = reinterpret_cast<const __m128i*>(weights[block] + pair * LANES);
+                const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(both));
+                const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(both + 1));
+                for (int row = 0; row < ROWS; ++row) {
+                    const auto* input = reinterpret_cast<const std::int32_t*>(x + row * features) + pair;
+                    const __m256i two = _mm256_set1_epi32(*input);
+                    Integers& mine = sum[row][block];
+                    mine.low += (Eight)_mm256_madd_epi16(low, two);
+                    mine.high += (Eight)_mm256_madd_epi16(high, two);
+                }
+            }
+        }
+    }
+}
+
+inline __m256i whole(Vector value) {
+    const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(value.low), _mm256_cvtps_epi32(value.high));
+    return _mm256_permute4x64_epi64(both, 0xd8);
+}
+
 #else
 #error "this machine has neither AVX-512 BF16 nor AVX2 with FMA"
 #endif
 
+inline Vector magnitude(Vector value) { return greatest(value, zero() - value); }
+
+inline Vector widened(const float* from) { return load(from); }
 inline Vector widened(const bf16* from) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
 
 // As bfloat16 has it.

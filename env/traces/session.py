@@ -87,7 +87,7 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
         end_tokens=tuple(sorted(pair.target.end_tokens)),
         rule=json.loads(json.dumps(asdict(rule) | {"fixed": [tree.record() for tree in rule.fixed]})),
         calibrator=None if draft.calibrator is None else draft.calibrator.record(),
-        dtype=str(pair.target.dtype).removeprefix("torch."),
+        dtype=pair.target.precision,
     )
 
 

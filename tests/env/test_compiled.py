@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from env import choosing
+from env import compiled as compiled_module
 from env.choosing import best, gumbel, ranked, told
-from env.compiled import compiled_path, find_library, load_library
+from env.compiled import compile_seconds, compiled_path, find_library, load_library
 from env.models import moving
 from env.models.moving import move_rows
 
@@ -53,12 +55,26 @@ def test_what_is_for_any_processor_compiles(path: Path) -> None:  # a mistake in
 
 
 @compiled
+def test_how_long_compiling_took_is_known_where_it_was_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compiled_module, "_SOURCES", (SOURCE, MOVING))
+    monkeypatch.setenv("SPECGYM_HOME", str(tmp_path / "home"))
+    began = time.perf_counter()
+    first = compile_seconds()
+    took = time.perf_counter() - began
+    assert first is not None
+    assert 0.05 < first <= took
+    assert compile_seconds() == first, "nothing was compiled again"
+    monkeypatch.setattr(compiled_module.shutil, "which", lambda name: None)
+    assert compile_seconds() is None
+
+
+@compiled
 def test_a_file_is_compiled_once_and_again_when_it_has_changed(source: Path) -> None:
     load_library(source)
     path = compiled_path(source)
     written = path.stat().st_mtime_ns
     load_library(source)
-    assert [found.stat().st_mtime_ns for found in path.parent.iterdir()] == [written]
+    assert [found.stat().st_mtime_ns for found in path.parent.glob("*.so")] == [written]
     source.write_text(source.read_text() + "// more\n")
     assert compiled_path(source) != path
 

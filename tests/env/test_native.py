@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,14 +22,18 @@ from transformers import (
 )
 
 from env.compiled import find_library
+from env.drafts import FeatureDraft
 from env.drafts.lean import LeanDraft
 from env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork
+from env.errors import PairError, ParameterError
 from env.models import native
 from env.models.cache import KeyValueBuffer
 from env.models.lean import lean_model
-from env.models.native import NativeMatrix, can_run, watched
-from env.models.target import CachedModel
-from tests.tiny import SHAPE
+from env.models.native import NativeMatrix, can_run, in_eight_bits, watched
+from env.models.target import CachedModel, TargetModel
+from env.rounds import Request
+from env.sampling import SamplingSettings
+from tests.tiny import SHAPE, generate
 
 TEXT = [5, 6, 7, 8, 9, 3]
 WIDE = SHAPE | {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -40,6 +47,7 @@ FAMILIES = {
 }
 
 compiled = pytest.mark.skipif(not can_run(64), reason="this machine does not run or compile such functions")
+in_both = pytest.mark.parametrize("eight_bits", [False, True], ids=["bfloat16", "int8"])
 
 
 def build(family: str) -> PreTrainedModel:
@@ -55,6 +63,16 @@ def build(family: str) -> PreTrainedModel:
     return model.to(torch.bfloat16)
 
 
+def rounded(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose linear layers have the weights that eight bits hold."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                numbers, steps = in_eight_bits(module.weight)
+                module.weight.copy_(numbers * steps[:, None].double())
+    return model
+
+
 def visible(rows: int) -> np.ndarray:
     """A tree in which each row but the first two hangs on the one before its last."""
     seen = np.eye(rows, dtype=bool)
@@ -65,12 +83,15 @@ def visible(rows: int) -> np.ndarray:
 
 @compiled
 @torch.inference_mode()
+@in_both
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_and_a_tree_get_the_logits_of_transformers(family: str) -> None:
+def test_a_text_and_a_tree_get_the_logits_of_transformers(family: str, eight_bits: bool) -> None:
     model, exact = build(family), build(family).double()
+    exact = rounded(exact) if eight_bits else exact
     branches = [[*TEXT, 4, 2], [*TEXT, 11, 12]]
     expected = [exact(torch.tensor([branch])).logits[0] for branch in branches]
-    lean, cached = lean_model(model), CachedModel(model)
+    cached = CachedModel(model, eight_bits=eight_bits)
+    lean = cached._lean
     assert lean is not None
     assert lean.head.native is not None, "the test would be vacuous"
     read = cached.extend_all(TEXT)
@@ -84,12 +105,13 @@ def test_a_text_and_a_tree_get_the_logits_of_transformers(family: str) -> None:
 
 @compiled
 @torch.inference_mode()
+@in_both
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("prefix", [1, 15, 40])
-def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int) -> None:
+def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int, eight_bits: bool) -> None:
     model = build(family)
     text, rows = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 40))
-    tree_model, plain_model = CachedModel(model), CachedModel(model)
+    tree_model, plain_model = (CachedModel(model, eight_bits=eight_bits) for _ in range(2))
     for reader in (tree_model, plain_model):
         reader.extend_all(text[:prefix].tolist())
     depth = np.arange(21) // 2
@@ -100,42 +122,102 @@ def test_rows_of_a_tree_have_the_bits_of_plain_steps(family: str, prefix: int) -
 
 @compiled
 @torch.inference_mode()
+@in_both
 @pytest.mark.parametrize("rows", [255, 256, 257, 600])
-def test_a_text_that_is_read_in_parts_has_the_bits_of_one_that_is_read_step_by_step(rows: int) -> None:
+def test_a_text_that_is_read_in_parts_has_the_bits_of_one_that_is_read_step_by_step(
+    rows: int, eight_bits: bool
+) -> None:
     model = build("llama")
     text = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], rows).tolist()
-    whole, stepwise = CachedModel(model), CachedModel(model)
+    whole, stepwise = (CachedModel(model, eight_bits=eight_bits) for _ in range(2))
     assert torch.equal(whole.extend_all(text), torch.cat([stepwise.extend([token]) for token in text]))
 
 
 @compiled
 @torch.inference_mode()
+@in_both
 @pytest.mark.parametrize("outs", [16, 24, 100])
-@pytest.mark.parametrize("features", [64, 672])
-def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(features: int, outs: int) -> None:
+@pytest.mark.parametrize("features", [64, 96, 672])
+def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(
+    features: int, outs: int, eight_bits: bool
+) -> None:
     weight, bias = (torch.randn(outs, features) * (64 / features) ** 0.5).bfloat16(), torch.randn(outs).bfloat16()
     x = torch.randn(13, features).bfloat16()
-    expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
-    torch.testing.assert_close(NativeMatrix(weight, bias)(x).double(), expected, rtol=0.01, atol=0.02)
+    matrix, exact = NativeMatrix(weight, bias, eight_bits=eight_bits), weight.double()
+    if eight_bits:
+        numbers, steps = in_eight_bits(weight)
+        exact = numbers * steps[:, None].double()
+    expected = torch.nn.functional.linear(x.double(), exact, bias.double())
+    torch.testing.assert_close(matrix(x).double(), expected, rtol=0.004, atol=0.002)  # rounded once, at the end
 
 
 @compiled
 @torch.inference_mode()
-@pytest.mark.parametrize("features", [64, 672])
+@in_both
+@pytest.mark.parametrize("features", [64, 96, 672, 1536])
 @pytest.mark.parametrize("rows", [1, 5, 7, 12, 16, 24, 25, 50])
-def test_rows_that_take_turns_over_stretches_of_weights_have_the_bits_of_single_ones(features: int, rows: int) -> None:
-    matrix = NativeMatrix(torch.randn(144, features).bfloat16(), None)
+def test_rows_that_take_turns_over_stretches_of_weights_have_the_bits_of_single_ones(
+    features: int, rows: int, eight_bits: bool
+) -> None:
+    matrix = NativeMatrix(torch.randn(144, features).bfloat16(), None, eight_bits=eight_bits)
     x = torch.randn(rows, features).bfloat16()
     assert torch.equal(matrix(x), torch.cat([matrix(row) for row in x.split(1)]))
 
 
 @compiled
 @torch.inference_mode()
+@in_both
 @pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "input_layernorm"])
-def test_what_is_no_number_shows_in_the_logits(part: str) -> None:
+def test_what_is_no_number_shows_in_the_logits(part: str, eight_bits: bool) -> None:
     model = build("llama")
     model.get_parameter(f"model.layers.0.{part}.weight").view(-1)[0] = torch.nan
-    assert CachedModel(model).extend(TEXT).isnan().any()
+    assert CachedModel(model, eight_bits=eight_bits).extend(TEXT).isnan().any()
+
+
+@given(
+    arrays(np.float32, (5, 32), elements=st.floats(-100, 100, width=32)),
+    st.sampled_from([1.0, 1e-20, 1e30]),
+)
+def test_weights_in_eight_bits_are_off_by_half_a_step_at_most(weights: np.ndarray, size: float) -> None:
+    exact = torch.from_numpy(weights) * size
+    numbers, steps = in_eight_bits(exact)
+    assert numbers.dtype == torch.int8
+    assert numbers.abs().max() <= 127
+    error = (numbers * steps[:, None].double() - exact.double()).abs()
+    assert (error <= 0.501 * steps[:, None].double()).all()
+    largest = exact.double().abs().amax(dim=1)
+    torch.testing.assert_close(127 * steps.double(), largest, rtol=1e-6, atol=1e-37)
+
+
+@compiled
+@torch.inference_mode()
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_an_input_that_is_no_number_makes_none_of_its_row_alone(wrong: float) -> None:
+    x = torch.randn(7, 96).bfloat16()
+    matrix = NativeMatrix(torch.randn(32, 96).bfloat16(), None, eight_bits=True)
+    expected = matrix(x)
+    x[3, 70] = wrong
+    found = matrix(x)
+    assert found[3].isnan().all()
+    others = [0, 1, 2, 4, 5, 6]
+    assert torch.equal(found[others], expected[others])
+    assert expected.isfinite().all()
+
+
+@compiled
+@torch.inference_mode()
+def test_inputs_of_very_different_sizes_keep_what_bfloat16_has_of_them() -> None:
+    x = torch.randn(9, 256) * torch.tensor([1.0, 1e-3, 1e3, 1e-30]).repeat_interleave(64)  # each with a step of its own
+    weight = torch.randn(32, 256)
+    for first in range(0, 256, 64):
+        alone = x.clone()
+        alone[:, :first], alone[:, first + 64 :] = 0, 0
+        numbers, steps = in_eight_bits(weight.bfloat16())
+        expected = alone.bfloat16().double() @ (numbers * steps[:, None].double()).T
+        found = NativeMatrix(weight.bfloat16(), None, eight_bits=True)(alone.bfloat16())
+        assert (found - expected).norm() < 0.004 * expected.norm()
+    zeros = NativeMatrix(weight.bfloat16(), None, eight_bits=True)(torch.zeros(2, 256).bfloat16())
+    assert torch.equal(zeros, torch.zeros(2, 32).bfloat16())
 
 
 @compiled
@@ -153,7 +235,8 @@ def test_a_token_that_the_model_does_not_have_is_an_error() -> None:
 
 @compiled
 @torch.inference_mode()
-def test_a_feature_draft_fuses_embeddings_and_features_and_ranks_what_is_wanted() -> None:
+@in_both
+def test_a_feature_draft_fuses_embeddings_and_features_and_ranks_what_is_wanted(eight_bits: bool) -> None:
     torch.manual_seed(0)
     network = FeatureDraftNetwork(FeatureDraftConfig(96, 4, 2, 32, 160, 100)).eval()
     for norm in (network.token_norm, network.feature_norm, network.output_norm):
@@ -162,7 +245,8 @@ def test_a_feature_draft_fuses_embeddings_and_features_and_ranks_what_is_wanted(
     text, tree = np.arange(5), np.array([3, 40, 7, 8])
     found = []
     for dtype in (torch.bfloat16, torch.float64):
-        draft, caches = LeanDraft(network.to(dtype), table.to(dtype)), [KeyValueBuffer()]
+        eight = eight_bits and dtype == torch.bfloat16
+        draft, caches = LeanDraft(network.to(dtype), table.to(dtype), eight_bits=eight), [KeyValueBuffer()]
         assert (draft._native is not None) == (dtype == torch.bfloat16), "the test would be vacuous"
         read = draft(text, features[:5].to(dtype), np.arange(5), None, caches, keep=1)
         grown = draft(tree, features[5:].to(dtype), 5 + np.array([0, 0, 1, 1]), visible(4), caches, keep=3)
@@ -211,8 +295,33 @@ def test_where_something_is_missing_layers_go_another_way(
         monkeypatch.setenv("SPECGYM_NATIVE", "0")
     assert not can_run(64)
     model = build("llama")
+    with pytest.raises(ParameterError, match="int8 needs compiled functions: a CPU with AVX2 or AVX-512 BF16"):
+        CachedModel(model, eight_bits=True)
     lean = lean_model(model)
     assert lean is not None
     assert lean.head.native is None
     with torch.inference_mode():
         assert CachedModel(model).extend(TEXT).isfinite().all()
+
+
+@compiled
+def test_a_model_that_goes_by_transformers_has_no_weights_of_eight_bits() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**(WIDE | {"hidden_act": "gelu"}))).to(torch.bfloat16)
+    with pytest.raises(PairError, match=r"int8 is for models built like Llama .* this one is a LlamaForCausalLM"):
+        CachedModel(model, eight_bits=True)
+    odd = LlamaForCausalLM(LlamaConfig(**(WIDE | {"head_dim": 16}))).to(torch.bfloat16)
+    with pytest.raises(ParameterError, match="these have 16, and"):
+        CachedModel(odd, eight_bits=True)
+
+
+@compiled
+@pytest.mark.parametrize("sampling", [SamplingSettings(), SamplingSettings(1.0, seed=3)])
+@pytest.mark.parametrize("controller", ["dynamic_depth", "goodput"])
+def test_texts_of_weights_in_eight_bits_are_their_own_models(controller: str, sampling: SamplingSettings) -> None:
+    target = TargetModel(build("llama"), frozenset(), eight_bits=True)
+    network = FeatureDraftNetwork(FeatureDraftConfig(96, 4, 2, 32, 160, SHAPE["vocab_size"])).bfloat16()
+    draft = FeatureDraft(network, target.model.get_input_embeddings(), 128, eight_bits=True)
+    request = Request(tuple(TEXT), 60, sampling)
+    plain = generate(target, draft, request).tokens
+    assert generate(target, draft, request, controller).tokens == plain
+    assert len(set(plain)) > 3, "the test would be vacuous"

@@ -143,7 +143,7 @@ class TestRefusals:
             load_pair(str(folders.target), str(tmp_path / "wide.safetensors"))
 
     def test_an_unknown_dtype_is_answered_with_the_known_ones(self, folders: TinyFolders) -> None:
-        with pytest.raises(ParameterError, match=r"bfloat16, float16, float32; got 'float8'"):
+        with pytest.raises(ParameterError, match=r"bfloat16, float16, float32, int8; got 'float8'"):
             load_pair(str(folders.target), dtype="float8")
 
     @pytest.mark.parametrize("device", ["cuda:99", "abacus", "cpu:x"])

@@ -117,7 +117,7 @@ class TestLoading:
             ({"target": "smollm2-135m-instructs"}, UnknownNameError, "smollm2-135m-instruct"),
             ({"temperature": -1}, ParameterError, "temperature must be 0"),
             ({"max_new_tokens": 0}, LimitError, "max_new_tokens must be 1 or more; got 0"),
-            ({"dtype": "int8"}, ParameterError, "dtype must be one of"),
+            ({"dtype": "int4"}, ParameterError, "dtype must be one of"),
         ],
     )
     def test_what_cannot_be_loaded_is_refused(

@@ -17,7 +17,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from controllers.evaluation.agreement import Agreement
 from controllers.evaluation.benchmark import SUITES
+from controllers.evaluation.plots import cut
 from controllers.evaluation.report import load_results
 from controllers.evaluation.schema import Results
 from scripts.benchmark import BenchmarkOptions, benchmark
@@ -153,6 +155,25 @@ class TestChoice:
         assert len({results.controllers[name].acceptance_rate for name in names[2:]}) == 3, "three different drafts"
         assert results.settings["rivals"] == "lookup=lookup,other=draft.safetensors"
 
+    @pytest.mark.parametrize("temperature", [0, 1])
+    def test_another_precision_is_compared_with_its_own_plain_decoding(
+        self, folders: TinyFolders, prompts: Path, call: Caller, tmp_path: Path, temperature: int
+    ) -> None:
+        more = ["--controllers", "transformers,history", "--beside", "bfloat16", "--temperature", temperature]
+        ended = call("benchmark", *arguments(folders, prompts, tmp_path / "out", *more))
+        assert ended.status == 0, ended.err
+        results = load_results(tmp_path / "out" / "results.json")
+        names = ("autoregressive", "transformers", "history", "autoregressive@bfloat16", "history@bfloat16")
+        assert tuple(results.controllers) == names
+        for name in ("history", *names[3:]):
+            assert results.controllers[name].identical_outputs == len(TEXTS)
+        agreement = Agreement(**results.settings["agreement"])
+        assert agreement.positions > 10
+        assert 0.8 < agreement.same <= 1
+        assert abs(agreement.nats) < 0.1
+        said = f"In bfloat16 the target has the same likeliest token at {cut(100 * agreement.same, 1)} % of"
+        assert said in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -166,6 +187,8 @@ class TestRefusals:
             (["--prompts", "bultin"], "Unknown prompt source 'bultin'. Did you mean builtin?"),
             (["--rivals", "lookup"], "Expected drafts as NAME=DRAFT, each with a name of its own; got 'lookup'."),
             (["--rivals", "a=lookup,a=lookup"], "each with a name of its own; got 'a=lookup'."),
+            (["--beside", "float32"], "beside must be another precision than dtype; got float32 for both."),
+            (["--beside", "float8"], "beside must be one of bfloat16, float16, float32, int8; got 'float8'."),
             (["--rivals", "a=nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
             (["--draft", "nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
         ],

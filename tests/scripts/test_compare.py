@@ -77,6 +77,7 @@ def test_peers_that_run_are_measured_and_the_others_told(
         (["--assistant", "./nowhere"], "There is no folder nowhere"),
         (["--repeats", "0"], "repeats must be 1 or more; got 0."),
         (["--device", "cuda"], "The peers are compared on a CPU only"),
+        (["--dtype", "int8"], "The peers have no weights like those of int8; compare in bfloat16 or float32."),
         (["--patience", "0"], "patience must be more than 0 s; got 0."),
         (["--temperature", "-1"], "temperature"),
     ],

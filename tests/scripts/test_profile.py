@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from controllers.evaluation.account import Memory
 from env.latency.account import PARTS
 from env.latency.operators import GROUPS
+from env.latency.startup import Startup, process_age
 from tests.scripts import Caller, assert_refused, finish, start
 from tests.tiny_pair import TinyFolders
 
@@ -57,6 +60,10 @@ def test_the_account_adds_up_and_says_what_it_was_measured_on(
     for each in account["ratios"]:
         assert each["ratio"] == pytest.approx(each["seconds"] / each["floor"]["seconds"])
     assert account["growth"]["requests"] == 2
+    startup = Startup(**account["startup"])
+    assert startup.loading > 0
+    assert startup.first_text > 0
+    assert startup.same_text > 0
     memory = Memory(**account["memory"])
     assert memory.weights > 0
     assert memory.states > 0
@@ -67,6 +74,7 @@ def test_the_account_adds_up_and_says_what_it_was_measured_on(
     for text in (ended.out, shown):
         assert "Against the floor" in text
         assert "Operators of no group took 0.00 %" in text
+        assert f"Start: {startup.total:.1f} s until it decodes at its speed" in text
     assert str(tmp_path) not in (output / "results.json").read_text(encoding="utf-8") + shown
     assert f"Written to {output}/" in ended.err
 
@@ -76,6 +84,23 @@ def test_memory_is_set_against_weights_and_caches_without_python_and_libraries()
     assert memory.ratio == 1.5
     assert dataclasses.replace(memory, libraries=None).ratio == 100 / 60
     assert dataclasses.replace(memory, peak=None).ratio is None
+
+
+def test_the_start_is_what_is_done_once_and_leaves_out_what_every_text_takes() -> None:
+    startup = Startup(imports=3.0, loading=1.0, first_text=0.75, same_text=0.5, compiling=9.0)
+    assert startup.total == 4.25
+    assert dataclasses.replace(startup, imports=None).total == 1.25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_a_process_knows_its_age() -> None:
+    began = time.monotonic()
+    code = "import time; time.sleep(0.2); from env.latency.startup import process_age; print(process_age())"
+    found = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 0.15 < found < time.monotonic() - began + 0.05
+    own = process_age()
+    assert own is not None
+    assert own > found
 
 
 def test_a_pair_without_a_draft_model_has_an_account_too(folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
