@@ -59,13 +59,8 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 def compiled_path(source: Path) -> Path:
     """The library of a file of C++, compiled for this machine unless it is there; raises as `load_library` does."""
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
-    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.hpp")))]
-    made_of = [*texts, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
-    path = cache_home() / "native" / f"{name}.so"
+    compiler = _compiler()
+    path = _place(source, compiler)
     if not path.exists():
         began = time.perf_counter()
         with atomic_path(path) as temporary:
@@ -76,14 +71,30 @@ def compiled_path(source: Path) -> Path:
 
 
 def compile_seconds() -> float | None:
-    """How long it took to compile what this package has of C++, when this machine did so [s]; None if it never did."""
+    """How long it took this machine to compile what it has of this package's C++ [s]; None if it has nothing."""
     if not _wanted():
         return None
     try:
-        paths = [compiled_path(source) for source in _SOURCES]
-        return sum(float(path.with_suffix(_TOOK).read_text(encoding="ascii")) for path in paths)
-    except (OSError, ValueError, SpecGymError, subprocess.SubprocessError):
+        paths = [_place(source, _compiler()).with_suffix(_TOOK) for source in _SOURCES]
+        took = [float(path.read_text(encoding="ascii")) for path in paths if path.exists()]
+    except (OSError, ValueError, SpecGymError):
         return None
+    return sum(took) if took else None
+
+
+def _compiler() -> str:
+    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
+        raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
+    return found
+
+
+def _place(source: Path, compiler: str) -> Path:
+    """Where the library of a file stands, by all that it depends on."""
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.hpp")))]
+    made_of = [*texts, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
+    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+    return cache_home() / "native" / f"{name}.so"
 
 
 def _wanted() -> bool:

@@ -16,7 +16,7 @@ class PagesOptions:
     pages: list[Path] = field(
         default_factory=lambda: [
             Path("README.md"),
-            *(Path("docs", f"{name}.md") for name in ("comparison", "drafts", "learning")),
+            *(Path("docs", f"{name}.md") for name in ("comparison", "drafts", "latency", "learning")),
         ]
     )
     """the pages"""

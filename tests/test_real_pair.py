@@ -22,7 +22,7 @@ TEXTS = (
     "Write a Python function that adds two numbers.",
     "Translate to French: Where is the station?",
 )
-TOKENS = 16
+TOKENS = 12
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ class Agreement:
 
     positions: int  # tokens that both foretold
     same: float  # share of the positions at which both have the same likeliest token
-    nats: float  # how much less likely the other makes the tokens, on average [nats]
+    nats: float  # how much less likely the other makes the tokens, on average; below 0: likelier [nats]
 
 
 @torch.inference_mode()

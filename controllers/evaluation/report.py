@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from decimal import ROUND_CEILING
+from decimal import ROUND_CEILING, ROUND_FLOOR
 from pathlib import Path
 from typing import Literal
 
@@ -119,10 +119,12 @@ def agreement(results: Results) -> str:
     found = results.settings.get("agreement")
     if found is None:
         return ""
+    worse = found["nats"] > 0
+    nats = cut(abs(found["nats"]), 3, ROUND_CEILING if worse else ROUND_FLOOR)
     return (
         f"In {results.settings['beside']} the target has the same likeliest token at {cut(100 * found['same'], 1)} % "
-        f"of {found['positions']:,} positions of the prompts, and foretells their tokens by "
-        f"{cut(found['nats'], 3, ROUND_CEILING)} nats worse on average."
+        f"of {found['positions']:,} positions of the prompts, and foretells their tokens by {nats} nats "
+        f"{'worse' if worse else 'better'} on average."
     )
 
 

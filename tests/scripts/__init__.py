@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from env.home import cache_home
 from scripts.common import main
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ COMMANDS = {
     "update_pages": "PagesOptions",
 }
 """every command and the name of its options"""
+_COMPILED = cache_home() / "native"
 _START = (  # where a shell runs things in the background, Ctrl-C is ignored unless asked for
     "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -68,9 +70,20 @@ class Caller:
         return Ended(int(ended.value.code or 0), shown.out, shown.err)
 
 
+def make_home(home: Path) -> Path:
+    """A folder for `SPECGYM_HOME` with nothing of the user's but what was compiled: that is the same everywhere."""
+    compiled = home / "native"
+    if not compiled.exists():
+        _COMPILED.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
+        compiled.symlink_to(_COMPILED)
+    return home
+
+
 def start(command: str, *arguments: object, home: Path, **settings: str) -> subprocess.Popen[str]:
     """Starts a command as a process of its own, offline, its models looked for in `home`."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "SPECGYM_HOME": str(home), "OMP_NUM_THREADS": "1"} | settings
+    place = str(make_home(home))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "SPECGYM_HOME": place, "OMP_NUM_THREADS": "1"} | settings
     return subprocess.Popen(
         [sys.executable, "-c", _START, f"scripts.{command}", *map(str, arguments)],
         cwd=ROOT,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import Caller
+from tests.scripts import Caller, make_home
 from tests.tiny_pair import TinyFolders, save_tiny_folders
 
 
@@ -19,5 +19,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> TinyFolders:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Caller:
     """Runs commands in this process; nothing that they fetch or find is the user's."""
-    monkeypatch.setenv("SPECGYM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SPECGYM_HOME", str(make_home(tmp_path / "home")))
     return Caller(monkeypatch, capsys)

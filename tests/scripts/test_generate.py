@@ -104,7 +104,7 @@ class TestRefusals:
             (["--temperature", "nan"], "temperature must be 0 (greedy) or a positive number; got nan."),
             (["--top-p", "0"], "top_p must be over 0 and at most 1; got 0.0."),
             (["--top-k", "-1"], "top_k must be 0 (all tokens) or a positive number of tokens; got -1."),
-            (["--dtype", "float8"], "dtype must be one of bfloat16, float16, float32; got 'float8'."),
+            (["--dtype", "float8"], "dtype must be one of bfloat16, float16, float32, int8; got 'float8'."),
             (["--device", "cuda:99"], "Device 'cuda:99' is not available here"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
