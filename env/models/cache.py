@@ -154,9 +154,9 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Makes room for rows to come in all layers, and returns what the buffers that became too small have taken."""
         if self.layers[0].has_room(rows):  # as all of them, since they hold the same text
             return
-        grown = [layer.make_room(rows) for layer in self.layers]
-        if any(grown):
-            return_freed()
+        for layer in self.layers:
+            if layer.make_room(rows):
+                return_freed()  # layer by layer: all old buffers beside all new ones would be the most that is ever held
 
     def keep_path(self, prefix: int, path: IntArray) -> None:
         """Keeps the first `prefix` rows and the rows `prefix + path`, moving only those not already in place.

@@ -132,7 +132,7 @@ class FixedForward:
         self.capturing = table.device.type == "cuda"
         self._inputs: dict[Shape, FixedInputs] = {}
         self._graphs: dict[tuple[Shape, tuple[int, ...]], _Captured] = {}
-        self._places: tuple[int, ...] = ()  # of the buffers that the graphs write to
+        self._places: tuple[tuple[int, ...], ...] = ()  # and shapes of the buffers that the graphs write to
 
     def takes(self, tokens: IntArray, visible: BoolArray | None) -> bool:
         """Whether such a forward is one of few rows, rather than the reading of a text; arguments as for a call.
@@ -202,7 +202,8 @@ class FixedForward:
         self, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: tuple[int, ...]
     ) -> _Captured | None:
         """The graph for a shape; None if it cannot be captured, and then no other is."""
-        places = tuple(states.data_ptr() for buffer in buffers for states in (buffer.keys, buffer.values))
+        # Memory that was freed may be the next one's, in another shape.
+        places = tuple((each.data_ptr(), *each.shape) for buffer in buffers for each in (buffer.keys, buffer.values))
         if places != self._places:  # buffers that have grown are others
             self._graphs.clear()
             self._places = places
