@@ -156,7 +156,7 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
             return
         for layer in self.layers:
             if layer.make_room(rows):
-                return_freed()  # layer by layer: all old buffers beside all new ones would be the most that is ever held
+                return_freed()  # now: all old buffers beside all new ones would be the most that is ever held
 
     def keep_path(self, prefix: int, path: IntArray) -> None:
         """Keeps the first `prefix` rows and the rows `prefix + path`, moving only those not already in place.
