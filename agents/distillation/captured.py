@@ -8,9 +8,8 @@ steps, which reads from fixed places which conversations and which learning rate
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -19,22 +18,14 @@ from agents.distillation.batches import padded_shape
 from agents.distillation.shelf import Shelf
 from agents.distillation.students import FeatureStudent
 from agents.distillation.updates import BETAS, descend
-from env.models.graphs import capture
+from env.models.graphs import Graph, Graphs
 
 __all__ = ["ShelfUpdates", "unchanged"]
 
+_Shape: TypeAlias = tuple[int, int, int]
+"""conversations, tokens of each, and steps of the draft on its own features"""
+
 _UNREAD = 64  # under a second of work on a fast GPU, which an interrupt waits for
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """An update as a graph, and the memory that it reads from and writes to."""
-
-    graph: torch.cuda.CUDAGraph
-    conversations: torch.Tensor
-    """what it learns from, `int64[batch]`"""
-    losses: torch.Tensor
-    """what came of it, `float32[steps]`, until another graph is launched: they share their memory"""
 
 
 class ShelfUpdates:
@@ -63,17 +54,17 @@ class ShelfUpdates:
         self._shelve, self._lengths, self._batch_tokens = shelve, lengths, batch_tokens
         self._device = student.embedding.weight.device
         self._trimmed = student.trimmed.to(self._device)
-        self._graphs: dict[tuple[int, int, int], _Captured] = {}
-        self.capturing = self._device.type == "cuda"
-        """whether updates are graphs"""
-        self.unread = _UNREAD if self.capturing else 1
+        self.graphs: Graphs[_Shape, torch.Tensor] = Graphs(self._device, "An update", "Training")
+        """the updates by shape; a graph's result is its losses, `float32[steps]`"""
+        self._conversations: dict[_Shape, torch.Tensor] = {}  # that each graph learns from, `int64[batch]`
+        self.unread = _UNREAD if self.graphs.capturing else 1
         self.optimizer = torch.optim.AdamW(
             student.module.parameters(),
             torch.zeros((), device=self._device),  # on the device, where a graph reads it
             BETAS,
             weight_decay=weight_decay,
             fused=True,
-            capturable=self.capturing,
+            capturable=self.graphs.capturing,
         )
 
     def prepare(self) -> None:
@@ -87,12 +78,12 @@ class ShelfUpdates:
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate)
         steps = self.student.steps_at(update)
-        captured = self._captured(count, width, steps) if self.capturing else None
+        shape = count, width, steps
+        captured = self._captured(shape) if self.graphs.capturing else None
         if captured is None:
             return self._update(conversations.to(self._device), width, steps)
-        captured.conversations.copy_(conversations, non_blocking=True)
-        captured.graph.replay()
-        return captured.losses.clone()
+        self._conversations[shape].copy_(conversations, non_blocking=True)
+        return captured.launch().clone()
 
     def _update(self, conversations: torch.Tensor, width: int, steps: int) -> torch.Tensor:
         batch = self._shelf.batch(conversations, width, self._trimmed)
@@ -101,35 +92,19 @@ class ShelfUpdates:
             losses = self.student.batch_losses(batch, steps, every_row=True)
         return descend(self.student.module, self.optimizer, losses, self.step_decay)
 
-    def _captured(self, count: int, width: int, steps: int) -> _Captured | None:
-        """The graph for a shape of batch; None if it cannot be captured, and then no other is."""
-        shape = (count, width, steps)
-        if shape not in self._graphs:
-            try:
-                with unchanged(self.student.module, self.optimizer):
-                    self._graphs[shape] = self._capture(*shape)
-            except RuntimeError as error:
-                warnings.warn(
-                    f"An update could not be captured as a CUDA graph ({error}). Training goes on without graphs, and "
-                    "slower.",
-                    stacklevel=2,
+    def _captured(self, shape: _Shape) -> Graph[torch.Tensor] | None:
+        """The graph for a shape of batch; None if there are none."""
+        if shape not in self.graphs:
+            count, width, steps = shape
+            self._conversations[shape] = nobody = torch.full((count,), -1, device=self._device)
+            with unchanged(self.student.module, self.optimizer):
+                # A graph's gradients lie in its own memory.
+                self.graphs.capture(
+                    shape,
+                    lambda: self._update(nobody, width, steps),
+                    lambda: self.optimizer.zero_grad(set_to_none=True),
                 )
-                self.capturing = False
-                self._graphs.clear()
-        return self._graphs.get(shape)
-
-    def _capture(self, count: int, width: int, steps: int) -> _Captured:
-        nobody = torch.full((count,), -1, device=self._device)
-        # One memory for all graphs: they are never launched together, and none reads what another left.
-        pool = next((each.graph.pool() for each in self._graphs.values()), None)
-        graph, losses = capture(
-            lambda: self._update(nobody, width, steps),
-            self._device,
-            pool,
-            # A graph's gradients lie in its own memory.
-            before=lambda: self.optimizer.zero_grad(set_to_none=True),
-        )
-        return _Captured(graph, nobody, losses)
+        return self.graphs.get(shape)
 
 
 @contextlib.contextmanager

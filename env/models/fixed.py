@@ -10,16 +10,14 @@ without graphs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from env.models.cache import KeyValueBuffer
-from env.models.graphs import capture
+from env.models.graphs import Graph, Graphs
 from env.models.layer import MOST_ROWS
 from env.tree import BoolArray, IntArray
 
@@ -98,14 +96,6 @@ class FixedInputs:
             self.features[:rows] = features
 
 
-@dataclass(frozen=True)
-class _Captured:
-    """A forward as a graph, and the memory that it writes to."""
-
-    graph: torch.cuda.CUDAGraph
-    results: Results
-
-
 class FixedForward:
     """From tokens to logits in fixed shapes.
 
@@ -117,7 +107,7 @@ class FixedForward:
         features: whether rows begin with features, as wide as embeddings.
 
     Attributes:
-        capturing: whether forwards are graphs.
+        graphs: the forwards by shape and layers wanted.
     """
 
     def __init__(
@@ -129,9 +119,8 @@ class FixedForward:
         features: bool = False,
     ) -> None:
         self._run, self._table, self._turn, self._features = run, table, turn, features
-        self.capturing = table.device.type == "cuda"
+        self.graphs: Graphs[tuple[Shape, tuple[int, ...]], Results] = Graphs(table.device, "A forward", "Decoding")
         self._inputs: dict[Shape, FixedInputs] = {}
-        self._graphs: dict[tuple[Shape, tuple[int, ...]], _Captured] = {}
         self._places: tuple[tuple[int, ...], ...] = ()  # and shapes of the buffers that the graphs write to
 
     def takes(self, tokens: IntArray, visible: BoolArray | None) -> bool:
@@ -184,12 +173,8 @@ class FixedForward:
         shape = shape_for(rows, start)
         inputs = self._inputs.get(shape) or self._new_inputs(shape)
         inputs.fill(tokens, positions, visible, start, features)
-        captured = self._captured(inputs, buffers, tuple(shown)) if self.capturing else None
-        if captured is None:
-            final, logits, outputs = self._run(inputs, buffers, shown)
-        else:
-            captured.graph.replay()
-            final, logits, outputs = captured.results
+        captured = self._captured(inputs, buffers, tuple(shown)) if self.graphs.capturing else None
+        final, logits, outputs = captured.launch() if captured else self._run(inputs, buffers, shown)
         # Graphs share their memory: what one leaves there is gone with the next.
         return final[:rows].clone(), logits[rows - keep : rows].clone(), [output[:rows].clone() for output in outputs]
 
@@ -200,26 +185,14 @@ class FixedForward:
 
     def _captured(
         self, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: tuple[int, ...]
-    ) -> _Captured | None:
-        """The graph for a shape; None if it cannot be captured, and then no other is."""
+    ) -> Graph[Results] | None:
+        """The graph for a shape; None if there are none."""
         # Memory that was freed may be the next one's, in another shape.
         places = tuple((each.data_ptr(), *each.shape) for buffer in buffers for each in (buffer.keys, buffer.values))
         if places != self._places:  # buffers that have grown are others
-            self._graphs.clear()
+            self.graphs.clear()
             self._places = places
         key = inputs.shape, shown
-        if key not in self._graphs:
-            pool = next((each.graph.pool() for each in self._graphs.values()), None)
-            try:
-                made = capture(lambda: self._run(inputs, buffers, shown), self._table.device, pool)
-            except RuntimeError as error:
-                warnings.warn(
-                    f"A forward could not be captured as a CUDA graph ({error}). Decoding goes on without graphs, and "
-                    "slower.",
-                    stacklevel=2,
-                )
-                self.capturing = False
-                self._graphs.clear()
-                return None
-            self._graphs[key] = _Captured(*made)
-        return self._graphs[key]
+        if key not in self.graphs:
+            self.graphs.capture(key, lambda: self._run(inputs, buffers, shown))
+        return self.graphs.get(key)

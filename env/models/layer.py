@@ -16,16 +16,7 @@ from typing import List, Optional, Tuple  # noqa: UP035  # what TorchScript read
 
 import torch
 
-__all__ = [
-    "MOST_ROWS",
-    "as_written",
-    "decoder_layer",
-    "filled_up",
-    "fixed_layer",
-    "has_kernel",
-    "layer_function",
-    "project",
-]
+__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "filled_up", "has_kernel", "layer_function", "project"]
 
 MOST_ROWS = 64
 """rows of a tree that have kernels of their own, at most"""
@@ -101,7 +92,8 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
     mask: Optional[torch.Tensor],  # noqa: UP045
     keys: torch.Tensor,
     values: torch.Tensor,
-    start: int,
+    columns: int,
+    places: Optional[torch.Tensor],  # noqa: UP045
     norms: List[torch.Tensor],  # noqa: UP006
     epsilon: float,
     weights: List[List[torch.Tensor]],  # noqa: UP006
@@ -121,7 +113,8 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
             are alone in the cache and see each other causally.
         keys: buffer that the rows' keys are written to, `[1, kv_heads, capacity, dim]`.
         values: likewise.
-        start: first row of both that is written.
+        columns: rows of both that are looked at.
+        places: rows of both that are written, `int64[rows]`; the last ones that are looked at if None.
         norms: weights of the norms: before attention, before the feed-forward part, and maybe of queries and of keys.
         epsilon: added to the mean square in norms.
         weights: of four projections: query, key and value; output; gate and up; down. See `project`.
@@ -133,39 +126,12 @@ def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position
     """
     rows, kv_heads = stream.size(0), keys.size(1)
     turned, fresh = _states(stream, cos, sin, keys, norms, epsilon, weights[0], biases[0], least[0], own, heads)
-    keys.narrow(2, start, rows).copy_(turned.narrow(1, heads, kv_heads))
-    values.narrow(2, start, rows).copy_(fresh)
-    seen_keys, seen_values = keys.narrow(2, 0, start + rows), values.narrow(2, 0, start + rows)
-    attended = _attended(turned.narrow(1, 0, heads), seen_keys, seen_values, mask, scaling)
-    return _after_attention(stream, attended, norms, epsilon, weights, biases, least, own)
-
-
-def fixed_layer(  # noqa: PLR0917  # as the one above
-    stream: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    mask: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    places: torch.Tensor,
-    norms: List[torch.Tensor],  # noqa: UP006
-    epsilon: float,
-    weights: List[List[torch.Tensor]],  # noqa: UP006
-    biases: List[List[Optional[torch.Tensor]]],  # noqa: UP006, UP045
-    least: List[int],  # noqa: UP006
-    own: bool,
-    heads: int,
-    scaling: float,
-) -> torch.Tensor:
-    """`decoder_layer` in shapes that do not depend on how much the cache holds.
-
-    It looks at as many columns as the mask has, and writes to those rows of `keys` and `values` that `places` names,
-    `int64[rows]`. The rest is as there.
-    """
-    kv_heads, columns = keys.size(1), mask.size(3)
-    turned, fresh = _states(stream, cos, sin, keys, norms, epsilon, weights[0], biases[0], least[0], own, heads)
-    keys.index_copy_(2, places, turned.narrow(1, heads, kv_heads))
-    values.index_copy_(2, places, fresh)
+    if places is None:
+        keys.narrow(2, columns - rows, rows).copy_(turned.narrow(1, heads, kv_heads))
+        values.narrow(2, columns - rows, rows).copy_(fresh)
+    else:
+        keys.index_copy_(2, places, turned.narrow(1, heads, kv_heads))
+        values.index_copy_(2, places, fresh)
     seen_keys, seen_values = keys.narrow(2, 0, columns), values.narrow(2, 0, columns)
     attended = _attended(turned.narrow(1, 0, heads), seen_keys, seen_values, mask, scaling)
     return _after_attention(stream, attended, norms, epsilon, weights, biases, least, own)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from env.models.attention import additive_mask
 from env.models.cache import KeyValueBuffer, TreeCache, reserve_all
 from env.models.fixed import FixedForward, FixedInputs, Results
 from env.models.graphs import has_fixed_shapes, sent
-from env.models.layer import as_written, fixed_layer, has_kernel, layer_function
+from env.models.layer import as_written, has_kernel, layer_function
 from env.models.native import Fusion, LayerShape, NativeForward, NativeLayer
 from env.models.packed import Packing, Projection, best_packing
 from env.models.resident import return_pages
@@ -174,6 +174,15 @@ class LeanModel:
         return final, self.head(final, text=False), outputs
 
 
+class Window(NamedTuple):
+    """What rows see of a buffer, and where they are written in it; see `decoder_layer`."""
+
+    mask: torch.Tensor | None
+    """additive, `[1, 1, group * rows, columns]`"""
+    columns: int
+    places: torch.Tensor | None = None
+
+
 class LeanLayer:
     """The weights of one decoder layer, and how `decoder_layer` is called with them.
 
@@ -213,27 +222,18 @@ class LeanLayer:
         )
         self._attention = heads, scaling
 
-    def __call__(
-        self, stream: torch.Tensor, turn: Turn, mask: torch.Tensor | None, buffer: KeyValueBuffer, start: int
-    ) -> torch.Tensor:
+    def __call__(self, stream: torch.Tensor, turn: Turn, window: Window, buffer: KeyValueBuffer) -> torch.Tensor:
         """The stream `[rows, hidden]` after the layer.
 
         Args:
             stream: before it.
             turn: of the rows' positions.
-            mask: additive, `[1, 1, group * rows, columns]`, see `attend`.
+            window: of the buffer.
             buffer: of keys and values; the rows are already counted in.
-            start: where they begin.
         """
-        own = has_kernel(len(stream), mask is None)
-        return self._run(stream, *turn, mask, buffer.keys, buffer.values, start, *self._weights, own, *self._attention)
-
-    def run_fixed(
-        self, stream: torch.Tensor, turn: Turn, mask: torch.Tensor, buffer: KeyValueBuffer, places: torch.Tensor
-    ) -> torch.Tensor:
-        """The same in fixed shapes: rows are written to `places`, `int64[rows]`, and see the columns of the mask."""
-        own, run = has_kernel(len(stream), text=False), cast(Callable[..., torch.Tensor], fixed_layer)
-        return run(stream, *turn, mask, buffer.keys, buffer.values, places, *self._weights, own, *self._attention)
+        mask, columns, places = window
+        own, states = has_kernel(len(stream), mask is None), (buffer.keys, buffer.values)
+        return self._run(stream, *turn, mask, *states, columns, places, *self._weights, own, *self._attention)
 
 
 class LeanStack:
@@ -295,11 +295,7 @@ class LeanStack:
         mask = mask.repeat(self._layers[0].group, 1)[None, None]
         places = inputs.start + torch.arange(len(stream), device=stream.device)
         turn = inputs.cos[inputs.positions], inputs.sin[inputs.positions]
-
-        def call(layer: LeanLayer, rows: torch.Tensor, buffer: KeyValueBuffer) -> torch.Tensor:
-            return layer.run_fixed(rows, turn, mask, buffer, places)
-
-        return self._through(stream, buffers, shown, call)
+        return self._through(stream, turn, Window(mask, inputs.shape.columns, places), buffers, shown)
 
     def __call__(
         self,
@@ -325,26 +321,27 @@ class LeanStack:
             ValueError: as `reserve`.
         """
         self.reserve(buffers, len(stream), visible, stream.device)
-        mask, length, start = None, buffers[0].length, buffers[0].length - len(stream)
+        mask, length = None, buffers[0].length
         if visible is not None:
             mask = additive_mask(length - visible.shape[1], visible, self._dtype, stream.device)
             mask = mask.repeat(1, 1, self._layers[0].group, 1)
-        with as_written():
-            return self._through(stream, buffers, shown, lambda layer, x, buffer: layer(x, turn, mask, buffer, start))
+        return self._through(stream, turn, Window(mask, length), buffers, shown)
 
     def _through(
         self,
         stream: torch.Tensor,
+        turn: Turn,
+        window: Window,
         buffers: Sequence[KeyValueBuffer],
         shown: Sequence[int],
-        call: Callable[[LeanLayer, torch.Tensor, KeyValueBuffer], torch.Tensor],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after the last layer, and after each of those in `shown`."""
         outputs = []
-        for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
-            stream = call(layer, stream, buffer)
-            if number in shown:
-                outputs.append(stream)
+        with as_written():
+            for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
+                stream = layer(stream, turn, window, buffer)
+                if number in shown:
+                    outputs.append(stream)
         return stream, outputs
 
 

@@ -134,7 +134,7 @@ class TestShelfUpdates:
             warnings.simplefilter("error")
             expected.run()
         assert isinstance(failing.updates, ShelfUpdates)
-        failing.updates.capturing = True
+        failing.updates.graphs.capturing = True
         with pytest.warns(UserWarning, match=r"could not be captured as a CUDA graph \(out of memory\)") as warned:
             failing.run()
         assert len(warned) == 1
@@ -191,13 +191,13 @@ class TestGraphs:
         captured, launched = (make_trainer(on_gpu, lessons, shelved=True) for _ in range(2))
         for trainer in (captured, launched):
             assert isinstance(trainer.updates, ShelfUpdates)
-            assert trainer.updates.capturing
-        launched.updates.capturing = False  # type: ignore[attr-defined]
+            assert trainer.updates.graphs.capturing
+        launched.updates.graphs.capturing = False  # type: ignore[attr-defined]
         for trainer in (captured, launched):
             trainer.run()
         assert not [each for each in recwarn if "could not be captured" in str(each.message)]
-        assert captured.updates.capturing  # type: ignore[attr-defined]
-        assert len(captured.updates._graphs) > 2, "several shapes"  # type: ignore[attr-defined]
+        assert captured.updates.graphs.capturing  # type: ignore[attr-defined]
+        assert len(captured.updates.graphs) > 2, "several shapes"  # type: ignore[attr-defined]
         for found, expected in zip(captured.history.losses, launched.history.losses, strict=True):
             assert found == pytest.approx(expected, rel=2e-3)
         for state in captured.optimizer.state.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from env.drafts import FeatureDraft
-from env.models import fixed, graphs
-from env.models.fixed import FixedForward, shape_for
+from env.models import graphs
+from env.models.fixed import FixedForward, Results, shape_for
+from env.models.graphs import Graph, Graphs
 from env.models.target import CachedModel, TargetModel
 from env.rounds import Request
 from env.sampling import SamplingSettings
@@ -184,36 +185,33 @@ def test_where_no_graph_can_be_captured_one_is_told_and_the_text_is_the_same(
 
     request = Request(make_prompt(1), 12)
     expected, target = (generate(tiny_target(), feature_draft(tiny_target()), request), tiny_target())
-    monkeypatch.setattr(fixed, "capture", fail)
-    forward = fixed_forward(target._lean)
-    forward.capturing = True
+    monkeypatch.setattr(torch.cuda, "Stream", fail)
+    graphs_of = fixed_forward(target._lean).graphs
+    graphs_of.capturing = True
     with pytest.warns(UserWarning, match=r"could not be captured as a CUDA graph \(out of memory\)") as warned:
         found = generate(target, feature_draft(target), request)
     assert found.tokens == expected.tokens
     assert len(warned) == 1
-    assert not forward.capturing
+    assert not graphs_of.capturing
 
 
 class Launches:
-    """Stands for a graph: what it launches is run anew, into the memory of the first run."""
+    """Stands for capturing: what a graph launches is run anew, into the memory of the first run."""
 
     def __init__(self) -> None:
         self.captured = 0
 
-    def capture(self, work, device, pool=None):  # type: ignore[no-untyped-def]
+    def capture(self, work: Callable[[], Results], before: object) -> Graph[Results]:
         self.captured += 1
         results = work()
 
-        class Graph:
-            def pool(self) -> tuple[int, int]:
-                return 0, 1
-
+        class Replayed:
             def replay(self) -> None:
                 final, logits, outputs = work()
                 for old, new in zip([*results[:2], *results[2]], [final, logits, *outputs], strict=True):
                     old.copy_(new)
 
-        return Graph(), results
+        return Graph(Replayed(), results)  # type: ignore[arg-type]
 
 
 def test_graphs_are_kept_while_their_memory_stays_and_made_anew_when_it_has_moved(
@@ -223,9 +221,8 @@ def test_graphs_are_kept_while_their_memory_stays_and_made_anew_when_it_has_move
     plain = tiny_target(max_position_embeddings=600)
     expected = generate(plain, causal_draft(plain), request)
     launches, target = Launches(), tiny_target(max_position_embeddings=600)
-    monkeypatch.setattr(fixed, "capture", launches.capture)
-    forward = fixed_forward(target._lean)
-    forward.capturing = True
+    monkeypatch.setattr(Graphs, "_captured", launches.capture)
+    fixed_forward(target._lean).graphs.capturing = True
     draft = causal_draft(target)
     first = generate(target, draft, request, "fixed_tree")
     assert first.tokens == expected.tokens
@@ -242,13 +239,13 @@ def test_graphs_are_kept_while_their_memory_stays_and_made_anew_when_it_has_move
 class TestOnAGpu:
     def test_captured_forwards_are_those_that_are_launched_piece_by_piece(self) -> None:
         captured, launched = (TargetModel(copy.deepcopy(tiny_llama()).to("cuda"), frozenset()) for _ in range(2))
-        fixed_forward(launched._lean).capturing = False
+        fixed_forward(launched._lean).graphs.capturing = False
         with torch.inference_mode():
             for _ in range(2):  # captured, and then launched again
                 for one, other in zip(walk(captured), walk(launched), strict=True):
                     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-        assert fixed_forward(captured._lean).capturing
-        assert len(fixed_forward(captured._lean)._graphs) > 1
+        assert fixed_forward(captured._lean).graphs.capturing
+        assert len(fixed_forward(captured._lean).graphs) > 1
 
     @pytest.mark.parametrize("sampling", [SamplingSettings(), SamplingSettings(1.0, seed=3)])
     def test_texts_are_those_of_plain_decoding(self, sampling: SamplingSettings) -> None:
