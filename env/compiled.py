@@ -1,4 +1,4 @@
-"""C++ of our own, compiled by the system's compiler when it is first needed, which takes some seconds, and kept.
+"""C++ of our own, compiled by the system's compiler when it is first needed, which takes a while, and kept.
 
 Whoever calls it has another way, slower and with nearly the same numbers, for machines without a compiler, without the
 processor that the code is written for, or without a folder to write to. `SPECGYM_NATIVE=0` in the environment asks for

@@ -89,6 +89,10 @@ def benchmark(options: BenchmarkOptions) -> int:
         ours = [name for name in names if name != TRANSFORMERS]
         of_other = [ControllerRunner(name, decoder, f"{name}@{options.beside}") for name in ours]
     runners += of_other
+    settings = _settings(options, pair, len(prompts))
+    if other is not None:  # before there is something to lose
+        texts = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
+        settings["agreement"] = dataclasses.asdict(find_agreement(pair.target, other.target, texts))
     plan = Benchmark(
         pair,
         runners,
@@ -100,10 +104,6 @@ def benchmark(options: BenchmarkOptions) -> int:
         targets={runner.name: runner.decoder.target for runner in of_other},
     )
     measured, complete = _measure(plan)
-    settings = _settings(options, pair, len(prompts))
-    if other is not None:
-        texts = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
-        settings["agreement"] = dataclasses.asdict(find_agreement(pair.target, other.target, texts))
     results = Results(
         kind="benchmark",
         complete=complete,

@@ -29,12 +29,12 @@ from env.latency.floor import ForwardShape, draft_shape, model_shape
 from env.latency.measure import longest_text
 from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
 from env.latency.rates import MachineRates, measure_rates
-from env.latency.startup import Startup, process_age
+from env.latency.startup import Startup, process_age, without_compiling
 from env.live import LiveDecoder
 from env.models.target import TargetModel
 from env.pair import ModelPair, encode_chat
 from env.prompts import load_prompts
-from env.rounds import Request, Stopwatch, check_limit
+from env.rounds import Request, check_limit
 from scripts.common import INTERRUPTED, PairOptions, console, main
 
 _CONTROLLER = "history"  # is asked before every round, and steers the requests of the growth check
@@ -93,10 +93,8 @@ def profile(options: ProfileOptions) -> int:
     check_writable(options.output)
     started, age = datetime.datetime.now(datetime.timezone.utc), process_age()
     before, code = memory_held(torch.device("cpu")), library_pages()
-    watch = Stopwatch()
     with console.status("Loading the models"):
-        pair = options.pair.load()
-    loading_seconds = watch.lap()
+        pair, loading_seconds = without_compiling(options.pair.load)
     target, decoder = pair.target, pair.decoder()
     if options.contexts is None:
         grid = grid.fitting(longest_text(decoder))
@@ -157,12 +155,9 @@ def profile(options: ProfileOptions) -> int:
 def _first_texts(decoder: LiveDecoder, prompt: tuple[int, ...]) -> tuple[float, float]:
     """How long a new process takes for its first text, and for the same once more [s]."""
     length = max(1, min(_SHORT, longest_text(decoder) - _FIRST))
-    request, seconds = Request(prompt[:length], _FIRST, ignore_end=True), list[float]()
-    watch = Stopwatch()
-    for _ in range(2):
-        run(decoder, make_controller(_CONTROLLER), request)
-        seconds.append(watch.lap())
-    return seconds[0], seconds[1]
+    request, controller = Request(prompt[:length], _FIRST, ignore_end=True), make_controller(_CONTROLLER)
+    first, same = (without_compiling(lambda: run(decoder, controller, request))[1] for _ in range(2))
+    return first, same
 
 
 def _measure_rates(target: TargetModel) -> MachineRates:

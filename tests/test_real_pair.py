@@ -22,7 +22,7 @@ TEXTS = (
     "Write a Python function that adds two numbers.",
     "Translate to French: Where is the station?",
 )
-TOKENS = 12
+TOKENS = 16
 
 
 @pytest.fixture(scope="module")

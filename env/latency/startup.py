@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["Startup", "process_age"]
+from env.compiled import compile_seconds
+from env.rounds import Stopwatch
+
+__all__ = ["Startup", "process_age", "without_compiling"]
+
+_Result = TypeVar("_Result")
 
 _PROCESS, _SYSTEM = Path("/proc/self/stat"), Path("/proc/uptime")
 _STARTED = 19  # of the fields behind the process's name
@@ -26,6 +33,13 @@ class Startup:
     def total(self) -> float:
         """Until a process decodes at its speed, on a machine that has compiled what is compiled [s]."""
         return (self.imports or 0.0) + self.loading + self.first_text - self.same_text
+
+
+def without_compiling(work: Callable[[], _Result]) -> tuple[_Result, float]:
+    """What work gives, and how long it took without what it compiled, which is done once for a machine [s]."""
+    before, watch = compile_seconds() or 0.0, Stopwatch()
+    result = work()
+    return result, watch.lap() - ((compile_seconds() or 0.0) - before)
 
 
 def process_age() -> float | None:

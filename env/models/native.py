@@ -104,14 +104,15 @@ def watched() -> Iterator[list[Stretch]]:
         _watching.pop()
 
 
-def can_run(dim: int, *widths: int) -> bool:
+def can_run(dim: int, *widths: int, eight_bits: bool = False) -> bool:
     """Whether this machine has the compiled functions, and they do layers of such a shape.
 
     Args:
         dim: width of a head.
         widths: of the inputs of linear layers.
+        eight_bits: whether their weights are of eight bits.
     """
-    return dim in _DIMS and all(width % _WIDTHS == 0 for width in widths) and _works()
+    return dim in _DIMS and all(width % _WIDTHS == 0 for width in widths) and _works(eight_bits)
 
 
 class NativeMatrix:
@@ -299,20 +300,17 @@ def _address(tensor: torch.Tensor | None) -> int | None:
 
 
 @functools.cache
-def _works() -> bool:
+def _works(eight_bits: bool) -> bool:
     """Whether the functions are there and multiply as torch does, tried on a small layer."""
     if find_library(_SOURCE) is None:
         return False
     weight = torch.linspace(-1, 1, 24 * 64).view(24, 64).to(torch.bfloat16)
     x = torch.linspace(-1, 1, 7 * 64).view(7, 64).to(torch.bfloat16)
-    numbers, steps = in_eight_bits(weight)
-    expected = {False: weight.float(), True: numbers * steps[:, None]}
-    return all(
-        torch.allclose(
-            NativeMatrix(weight, None, eight_bits=bits)(x).float(), x.float() @ exact.T, rtol=0.02, atol=0.02
-        )
-        for bits, exact in expected.items()
-    )
+    found, exact = NativeMatrix(weight, None, eight_bits=eight_bits)(x), weight.float()
+    if eight_bits:
+        numbers, steps = in_eight_bits(weight)
+        exact = numbers * steps[:, None]
+    return torch.allclose(found.float(), x.float() @ exact.T, rtol=0.02, atol=0.02)
 
 
 @functools.cache

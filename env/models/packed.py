@@ -97,7 +97,7 @@ def best_packing(dtype: torch.dtype, device: torch.device, dim: int, *widths: in
     Raises:
         ParameterError: they are, and this machine has no functions for that.
     """
-    if dtype == torch.bfloat16 and device.type == "cpu" and can_run(dim, *widths):
+    if dtype == torch.bfloat16 and device.type == "cpu" and can_run(dim, *widths, eight_bits=eight_bits):
         return "int8" if eight_bits else "native"
     if eight_bits:
         raise ParameterError(

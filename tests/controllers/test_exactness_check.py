@@ -54,7 +54,7 @@ def make_target(kind: type[TargetModel] = TargetModel) -> TargetModel:
 
 def check(target: TargetModel, *drafts: Draft, temperature: float = 0.0) -> list[ExactnessCase]:
     sampling = SamplingSettings(temperature, seed=3)
-    return check_drafts(target, drafts, SPECULATING, PROMPTS, sampling=sampling, max_new_tokens=20)
+    return check_drafts(target, drafts, SPECULATING, PROMPTS, sampling=sampling, max_new_tokens=32)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -369,7 +369,7 @@ class TestExactness:
         return ["--target", folders.target, "--prompts", prompts, "--output", output, "--layers", 1, *more]
 
     def test_a_target_that_is_exact_is_called_so(self, folders: TinyFolders, tmp_path: Path) -> None:
-        arguments = self.arguments(folders, tmp_path / "out", "--seeds", 1, "--max-new-tokens", 24)
+        arguments = self.arguments(folders, tmp_path / "out", "--seeds", 1, "--max-new-tokens", 32)
         ended = finish(start("exactness", *arguments, home=tmp_path / "home"))
         assert ended.status == 0, ended.err
         assert "Every output is exact" in ended.err

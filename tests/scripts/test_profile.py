@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+import env
 from controllers.evaluation.account import Memory
+from env.compiled import compiled_path, find_library
 from env.latency.account import PARTS
 from env.latency.operators import GROUPS
-from env.latency.startup import Startup, process_age
+from env.latency.startup import Startup, process_age, without_compiling
 from tests.scripts import Caller, assert_refused, finish, start
 from tests.tiny_pair import TinyFolders
 
@@ -90,6 +92,20 @@ def test_the_start_is_what_is_done_once_and_leaves_out_what_every_text_takes() -
     startup = Startup(imports=3.0, loading=1.0, first_text=0.75, same_text=0.5, compiling=9.0)
     assert startup.total == 4.25
     assert dataclasses.replace(startup, imports=None).total == 1.25
+
+
+def test_what_is_compiled_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPECGYM_HOME", str(tmp_path / "home"))
+    source = Path(env.__file__).parent / "models" / "moving.cpp"
+    if find_library(source) is None:
+        pytest.skip("this machine compiles nothing")
+    began = time.perf_counter()
+    path, seconds = without_compiling(lambda: compiled_path(source))
+    took = time.perf_counter() - began
+    assert path.is_relative_to(tmp_path), "the test would be vacuous"
+    assert seconds < took / 4
+    _, again = without_compiling(lambda: time.sleep(0.05))
+    assert again >= 0.05
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
