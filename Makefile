@@ -81,4 +81,4 @@ format: $(READY)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find env controllers agents scripts tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find env controllers agents scripts tests specgym -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -23,17 +23,17 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from controllers.base import Controller
-from controllers.registry import DEFAULT, make_controller
-from controllers.run import steer
-from env.drafts import CausalDraft, Draft
-from env.errors import LimitError, PairError, ParameterError
-from env.latency.learned import LearnedCosts
-from env.live import LiveDecoder
-from env.models.target import CachedModel, TargetModel
-from env.pair import make_draft
-from env.rounds import Request
-from env.sampling import SamplingSettings
+from specgym.controllers.controller import Controller
+from specgym.controllers.registry import DEFAULT, make_controller
+from specgym.controllers.run import steer
+from specgym.env.common.errors import LimitError, PairError, ParameterError
+from specgym.env.decoding.learned_costs import LearnedCosts
+from specgym.env.decoding.live import LiveDecoder
+from specgym.env.decoding.pair import make_draft
+from specgym.env.drafts import CausalDraft, Draft
+from specgym.env.models.target import CachedModel, TargetModel
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
 
 __all__ = ["speculative_generate"]
 

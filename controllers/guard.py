@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from controllers.accounts import Gate, last_round, machine_prices
-from controllers.base import Controller
-from env.observation import Observation
-from env.parameters import PLAIN, TreeParameters
+from specgym.controllers.controller import Controller
+from specgym.controllers.rules.throughput import Gate, last_round, machine_prices
+from specgym.env.tree.observation import Observation
+from specgym.env.tree.parameters import PLAIN, TreeParameters
 
 __all__ = ["GuardedController"]
 

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from controllers.bandits import banditspec, tapout
-from controllers.base import Controller
-from controllers.goodput import GoodputController
-from controllers.guard import GuardedController
-from controllers.history import HistoryController
-from controllers.published import confidence_stop, eagle2, opt_tree, svip
-from controllers.schedules import AdaEdlController, GammaTuneController, HeuristicController
-from controllers.static import PHASE_1, PHASE_2, StaticController, fixed_tree
-from env.errors import ParameterError, UnknownNameError
-from env.parameters import PLAIN, TreeParameters
+from specgym.controllers.controller import Controller
+from specgym.controllers.guard import GuardedController
+from specgym.controllers.rules.bandits import banditspec, tapout
+from specgym.controllers.rules.chains import AdaEdlController, GammaTuneController, HeuristicController
+from specgym.controllers.rules.goodput import GoodputController
+from specgym.controllers.rules.phases import PHASE_1, PHASE_2, HistoryController, StaticController, fixed_tree
+from specgym.controllers.rules.published import confidence_stop, eagle2, opt_tree, svip
+from specgym.env.common.errors import ParameterError, UnknownNameError
+from specgym.env.tree.parameters import PLAIN, TreeParameters
 
 __all__ = ["DEFAULT", "controller_names", "make_controller", "register", "register_finder"]
 

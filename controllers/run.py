@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from controllers.base import Controller
-from env.rounds import Decoder, FinishReason, Request, RoundOutcome
+from specgym.controllers.controller import Controller
+from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome
 
 __all__ = ["Generation", "SteeredRound", "run", "steer"]
 

@@ -1,5 +1,1 @@
-"""The world a controller acts in: models, trees, rounds, and the Gymnasium environments over them."""
-
-from env.registration import register_environments
-
-register_environments()
+"""The world that a controller acts in: trees, models, drafts, decoding, environments, replay and latency."""

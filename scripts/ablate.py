@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from agents.distillation.ablation import Finding, Variant, train_variant, variants
-from agents.distillation.agreement import Agreement
-from agents.distillation.pipeline import Distillation, DistillationConfig
-from agents.distillation.report import ablation_page
-from agents.distillation.shapes import FeatureShape
-from controllers.evaluation.benchmark import BASELINE, Benchmark, Measurements
-from controllers.evaluation.provenance import run_facts
-from controllers.evaluation.runners import ControllerRunner
-from controllers.evaluation.statistics import summarise
-from env.errors import ParameterError
-from env.files import check_writable, write_text
-from env.live import LiveDecoder
-from env.models.loading import load_causal_model, load_tokenizer
-from env.models.store import describe_weights, locate_model
-from env.pair import DEFAULT_TARGET, ModelPair, load_pair, make_draft
-from env.prompts import load_prompts
-from env.rounds import check_limit
-from env.sampling import SamplingSettings
-from scripts.common import console, main
+from specgym.agents.distillation.examination.ablation import Finding, Variant, train_variant, variants
+from specgym.agents.distillation.examination.ablation_page import ablation_page
+from specgym.agents.distillation.examination.agreement import Agreement
+from specgym.agents.distillation.model.draft_shapes import FeatureShape
+from specgym.agents.distillation.pipeline import Distillation, DistillationConfig
+from specgym.controllers.evaluation.live.paired_runs import BASELINE, Benchmark, Measurements
+from specgym.controllers.evaluation.live.runners import ControllerRunner
+from specgym.controllers.evaluation.results.provenance import run_facts
+from specgym.controllers.evaluation.results.statistics import summarise
+from specgym.env.common.errors import ParameterError
+from specgym.env.common.files import check_writable, write_text
+from specgym.env.decoding.live import LiveDecoder
+from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, load_pair, make_draft
+from specgym.env.models.hub.loading import load_causal_model, load_tokenizer
+from specgym.env.models.hub.store import describe_weights, locate_model
+from specgym.env.prompts import load_prompts
+from specgym.env.tree.rounds import check_limit
+from specgym.env.tree.sampling import SamplingSettings
+from specgym.scripts.common import console, main
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from controllers.evaluation.agreement import find_agreement
-from controllers.evaluation.benchmark import BASELINE, SUITES, Benchmark, Measurements
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
-from controllers.evaluation.report import table, write_results
-from controllers.evaluation.runners import (
+from specgym.controllers.evaluation.checks.precision_agreement import find_agreement
+from specgym.controllers.evaluation.live.paired_runs import BASELINE, SUITES, Benchmark, Measurements
+from specgym.controllers.evaluation.live.runners import (
     TRANSFORMERS,
     ControllerRunner,
     Runner,
@@ -25,14 +23,22 @@ from controllers.evaluation.runners import (
     make_runner,
     parse_rivals,
 )
-from controllers.evaluation.schema import Results
-from controllers.evaluation.statistics import summarise
-from env.errors import ParameterError
-from env.files import check_writable
-from env.pair import DTYPES, ModelPair, encode_chat
-from env.prompts import load_prompts
-from env.rounds import check_limit
-from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
+from specgym.controllers.evaluation.results.provenance import (
+    command_line,
+    git_revision,
+    library_versions,
+    machine,
+    shareable,
+)
+from specgym.controllers.evaluation.results.report import table, write_results
+from specgym.controllers.evaluation.results.schema import Results
+from specgym.controllers.evaluation.results.statistics import summarise
+from specgym.env.common.errors import ParameterError
+from specgym.env.common.files import check_writable
+from specgym.env.decoding.pair import DTYPES, ModelPair, encode_chat
+from specgym.env.prompts import load_prompts
+from specgym.env.tree.rounds import check_limit
+from specgym.scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
 
 
 @dataclass(frozen=True)

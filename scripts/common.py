@@ -14,11 +14,11 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from agents.policy_controller import register_shipped
-from env.errors import SpecGymError
-from env.pair import DEFAULT_TARGET, ModelPair, load_pair
-from env.rounds import check_limit
-from env.sampling import SamplingSettings
+from specgym.agents.policies.policy_controller import register_shipped
+from specgym.env.common.errors import SpecGymError
+from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, load_pair
+from specgym.env.tree.rounds import check_limit
+from specgym.env.tree.sampling import SamplingSettings
 
 __all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main", "set_threads"]
 

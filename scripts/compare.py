@@ -14,8 +14,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from controllers.evaluation.benchmark import Benchmark, Measurements
-from controllers.evaluation.comparison import (
+from specgym.controllers.evaluation.live.paired_runs import Benchmark, Measurements
+from specgym.controllers.evaluation.live.runners import ControllerRunner, check_runner
+from specgym.controllers.evaluation.peers.client import PATIENCE, closing
+from specgym.controllers.evaluation.peers.comparison import (
     OURS,
     Field,
     check_peers,
@@ -27,18 +29,22 @@ from controllers.evaluation.comparison import (
     references,
     start_workers,
 )
-from controllers.evaluation.peers.client import PATIENCE, closing
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
-from controllers.evaluation.report import table, write_results
-from controllers.evaluation.runners import ControllerRunner, check_runner
-from controllers.evaluation.schema import Results
-from controllers.evaluation.statistics import summarise
-from env.errors import ParameterError
-from env.files import check_writable
-from env.pair import EIGHT_BITS, ModelPair
-from env.prompts import Prompt, load_prompts
-from env.rounds import check_limit
-from scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
+from specgym.controllers.evaluation.results.provenance import (
+    command_line,
+    git_revision,
+    library_versions,
+    machine,
+    shareable,
+)
+from specgym.controllers.evaluation.results.report import table, write_results
+from specgym.controllers.evaluation.results.schema import Results
+from specgym.controllers.evaluation.results.statistics import summarise
+from specgym.env.common.errors import ParameterError
+from specgym.env.common.files import check_writable
+from specgym.env.decoding.pair import EIGHT_BITS, ModelPair
+from specgym.env.prompts import Prompt, load_prompts
+from specgym.env.tree.rounds import check_limit
+from specgym.scripts.common import INTERRUPTED, PairOptions, SamplingOptions, console, main
 
 
 @dataclass(frozen=True)

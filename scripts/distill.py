@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agents.distillation.card import Provenance
-from agents.distillation.export import export
-from agents.distillation.pipeline import Distillation, DistillationConfig
-from controllers.evaluation.provenance import command_line
-from env.files import check_writable
-from env.models.compatibility import check_target
-from env.models.loading import load_causal_model, load_config, load_tokenizer
-from env.models.store import describe_weights, locate_model
-from env.pair import DEFAULT_TARGET, find_device
-from scripts.common import console, main, set_threads
+from specgym.agents.distillation.examination.card import Provenance
+from specgym.agents.distillation.examination.export import export
+from specgym.agents.distillation.pipeline import Distillation, DistillationConfig
+from specgym.controllers.evaluation.results.provenance import command_line
+from specgym.env.common.files import check_writable
+from specgym.env.decoding.pair import DEFAULT_TARGET, find_device
+from specgym.env.models.hub.compatibility import check_target
+from specgym.env.models.hub.loading import load_causal_model, load_config, load_tokenizer
+from specgym.env.models.hub.store import describe_weights, locate_model
+from specgym.scripts.common import console, main, set_threads
 
 
 @dataclass(frozen=True)

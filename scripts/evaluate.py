@@ -10,9 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from controllers.evaluation.benchmark import BASELINE
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
-from controllers.evaluation.replays import (
+from specgym.controllers.evaluation.ladder.replayed import (
     BEST_STATIC,
     BOUNDS,
     Evaluation,
@@ -20,20 +18,35 @@ from controllers.evaluation.replays import (
     best_static,
     ladder_names,
 )
-from controllers.evaluation.report import table, write_results
-from controllers.evaluation.schema import PromptRow, Results
-from controllers.evaluation.statistics import summarise
-from controllers.registry import controller_names
-from env.errors import UnknownNameError
-from env.files import check_writable
-from env.latency.profile import LatencyProfile
-from env.parameters import TreeParameters
-from env.recordings import DEFAULT_TRACE, choose_texts, find_profile, find_trace, profile_label, profile_names
-from env.rounds import check_limit
-from env.tabulation import covered_grid
-from env.traces.file import Trace
-from env.traces.records import SPLITS, TraceText
-from scripts.common import console, main
+from specgym.controllers.evaluation.live.paired_runs import BASELINE
+from specgym.controllers.evaluation.results.provenance import (
+    command_line,
+    git_revision,
+    library_versions,
+    machine,
+    shareable,
+)
+from specgym.controllers.evaluation.results.report import table, write_results
+from specgym.controllers.evaluation.results.schema import PromptRow, Results
+from specgym.controllers.evaluation.results.statistics import summarise
+from specgym.controllers.registry import controller_names
+from specgym.env.common.errors import UnknownNameError
+from specgym.env.common.files import check_writable
+from specgym.env.latency.latency_profile import LatencyProfile
+from specgym.env.replay.sources import (
+    DEFAULT_TRACE,
+    choose_texts,
+    find_profile,
+    find_trace,
+    profile_label,
+    profile_names,
+)
+from specgym.env.replay.tabulation import covered_grid
+from specgym.env.replay.traces.file import Trace
+from specgym.env.replay.traces.records import SPLITS, TraceText
+from specgym.env.tree.parameters import TreeParameters
+from specgym.env.tree.rounds import check_limit
+from specgym.scripts.common import console, main
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class EvaluateOptions:
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
     profiles: tuple[str, ...] = field(default_factory=lambda: tuple(profile_names()))
-    """latency profiles: names, or files of scripts.calibrate"""
+    """latency profiles: names, or files of scripts.measure_latency"""
     split: str = "test"
     """train, validation or test: the texts that are judged on"""
     temperatures: tuple[float, ...] = (0.0, 1.0)

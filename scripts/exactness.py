@@ -12,26 +12,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from controllers.evaluation.benchmark import BASELINE
-from controllers.evaluation.exactness import (
+from specgym.controllers.evaluation.checks.lossless import (
     ExactnessCase,
     check_drafts,
     check_layers,
     check_transformers,
     shallow_draft,
 )
-from controllers.evaluation.provenance import run_facts
-from controllers.evaluation.replay_check import check_replay
-from controllers.registry import controller_names, make_controller
-from env.drafts import Draft, LookupDraft
-from env.files import check_writable, write_text
-from env.models.loading import load_config
-from env.models.store import locate_model
-from env.pair import DEFAULT_TARGET, encode_chat, load_pair
-from env.prompts import load_prompts
-from env.rounds import check_limit
-from env.sampling import SamplingSettings
-from scripts.common import console, main
+from specgym.controllers.evaluation.checks.replay_check import check_replay
+from specgym.controllers.evaluation.live.paired_runs import BASELINE
+from specgym.controllers.evaluation.results.provenance import run_facts
+from specgym.controllers.registry import controller_names, make_controller
+from specgym.env.common.files import check_writable, write_text
+from specgym.env.decoding.pair import DEFAULT_TARGET, encode_chat, load_pair
+from specgym.env.drafts import Draft, LookupDraft
+from specgym.env.models.hub.loading import load_config
+from specgym.env.models.hub.store import locate_model
+from specgym.env.prompts import load_prompts
+from specgym.env.tree.rounds import check_limit
+from specgym.env.tree.sampling import SamplingSettings
+from specgym.scripts.common import console, main
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from controllers.registry import DEFAULT, make_controller
-from controllers.run import Generation, run, steer
-from env.pair import ModelPair, check_text, encode_chat
-from env.rounds import Request, Stopwatch, check_limit
-from scripts.common import PairOptions, SamplingOptions, console, main
+from specgym.controllers.registry import DEFAULT, make_controller
+from specgym.controllers.run import Generation, run, steer
+from specgym.env.decoding.pair import ModelPair, check_text, encode_chat
+from specgym.env.tree.rounds import Request, Stopwatch, check_limit
+from specgym.scripts.common import PairOptions, SamplingOptions, console, main
 
 
 @dataclass(frozen=True)

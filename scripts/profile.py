@@ -16,26 +16,37 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from controllers.evaluation.account import Account, Memory, make_cells, make_ratios
-from controllers.evaluation.account_report import account_notes, account_tables, write_account, write_record
-from controllers.evaluation.growth import MAX_NEW_TOKENS, WARM_UP, Growth, check_growth
-from controllers.evaluation.provenance import command_line, git_revision, library_versions, machine, shareable
-from controllers.registry import make_controller
-from controllers.run import run
-from env.compiled import compile_seconds
-from env.files import check_writable
-from env.latency.account import Accountant, AccountGrid, ProfiledRound, TimedRound
-from env.latency.floor import ForwardShape, draft_shape, model_shape
-from env.latency.measure import longest_text
-from env.latency.memory import forget_peak, library_pages, memory_held, memory_peak
-from env.latency.rates import MachineRates, measure_rates
-from env.latency.startup import Startup, process_age, without_compiling
-from env.live import LiveDecoder
-from env.models.target import TargetModel
-from env.pair import ModelPair, encode_chat
-from env.prompts import load_prompts
-from env.rounds import Request, check_limit
-from scripts.common import INTERRUPTED, PairOptions, console, main
+from specgym.controllers.evaluation.profiling.breakdown import Account, Memory, make_cells, make_ratios
+from specgym.controllers.evaluation.profiling.breakdown_report import (
+    account_notes,
+    account_tables,
+    write_account,
+    write_record,
+)
+from specgym.controllers.evaluation.profiling.floor import ForwardShape, draft_shape, model_shape
+from specgym.controllers.evaluation.profiling.leak import MAX_NEW_TOKENS, WARM_UP, Growth, check_growth
+from specgym.controllers.evaluation.profiling.memory import forget_peak, library_pages, memory_held, memory_peak
+from specgym.controllers.evaluation.profiling.profiled_rounds import Accountant, AccountGrid, ProfiledRound, TimedRound
+from specgym.controllers.evaluation.profiling.rates import MachineRates, measure_rates
+from specgym.controllers.evaluation.profiling.startup import Startup, process_age, without_compiling
+from specgym.controllers.evaluation.results.provenance import (
+    command_line,
+    git_revision,
+    library_versions,
+    machine,
+    shareable,
+)
+from specgym.controllers.registry import make_controller
+from specgym.controllers.run import run
+from specgym.env.common.files import check_writable
+from specgym.env.decoding.live import LiveDecoder
+from specgym.env.decoding.pair import ModelPair, encode_chat
+from specgym.env.kernels.build import compile_seconds
+from specgym.env.latency.measure import longest_text
+from specgym.env.models.target import TargetModel
+from specgym.env.prompts import load_prompts
+from specgym.env.tree.rounds import Request, check_limit
+from specgym.scripts.common import INTERRUPTED, PairOptions, console, main
 
 _CONTROLLER = "history"  # is asked before every round, and steers the requests of the growth check
 _PROMPTS = 28  # built-in ones, balanced over the kinds of task, that texts are made of

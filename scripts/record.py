@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from controllers.static import PHASE_1, fixed_tree
-from env.errors import ParameterError
-from env.files import check_writable
-from env.prompts import BUILTIN_SOURCES, load_prompts
-from env.rounds import check_limit
-from env.sampling import SamplingSettings
-from env.traces.file import Trace, TraceWriter, read_trace
-from env.traces.packing import PACKED, pack_trace
-from env.traces.recorder import SupersetRule
-from env.traces.session import plan_jobs, record_texts, trace_header
-from scripts.common import PairOptions, console, main
+from specgym.controllers.rules.phases import PHASE_1, fixed_tree
+from specgym.env.common.errors import ParameterError
+from specgym.env.common.files import check_writable
+from specgym.env.prompts import BUILTIN_SOURCES, load_prompts
+from specgym.env.replay.recording.jobs import plan_jobs, record_texts, trace_header
+from specgym.env.replay.recording.recorder import SupersetRule
+from specgym.env.replay.traces.file import Trace, TraceWriter, read_trace
+from specgym.env.replay.traces.packing import PACKED, pack_trace
+from specgym.env.tree.rounds import check_limit
+from specgym.env.tree.sampling import SamplingSettings
+from specgym.scripts.common import PairOptions, console, main
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from controllers.evaluation.provenance import run_facts, shareable
-from controllers.evaluation.replay_speed import Speed, recording_speed, single_speeds, vector_speeds
-from env.errors import ParameterError
-from env.files import check_writable, write_text
-from env.prompts import load_prompts
-from env.recordings import DEFAULT_PROFILE, DEFAULT_TRACE, choose_texts, find_profile, find_trace
-from env.rounds import check_limit
-from env.vector import ReplayVectorEnv
-from scripts.common import PairOptions, console, main
+from specgym.controllers.evaluation.checks.replay_rate import Speed, recording_speed, single_speeds, vector_speeds
+from specgym.controllers.evaluation.results.provenance import run_facts, shareable
+from specgym.env.common.errors import ParameterError
+from specgym.env.common.files import check_writable, write_text
+from specgym.env.prompts import load_prompts
+from specgym.env.replay.sources import DEFAULT_PROFILE, DEFAULT_TRACE, choose_texts, find_profile, find_trace
+from specgym.env.replay.vector import ReplayVectorEnv
+from specgym.env.tree.rounds import check_limit
+from specgym.scripts.common import PairOptions, console, main
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ReplaySpeedOptions:
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
     profile: str = DEFAULT_PROFILE
-    """latency profile: a name, or a file of scripts.calibrate"""
+    """latency profile: a name, or a file of scripts.measure_latency"""
     split: str = "test"
     """train, validation or test: the texts that are played"""
     controller: str = "history"

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agents.study.findings import findings
-from agents.study.plan import StudyPlan
-from agents.study.report import SCHEMA, write_study
-from agents.study.work import StudyWork
-from controllers.evaluation.provenance import run_facts, shareable
-from env.files import check_writable
-from env.recordings import DEFAULT_TRACE, profile_names
-from scripts.common import console, main, set_threads
+from specgym.agents.study.findings import findings
+from specgym.agents.study.plan import StudyPlan
+from specgym.agents.study.study_report import SCHEMA, write_study
+from specgym.agents.study.work import StudyWork
+from specgym.controllers.evaluation.results.provenance import run_facts, shareable
+from specgym.env.common.files import check_writable
+from specgym.env.replay.sources import DEFAULT_TRACE, profile_names
+from specgym.scripts.common import console, main, set_threads
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StudyOptions:
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
     profiles: tuple[str, ...] = field(default_factory=lambda: tuple(profile_names()))
-    """latency profiles to learn and to judge on: names, or files of scripts.calibrate"""
+    """latency profiles to learn and to judge on: names, or files of scripts.measure_latency"""
     run: Path = Path("runs/study")
     """folder for what is under way: checkpoints, policies, finished stages"""
     output: Path = Path("results/study")

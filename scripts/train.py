@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agents.hub import check_pushable, push_policy
-from agents.policy_file import SETTINGS
-from agents.reinforcement.algorithms import check_installed
-from agents.reinforcement.classroom import Classroom
-from agents.reinforcement.config import LearningPlan
-from agents.reinforcement.course import Course
-from agents.reinforcement.report import RESULTS, best_seed, keep_best, speed, write_report
-from controllers.evaluation.provenance import shareable
-from env.files import check_writable
-from env.recordings import profile_names
-from env.rounds import check_limit
-from scripts.common import console, main, set_threads
+from specgym.agents.learning.algorithms import check_installed
+from specgym.agents.learning.config import LearningPlan
+from specgym.agents.learning.setup import Classroom
+from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.training_report import RESULTS, best_seed, keep_best, speed, write_report
+from specgym.agents.policies.policy_file import SETTINGS
+from specgym.agents.policies.policy_hub import check_pushable, push_policy
+from specgym.controllers.evaluation.results.provenance import shareable
+from specgym.env.common.files import check_writable
+from specgym.env.replay.sources import profile_names
+from specgym.env.tree.rounds import check_limit
+from specgym.scripts.common import console, main, set_threads
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainOptions:
     traces: tuple[Path, ...] = ()
     """traces of one pair, recorded with the same settings; by default the shipped one"""
     profiles: tuple[str, ...] = field(default_factory=lambda: tuple(profile_names()))
-    """machines to learn for, drawn for every episode: files of scripts.calibrate, or names of parametric families"""
+    """machines to learn for, drawn for every episode: files of measure-latency, or names of parametric families"""
     held_out: tuple[str, ...] = ()
     """names of those machines among them that nothing is learned on: policies are judged on them, and not chosen by
     it"""

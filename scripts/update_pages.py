@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controllers.evaluation.pages import update
-from scripts.common import console, main
+from specgym.controllers.evaluation.results.pages import update
+from specgym.scripts.common import console, main
 
 
 @dataclass(frozen=True)

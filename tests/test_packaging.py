@@ -24,7 +24,9 @@ def setuptools_table() -> dict[str, Any]:
 
 def test_every_package_is_named(setuptools_table: dict[str, Any]) -> None:
     inits = [path for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")]
-    assert sorted(setuptools_table["packages"]) == sorted(".".join(path.relative_to(ROOT).parts[:-1]) for path in inits)
+    assert sorted(setuptools_table["packages"]) == sorted(
+        ["specgym", *(".".join(("specgym", *path.relative_to(ROOT).parts[:-1])) for path in inits)]
+    )
 
 
 def test_every_module_lies_in_a_package() -> None:
@@ -35,7 +37,7 @@ def test_every_module_lies_in_a_package() -> None:
 def test_every_data_file_is_taken_along(setuptools_table: dict[str, Any]) -> None:
     taken: set[Path] = set()
     for package in setuptools_table["packages"]:
-        folder = ROOT.joinpath(*package.split("."))
+        folder = ROOT.joinpath(*package.split(".")[1:])  # past the links
         for pattern in [*setuptools_table["package-data"]["*"], *setuptools_table["package-data"].get(package, [])]:
             taken.update(folder.glob(pattern))
     assert ROOT / "env" / "prompts" / "builtin.jsonl" in taken

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import env
-from controllers.evaluation.exactness import check_drafts, check_transformers
-from controllers.registry import controller_names
-from env.drafts import CausalDraft, FeatureDraft
-from env.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
-from env.sampling import SamplingSettings
+from specgym import env
+from specgym.controllers.evaluation.checks.lossless import check_drafts, check_transformers
+from specgym.controllers.registry import controller_names
+from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
+from specgym.env.drafts import CausalDraft, FeatureDraft
+from specgym.env.tree.sampling import SamplingSettings
 
 pytestmark = pytest.mark.real_pair
 

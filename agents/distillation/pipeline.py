@@ -17,10 +17,8 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.distillation.agreement import agreement_at_work
-from agents.distillation.batches import frequent_tokens
-from agents.distillation.checkpoint import History
-from agents.distillation.corpus import (
+from specgym.agents.distillation.data.batches import frequent_tokens
+from specgym.agents.distillation.data.corpus import (
     Lesson,
     TextShard,
     load_lessons,
@@ -32,23 +30,32 @@ from agents.distillation.corpus import (
     split_lessons,
     write_shard,
 )
-from agents.distillation.curves import Curves
-from agents.distillation.examination import Examination, examine
-from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
-from agents.distillation.openings import KINDS, Turn
-from agents.distillation.scales import layer_scales
-from agents.distillation.shapes import CausalShape, FeatureShape, check_width, load_earlier, new_causal, new_network
-from agents.distillation.shelf import Shelf, shelf_bytes, shelf_room
-from agents.distillation.states import Teacher, teacher_states
-from agents.distillation.students import CausalStudent, FeatureStudent, Student
-from agents.distillation.training import Trainer, TrainingConfig
-from env.errors import ParameterError, PromptError
-from env.files import write_text
-from env.models.compatibility import context_limit
-from env.models.states import HiddenStates
-from env.pair import encode_chat
-from env.prompts import BUILTIN_SOURCES, load_prompts
-from env.rounds import check_limit
+from specgym.agents.distillation.data.device_dataset import Shelf, shelf_bytes, shelf_room
+from specgym.agents.distillation.data.generation import Conversation, GenerationConfig, SelfDialogue
+from specgym.agents.distillation.data.prompt_templates import KINDS, Turn
+from specgym.agents.distillation.data.teacher import Teacher, teacher_states
+from specgym.agents.distillation.examination.agreement import agreement_at_work
+from specgym.agents.distillation.examination.examine import Examination, examine
+from specgym.agents.distillation.model.draft_shapes import (
+    CausalShape,
+    FeatureShape,
+    check_width,
+    load_earlier,
+    new_causal,
+    new_network,
+)
+from specgym.agents.distillation.model.scales import layer_scales
+from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent, Student
+from specgym.agents.distillation.training.curves import Curves
+from specgym.agents.distillation.training.draft_checkpoint import History
+from specgym.agents.distillation.training.trainer import Trainer, TrainingConfig
+from specgym.env.common.errors import ParameterError, PromptError
+from specgym.env.common.files import write_text
+from specgym.env.decoding.pair import encode_chat
+from specgym.env.models.hub.compatibility import context_limit
+from specgym.env.models.states import HiddenStates
+from specgym.env.prompts import BUILTIN_SOURCES, load_prompts
+from specgym.env.tree.rounds import check_limit
 
 __all__ = ["Distillation", "DistillationConfig", "Graduate"]
 

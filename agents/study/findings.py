@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from agents.reinforcement.course import Course
-from agents.reinforcement.report import speed
-from agents.study.plan import FORMS, FULL, LEARNED, StudyPlan
-from agents.study.work import Judged, Taught
-from controllers.evaluation.benchmark import BASELINE
-from controllers.evaluation.replays import BEST_STATIC
-from controllers.evaluation.schema import PromptRow
-from env.tree import FloatArray
+from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.training_report import speed
+from specgym.agents.study.plan import FORMS, FULL, LEARNED, StudyPlan
+from specgym.agents.study.work import Judged, Taught
+from specgym.controllers.evaluation.ladder.replayed import BEST_STATIC
+from specgym.controllers.evaluation.live.paired_runs import BASELINE
+from specgym.controllers.evaluation.results.schema import PromptRow
+from specgym.env.common.arrays import FloatArray
 
 __all__ = ["RIVALS", "Cells", "findings", "over_seeds", "paired", "seed_rows"]
 

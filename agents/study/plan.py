@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agents.observation_groups import GROUPS
-from agents.reinforcement.config import LearningConfig, LearningPlan
-from controllers.registry import make_controller
-from env.errors import ParameterError
-from env.grid import ParameterGrid
-from env.rounds import check_limit
-from env.traces.records import TraceHeader
+from specgym.agents.learning.config import LearningConfig, LearningPlan
+from specgym.agents.policies.observation_groups import GROUPS
+from specgym.controllers.registry import make_controller
+from specgym.env.common.errors import ParameterError
+from specgym.env.gym.grid import ParameterGrid
+from specgym.env.replay.traces.records import TraceHeader
+from specgym.env.tree.rounds import check_limit
 
 __all__ = ["FORMS", "FULL", "LEARNED", "Lesson", "StudyPlan"]
 

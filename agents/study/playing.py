@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.policy_file import Policy
-from agents.policy_network import Weights
-from agents.reinforcement.envs import Lens
-from agents.reinforcement.validation import Act, Validation
-from controllers.evaluation.replays import prompt_row
-from controllers.evaluation.schema import PromptRow
-from env.errors import ParameterError
-from env.features import FeatureVector
-from env.latency.profile import LatencyProfile
-from env.traces.file import Trace
-from env.tree import BoolArray, IntArray
+from specgym.agents.learning.envs import Lens
+from specgym.agents.learning.validation import Act, Validation
+from specgym.agents.policies.policy_file import Policy
+from specgym.agents.policies.policy_network import Weights
+from specgym.controllers.evaluation.ladder.replayed import prompt_row
+from specgym.controllers.evaluation.results.schema import PromptRow
+from specgym.env.common.arrays import BoolArray, IntArray
+from specgym.env.common.errors import ParameterError
+from specgym.env.gym.features import FeatureVector
+from specgym.env.latency.latency_profile import LatencyProfile
+from specgym.env.replay.traces.file import Trace
 
 __all__ = ["batch_act", "play_policies"]
 

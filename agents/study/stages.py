@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from controllers.evaluation.schema import PromptRow
-from env.errors import ModelFileError, ParameterError
-from env.files import write_text
+from specgym.controllers.evaluation.results.schema import PromptRow
+from specgym.env.common.errors import ModelFileError, ParameterError
+from specgym.env.common.files import write_text
 
 __all__ = ["Stages", "rows_from", "rows_record"]
 

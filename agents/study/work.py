@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.corrections import CORRECTIONS
-from agents.policy_file import load_policy
-from agents.reinforcement.classroom import Classroom
-from agents.reinforcement.course import Course
-from agents.reinforcement.report import best_seed
-from agents.study.plan import Lesson, StudyPlan
-from agents.study.playing import play_policies
-from agents.study.stages import Stages, rows_from, rows_record
-from controllers.evaluation.replays import BEST_STATIC, Evaluation, best_static, ladder_names
-from controllers.evaluation.schema import PromptRow
-from env.errors import ParameterError
-from env.parameters import TreeParameters
-from env.recordings import choose_texts, find_profile, find_trace, profile_label
-from env.tabulation import covered_grid
-from env.traces.file import Trace
+from specgym.agents.learning.setup import Classroom
+from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.training_report import best_seed
+from specgym.agents.policies.corrections import CORRECTIONS
+from specgym.agents.policies.policy_file import load_policy
+from specgym.agents.study.plan import Lesson, StudyPlan
+from specgym.agents.study.playing import play_policies
+from specgym.agents.study.stages import Stages, rows_from, rows_record
+from specgym.controllers.evaluation.ladder.replayed import BEST_STATIC, Evaluation, best_static, ladder_names
+from specgym.controllers.evaluation.results.schema import PromptRow
+from specgym.env.common.errors import ParameterError
+from specgym.env.replay.sources import choose_texts, find_profile, find_trace, profile_label
+from specgym.env.replay.tabulation import covered_grid
+from specgym.env.replay.traces.file import Trace
+from specgym.env.tree.parameters import TreeParameters
 
 __all__ = ["Judged", "StudyWork", "Taught"]
 

@@ -7,10 +7,11 @@ from typing import Protocol
 
 import torch
 
-from env.calibration import Calibrator
-from env.growth import Candidates
-from env.sampling import TokenChooser
-from env.tree import IntArray, TokenTree
+from specgym.env.common.arrays import IntArray
+from specgym.env.drafts.calibrator import Calibrator
+from specgym.env.tree.growth import Candidates
+from specgym.env.tree.sampling import TokenChooser
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["Draft"]
 

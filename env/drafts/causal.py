@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from env.calibration import Calibrator
-from env.growth import Candidates
-from env.models.target import CachedModel
-from env.rounds import Stopwatch
-from env.sampling import TokenChooser
-from env.tree import IntArray, TokenTree
+from specgym.env.common.arrays import IntArray
+from specgym.env.drafts.calibrator import Calibrator
+from specgym.env.models.target import CachedModel
+from specgym.env.tree.growth import Candidates
+from specgym.env.tree.rounds import Stopwatch
+from specgym.env.tree.sampling import TokenChooser
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["CausalDraft"]
 

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from env.calibration import Calibrator
-from env.drafts.lean import LeanDraft
-from env.drafts.network import FeatureDraftNetwork
-from env.errors import PairError
-from env.growth import Candidates
-from env.models.cache import KeyValueBuffer
-from env.models.graphs import sent
-from env.rounds import Stopwatch
-from env.sampling import TokenChooser
-from env.tree import BoolArray, IntArray, TokenTree
+from specgym.env.common.arrays import BoolArray, IntArray
+from specgym.env.common.errors import PairError
+from specgym.env.drafts.calibrator import Calibrator
+from specgym.env.drafts.lean_network import LeanDraft
+from specgym.env.drafts.network import FeatureDraftNetwork
+from specgym.env.kernels.transfer import sent
+from specgym.env.models.cache import KeyValueBuffer
+from specgym.env.tree.growth import Candidates
+from specgym.env.tree.rounds import Stopwatch
+from specgym.env.tree.sampling import TokenChooser
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["FeatureDraft"]
 

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from env.calibration import Calibrator
-from env.errors import ParameterError
-from env.growth import Candidates
-from env.sampling import TokenChooser
-from env.tree import IntArray, TokenTree
+from specgym.env.common.arrays import IntArray
+from specgym.env.common.errors import ParameterError
+from specgym.env.drafts.calibrator import Calibrator
+from specgym.env.tree.growth import Candidates
+from specgym.env.tree.sampling import TokenChooser
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["LATEST", "LookupDraft"]
 

@@ -13,13 +13,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from env.drafts.base import Draft
-from env.drafts.lookup import LookupDraft
-from env.errors import ParameterError
-from env.growth import Candidates, Expand
-from env.parameters import TreeParameters
-from env.sampling import TokenChooser
-from env.tree import BoolArray, FloatArray, IntArray, TokenTree
+from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
+from specgym.env.common.errors import ParameterError
+from specgym.env.drafts.base import Draft
+from specgym.env.drafts.lookup import LookupDraft
+from specgym.env.tree.growth import Candidates, Expand
+from specgym.env.tree.parameters import TreeParameters
+from specgym.env.tree.sampling import TokenChooser
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["LOOK_AHEAD", "MergedDraft", "either", "merge", "recalibrated"]
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from env.errors import ModelFileError
-from env.files import atomic_path
-from env.models.attention import attend
-from env.models.cache import KeyValueBuffer
+from specgym.env.common.errors import ModelFileError
+from specgym.env.common.files import atomic_path
+from specgym.env.models.attention import attend
+from specgym.env.models.cache import KeyValueBuffer
 
 __all__ = ["DecoderLayer", "FeatureDraftConfig", "FeatureDraftNetwork", "load_network", "save_network"]
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from env.errors import ParameterError
-from env.latency.curve import Curve, UnmeasuredError, check_seconds
-from env.tree import FloatArray, IntArray
+from specgym.env.common.arrays import FloatArray, IntArray
+from specgym.env.common.errors import ParameterError
+from specgym.env.latency.curve import Curve, UnmeasuredError, check_seconds
 
 __all__ = ["RoundCosts"]
 

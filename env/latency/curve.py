@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from env.errors import LimitError, ParameterError
-from env.tree import FloatArray
+from specgym.env.common.arrays import FloatArray
+from specgym.env.common.errors import LimitError, ParameterError
 
 __all__ = ["Curve", "UnmeasuredError", "check_seconds"]
 
@@ -23,7 +23,7 @@ class UnmeasuredError(LimitError):
     def __init__(self, what: str, came: int, most: int) -> None:
         super().__init__(
             f"This latency profile knows the cost of 1 to {most} {what}; got {came}. "
-            "Ask for a smaller tree, or measure more rows with scripts.calibrate."
+            "Ask for a smaller tree, or measure more rows with scripts.measure_latency."
         )
 
 

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from env.errors import ParameterError
-from env.latency.costs import RoundCosts
-from env.latency.curve import Curve
-from env.latency.profile import LatencyProfile
-from env.tree import FloatArray
+from specgym.env.common.arrays import FloatArray
+from specgym.env.common.errors import ParameterError
+from specgym.env.latency.costs import RoundCosts
+from specgym.env.latency.curve import Curve
+from specgym.env.latency.latency_profile import LatencyProfile
 
 __all__ = ["FAMILIES", "STEP", "CommonCosts", "bandwidth_bound", "compute_bound", "drawn_machine", "overhead_bound"]
 

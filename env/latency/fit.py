@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from env.latency.costs import RoundCosts
-from env.latency.curve import Curve
-from env.latency.profile import LatencyProfile, Point, ProfileError
-from env.tree import FloatArray
+from specgym.env.common.arrays import FloatArray
+from specgym.env.latency.costs import RoundCosts
+from specgym.env.latency.curve import Curve
+from specgym.env.latency.latency_profile import LatencyProfile, Point, ProfileError
 
 __all__ = ["Knots", "Sample", "at_one_speed", "fit_costs", "fit_profile", "monotone", "summarise"]
 

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from env.drafts import LookupDraft
-from env.errors import ParameterError
-from env.latency.fit import Knots, Sample, at_one_speed
-from env.latency.timing import FilledLookup, TimedDraft
-from env.live import LiveDecoder
-from env.parameters import PLAIN, TreeParameters
-from env.rounds import Request
-from env.sampling import SamplingSettings
+from specgym.env.common.errors import ParameterError
+from specgym.env.decoding.live import LiveDecoder
+from specgym.env.drafts import LookupDraft
+from specgym.env.latency.fit import Knots, Sample, at_one_speed
+from specgym.env.latency.timing import FilledLookup, TimedDraft
+from specgym.env.tree.parameters import PLAIN, TreeParameters
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
 
 __all__ = ["TEMPERATURE", "Grid", "ladder", "longest_text", "measure", "plan", "shape"]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from env.drafts import Draft, LookupDraft, MergedDraft
-from env.growth import Candidates, Expand
-from env.parameters import TreeParameters
-from env.tree import IntArray, TokenTree
+from specgym.env.common.arrays import IntArray
+from specgym.env.drafts import Draft, LookupDraft, MergedDraft
+from specgym.env.tree.growth import Candidates, Expand
+from specgym.env.tree.parameters import TreeParameters
+from specgym.env.tree.tree import TokenTree
 
 __all__ = ["FilledLookup", "Level", "TimedDraft"]
 

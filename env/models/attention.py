@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from env.tree import BoolArray
+from specgym.env.common.arrays import BoolArray
 
 __all__ = ["ATTENTION", "additive_mask", "attend"]
 

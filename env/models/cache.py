@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from env.models.graphs import has_fixed_shapes
-from env.models.moving import move_rows
-from env.models.resident import return_freed
-from env.tree import IntArray
+from specgym.env.common.arrays import IntArray
+from specgym.env.kernels.moving import move_rows
+from specgym.env.models.fast.graphs import has_fixed_shapes
+from specgym.env.models.fast.resident import return_freed
 
 __all__ = ["KeyValueBuffer", "TreeCache", "reserve_all"]
 

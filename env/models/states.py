@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from env.errors import PairError
+from specgym.env.common.errors import PairError
 
 __all__ = ["HiddenStates", "decoder_layers"]
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from env.errors import PairError
-from env.models.attention import ATTENTION, additive_mask
-from env.models.cache import TreeCache
-from env.models.compatibility import check_target, context_limit
-from env.models.lean import lean_model
-from env.models.states import HiddenStates
-from env.tree import BoolArray, IntArray
+from specgym.env.common.arrays import BoolArray, IntArray
+from specgym.env.common.errors import PairError
+from specgym.env.models.attention import ATTENTION, additive_mask
+from specgym.env.models.cache import TreeCache
+from specgym.env.models.fast.lean import lean_model
+from specgym.env.models.hub.compatibility import check_target, context_limit
+from specgym.env.models.states import HiddenStates
 
 __all__ = ["CachedModel", "TargetModel", "end_of_sequence"]
 

@@ -1,5 +1,5 @@
 """Prompts to decode: SpecGym's own set, HumanEval, or a file in Spec-Bench's form."""
 
-from env.prompts.reader import BUILTIN_SOURCES, Prompt, load_prompts
+from specgym.env.prompts.reader import BUILTIN_SOURCES, Prompt, load_prompts
 
 __all__ = ["BUILTIN_SOURCES", "Prompt", "load_prompts"]

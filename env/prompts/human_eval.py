@@ -18,9 +18,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from env.errors import PromptError
-from env.files import atomic_path
-from env.home import cache_home
+from specgym.env.common.errors import PromptError
+from specgym.env.common.files import atomic_path
+from specgym.env.common.home import cache_home
 
 __all__ = ["DATA_BYTES", "DATA_SHA256", "REQUIREMENT", "load_tasks", "parse_tasks"]
 
@@ -43,7 +43,7 @@ def load_tasks() -> dict[str, str]:
 
     Raises:
         PromptError: the data is neither installed nor cached, and could not be fetched.
-        env.files.FileWriteError: the fetched data could not be written to the cache.
+        specgym.env.common.files.FileWriteError: the fetched data could not be written to the cache.
     """
     cached = cache_home() / "prompts" / "HumanEval.jsonl.gz"
     for path in (_installed(), cached):

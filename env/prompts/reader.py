@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from env.errors import LimitError, PromptError, UnknownNameError
-from env.prompts.human_eval import load_tasks
+from specgym.env.common.errors import LimitError, PromptError, UnknownNameError
+from specgym.env.prompts.human_eval import load_tasks
 
 __all__ = ["BUILTIN_SOURCES", "Prompt", "load_prompts", "parse_prompts"]
 

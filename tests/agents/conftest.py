@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from agents.distillation.generation import Conversation, GenerationConfig, SelfDialogue
-from agents.distillation.pipeline import Distillation, Graduate
-from tests.agents import CONFIGS, TOKENIZER, written
-from tests.tiny_pair import END, tiny_chat_model
+from specgym.agents.distillation.data.generation import Conversation, GenerationConfig, SelfDialogue
+from specgym.agents.distillation.pipeline import Distillation, Graduate
+from tests.support.distilling import CONFIGS, TOKENIZER, written
+from tests.support.tiny_pair import END, tiny_chat_model
 
 
 @pytest.fixture(scope="session")

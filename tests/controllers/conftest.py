@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from env.pair import ModelPair, load_pair
-from tests.tiny_pair import TinyFolders, save_tiny_folders
+from specgym.env.decoding.pair import ModelPair, load_pair
+from tests.support.tiny_pair import TinyFolders, save_tiny_folders
 
 
 @pytest.fixture(scope="session")

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from controllers.custom_generate import speculative_generate
-from controllers.static import fixed_tree
-from env.drafts import Draft, LookupDraft
-from env.drafts.network import save_network
-from env.errors import LimitError, ModelFileError, PairError, ParameterError, UnknownNameError
-from env.models.target import TargetModel
-from env.rounds import Request
-from env.sampling import SamplingSettings
-from tests.tiny import causal_draft, generate, noisy_copy, tiny_llama, tiny_network
-from tests.tiny_pair import CONTEXT, END, VOCABULARY, tiny_chat_model, tiny_tokenizer
+from specgym.controllers.custom_generate import speculative_generate
+from specgym.controllers.rules.phases import fixed_tree
+from specgym.env.common.errors import LimitError, ModelFileError, PairError, ParameterError, UnknownNameError
+from specgym.env.drafts import Draft, LookupDraft
+from specgym.env.drafts.network import save_network
+from specgym.env.models.target import TargetModel
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
+from tests.support.tiny_models import causal_draft, generate, noisy_copy, tiny_llama, tiny_network
+from tests.support.tiny_pair import CONTEXT, END, VOCABULARY, tiny_chat_model, tiny_tokenizer
 
 INPUTS = tiny_tokenizer()("Say it again: ha ha ha ha", return_tensors="pt")
 PROMPT = INPUTS["input_ids"][0].tolist()

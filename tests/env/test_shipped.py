@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from env.drafts.network import load_network
-from env.latency.profile import load_profile
-from env.models.fingerprint import fingerprint
-from env.prompts import load_prompts
-from env.recordings import DEFAULT_TRACE, find_trace, profile_names, shipped_profiles
-from env.traces.file import Trace
-from env.traces.records import SPLITS
+from specgym.env.drafts.network import load_network
+from specgym.env.latency.latency_profile import load_profile
+from specgym.env.models.hub.fingerprint import fingerprint
+from specgym.env.prompts import load_prompts
+from specgym.env.replay.sources import DEFAULT_TRACE, find_trace, profile_names, shipped_profiles
+from specgym.env.replay.traces.file import Trace
+from specgym.env.replay.traces.records import SPLITS
 
 DRAFT = Path(__file__).parents[2] / "env" / "drafts" / "weights" / "smollm2-135m-instruct"
 

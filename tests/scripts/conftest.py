@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import Caller, make_home
-from tests.tiny_pair import TinyFolders, save_tiny_folders
+from tests.support.commands import Caller, make_home
+from tests.support.tiny_pair import TinyFolders, save_tiny_folders
 
 
 @pytest.fixture(scope="session")

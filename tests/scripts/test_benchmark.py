@@ -17,15 +17,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from controllers.evaluation.agreement import Agreement
-from controllers.evaluation.benchmark import SUITES
-from controllers.evaluation.plots import cut
-from controllers.evaluation.report import load_results
-from controllers.evaluation.schema import Results
-from scripts.benchmark import BenchmarkOptions, benchmark
-from scripts.common import INTERRUPTED, PairOptions, SamplingOptions
-from tests.scripts import Caller, Ended, assert_refused, finish, start, write_prompts
-from tests.tiny_pair import CONTEXT, TinyFolders, tiny_tokenizer
+from specgym.controllers.evaluation.checks.precision_agreement import Agreement
+from specgym.controllers.evaluation.live.paired_runs import SUITES
+from specgym.controllers.evaluation.results.plots import cut
+from specgym.controllers.evaluation.results.report import load_results
+from specgym.controllers.evaluation.results.schema import Results
+from specgym.scripts.benchmark import BenchmarkOptions, benchmark
+from specgym.scripts.common import INTERRUPTED, PairOptions, SamplingOptions
+from tests.support.commands import Caller, Ended, assert_refused, finish, start, write_prompts
+from tests.support.tiny_pair import CONTEXT, TinyFolders, tiny_tokenizer
 
 FILES = {"results.json", "results.csv", "results.md", "speedup.png", "time_shares.png"}
 TEXTS = ("hello", "2 + 2 = ", "abc abc")

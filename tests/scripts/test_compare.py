@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from controllers.evaluation.peers.catalogue import PEERS
-from controllers.evaluation.report import load_results
-from scripts.common import INTERRUPTED
-from tests.scripts import Caller, assert_refused, finish, start, write_prompts
+from specgym.controllers.evaluation.peers.catalogue import PEERS
+from specgym.controllers.evaluation.results.report import load_results
+from specgym.scripts.common import INTERRUPTED
 from tests.scripts.test_benchmark import wait_for_progress
-from tests.tiny_pair import TinyFolders
+from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
+from tests.support.tiny_pair import TinyFolders
 
 TEXTS = ("hello", "2 + 2 = ", "abc abc")
 FILES = {"results.json", "results.csv", "results.md", "comparison.png"}

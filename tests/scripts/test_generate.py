@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from env.drafts import LookupDraft
-from env.pair import encode_chat, load_pair
-from env.rounds import Request
-from env.sampling import SamplingSettings
-from tests.scripts import Caller, assert_refused, finish, start
-from tests.tiny import generate
-from tests.tiny_pair import CONTEXT, TinyFolders
+from specgym.env.decoding.pair import encode_chat, load_pair
+from specgym.env.drafts import LookupDraft
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
+from tests.support.commands import Caller, assert_refused, finish, start
+from tests.support.tiny_models import generate
+from tests.support.tiny_pair import CONTEXT, TinyFolders
 
 TOKENS = 24
 ACCOUNT = re.compile(

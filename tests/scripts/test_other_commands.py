@@ -17,20 +17,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from agents.distillation.generation import GenerationConfig
-from agents.distillation.recalibration import fit_on_trace
-from controllers.evaluation.report import write_results
-from controllers.registry import controller_names
-from env.calibration import load_calibrator
-from env.drafts import CausalDraft, FeatureDraft
-from env.pair import encode_chat, load_pair
-from env.recordings import find_trace
-from env.rounds import Request
-from scripts.distill import DistillOptions, distill
-from tests.controllers import make_results
-from tests.scripts import COMMANDS, ROOT, Caller, assert_refused, finish, start, write_prompts
-from tests.tiny import generate
-from tests.tiny_pair import TinyFolders, tiny_tokenizer
+from specgym.agents.distillation.data.generation import GenerationConfig
+from specgym.agents.distillation.examination.trace_calibration import fit_on_trace
+from specgym.controllers.evaluation.results.report import write_results
+from specgym.controllers.registry import controller_names
+from specgym.env.decoding.pair import encode_chat, load_pair
+from specgym.env.drafts import CausalDraft, FeatureDraft
+from specgym.env.drafts.calibrator import load_calibrator
+from specgym.env.replay.sources import find_trace
+from specgym.env.tree.rounds import Request
+from specgym.scripts.distill import DistillOptions, distill
+from tests.support.commands import COMMANDS, ROOT, Caller, assert_refused, finish, start, write_prompts
+from tests.support.rows import make_results
+from tests.support.tiny_models import generate
+from tests.support.tiny_pair import TinyFolders, tiny_tokenizer
 
 SMALL = [
     *("--config.generation.conversations", 80, "--config.generation.slots", 40, "--config.generation.given-share", 0),

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import env
-from controllers.evaluation.account import Memory
-from env.compiled import compiled_path, find_library
-from env.latency.account import PARTS
-from env.latency.operators import GROUPS
-from env.latency.startup import Startup, process_age, without_compiling
-from tests.scripts import Caller, assert_refused, finish, start
-from tests.tiny_pair import TinyFolders
+from specgym import env
+from specgym.controllers.evaluation.profiling.breakdown import Memory
+from specgym.controllers.evaluation.profiling.operators import GROUPS
+from specgym.controllers.evaluation.profiling.profiled_rounds import PARTS
+from specgym.controllers.evaluation.profiling.startup import Startup, process_age, without_compiling
+from specgym.env.kernels.build import compiled_path, find_library
+from tests.support.commands import Caller, assert_refused, finish, start
+from tests.support.tiny_pair import TinyFolders
 
 SMALL = ("--rows", 1, 8, 16, "--contexts", 64, "--repeats", 1, "--requests", 2)
 FILES = {"results.json", "results.md", "account.png"}
@@ -111,7 +111,8 @@ def test_what_is_compiled_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
 def test_a_process_knows_its_age() -> None:
     began = time.monotonic()
-    code = "import time; time.sleep(0.2); from env.latency.startup import process_age; print(process_age())"
+    module = "specgym.controllers.evaluation.profiling.startup"
+    code = f"import time; time.sleep(0.2); from {module} import process_age; print(process_age())"
     found = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert 0.15 < found < time.monotonic() - began + 0.05
     own = process_age()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from controllers.evaluation.report import load_results
-from env.recordings import find_trace
-from env.traces.file import read_trace
-from tests.scripts import Caller, assert_refused, finish, start, write_prompts
-from tests.tiny_pair import TinyFolders
+from specgym.controllers.evaluation.results.report import load_results
+from specgym.env.replay.sources import find_trace
+from specgym.env.replay.traces.file import read_trace
+from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
+from tests.support.tiny_pair import TinyFolders
 
 SMALL = "dynamic_depth:base_depth=2:max_depth=3:early_stop=0.3"
 SMALLER = "confidence:base_depth=1:max_depth=1"

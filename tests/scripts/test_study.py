@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.study.plan import LEARNED
-from env.traces.file import TraceWriter, read_trace
-from env.traces.records import SPLITS
-from scripts.study import _Shown
-from tests.scripts import Caller, assert_refused
-from tests.tiny_trace import save_tiny_trace
+from specgym.agents.study.plan import LEARNED
+from specgym.env.replay.traces.file import TraceWriter, read_trace
+from specgym.env.replay.traces.records import SPLITS
+from specgym.scripts.study import _Shown
+from tests.support.commands import Caller, assert_refused
+from tests.support.tiny_trace import save_tiny_trace
 
 
 @pytest.fixture(scope="module")

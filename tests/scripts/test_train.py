@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.policy_controller import find_policy
-from scripts.train import _Shown
-from tests.scripts import Caller, assert_refused
-from tests.tiny_trace import save_tiny_trace
+from specgym.agents.policies.policy_controller import find_policy
+from specgym.scripts.train import _Shown
+from tests.support.commands import Caller, assert_refused
+from tests.support.tiny_trace import save_tiny_trace
 
 
 @pytest.fixture(scope="module")

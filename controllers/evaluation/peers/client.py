@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from controllers.evaluation.peers.catalogue import Library
-from env.errors import SpecGymError
+from specgym.controllers.evaluation.live.runners import RunnerError
+from specgym.controllers.evaluation.peers.catalogue import Library
 
 __all__ = ["PATIENCE", "PeerError", "Worker", "without_folders"]
 
 PATIENCE = 900.0
 """longest that a worker may think about one question, loading and compiling included [s]"""
 
-_SOURCE = Path(__file__).parents[2]
+_SOURCE = Path(__file__).parents[3]
 # Ctrl-C is for us alone; we end the worker. A session of its own would keep it away too, but there Linux would give it
 # another share of a busy machine than ours. The package is made known by its folder alone: putting the folder's parent
 # on the path would bring everything that is installed beside us into another Python.
@@ -29,14 +29,14 @@ _START = """
 import runpy, signal, sys, types
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = filter(None, sys.path)
-sys.modules["controllers"] = package = types.ModuleType("controllers")
+sys.modules["specgym"] = package = types.ModuleType("specgym")
 package.__path__ = [sys.argv.pop(1)]
-runpy.run_module("controllers.evaluation.peers.worker", run_name="__main__", alter_sys=True)
+runpy.run_module("specgym.controllers.evaluation.peers.worker", run_name="__main__", alter_sys=True)
 """
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:~?/|[A-Za-z]:\\)[^\s'\"<>:,;()]+")
 
 
-class PeerError(SpecGymError):
+class PeerError(RunnerError):
     """A peer that could not be loaded, or that failed on a text; the message is the reason."""
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from controllers.evaluation.peers.catalogue import Peer
-from controllers.evaluation.peers.client import PeerError, Worker
-from controllers.evaluation.peers.messages import Answer, Setup, Task
-from controllers.run import Generation
-from env.rounds import FinishReason, Request, check_fits
+from specgym.controllers.evaluation.peers.catalogue import Peer
+from specgym.controllers.evaluation.peers.client import PeerError, Worker
+from specgym.controllers.evaluation.peers.messages import Answer, Setup, Task
+from specgym.controllers.run import Generation
+from specgym.env.tree.rounds import FinishReason, Request, check_fits
 
 __all__ = ["PeerRunner"]
 

@@ -1,6 +1,6 @@
 """The other side: a process that loads one library's peers and answers questions about texts until its input ends.
 
-Started as ``python -m controllers.evaluation.peers.worker LIBRARY``, where Python may be any that has the library.
+Started as ``python -m specgym.controllers.evaluation.peers.worker LIBRARY`` by any Python that has the library.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any, TextIO
 
-from controllers.evaluation.peers.catalogue import LIBRARIES, Library
-from controllers.evaluation.peers.messages import OpenPeer, Setup, Task
+from specgym.controllers.evaluation.peers.catalogue import LIBRARIES, Library
+from specgym.controllers.evaluation.peers.messages import OpenPeer, Setup, Task
 
 __all__ = ["Desk", "serve"]
 
@@ -44,7 +44,7 @@ class Desk:
         raise ValueError(f"Expected ask to be version, open or generate, came {ask!r}.")
 
     def _adapter(self) -> Any:
-        return importlib.import_module(f"controllers.evaluation.peers.{self.library.adapter}")
+        return importlib.import_module(f"specgym.controllers.evaluation.peers.libraries.{self.library.adapter}")
 
 
 def serve(desk: Desk, questions: TextIO, answers: TextIO) -> None:

@@ -1,0 +1,1 @@
+"""Training data for drafts: texts, teacher states and batches."""

@@ -1,0 +1,1 @@
+"""How good a trained draft is, and its export."""

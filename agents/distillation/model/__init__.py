@@ -1,0 +1,1 @@
+"""Drafts in training: their shapes, losses and rollouts."""

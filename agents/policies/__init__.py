@@ -1,0 +1,1 @@
+"""Learned policies: their files, networks and controllers."""

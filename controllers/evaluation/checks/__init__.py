@@ -1,0 +1,1 @@
+"""Checks that outputs, replay and predicted times are right."""

@@ -1,0 +1,1 @@
+"""Controllers judged on recorded texts, and the bounds that no controller exceeds."""

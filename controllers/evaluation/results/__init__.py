@@ -1,0 +1,1 @@
+"""Typed results, their statistics, tables, figures and pages."""

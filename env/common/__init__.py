@@ -1,0 +1,1 @@
+"""Errors, files, arrays and interruptions: small tools that every floor uses."""

@@ -1,0 +1,1 @@
+"""Live decoding: rounds on real models. Read this after `specgym.env.tree`."""

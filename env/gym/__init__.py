@@ -1,0 +1,1 @@
+"""The Gymnasium environments: actions, observations and rendering."""

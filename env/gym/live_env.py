@@ -1,0 +1,104 @@
+"""`specgym/Live-v0`: the environment on real models and the wall clock."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from specgym.env.common.errors import ParameterError
+from specgym.env.decoding.live import LiveDecoder
+from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
+from specgym.env.gym.requests import Requests
+from specgym.env.gym.speculation import SpeculationEnv
+from specgym.env.prompts import load_prompts
+from specgym.env.tree.observation import Costs
+from specgym.env.tree.rounds import Decoder, Request, check_fits
+from specgym.env.tree.sampling import SamplingSettings
+
+__all__ = ["LiveSpeculation", "prompt_requests"]
+
+
+class LiveSpeculation(SpeculationEnv):
+    """``specgym/Live-v0``: real models, wall clock. Everything else is `SpeculationEnv`'s.
+
+    Args:
+        decoder: a decoder that is ready, or a function that makes one; if None, a pair is loaded by the next four
+            arguments. Gymnasium copies arguments when an environment's `spec` is asked for: hand it a function where
+            models are large.
+        target: the target, as in `load_pair`.
+        draft: the draft, likewise.
+        dtype: precision, likewise.
+        device: device, likewise.
+        costs: what observations say of the machine.
+        requests: what to generate; if None, the first turns of `prompts`. A ready decoder needs it.
+        prompts: source of prompts, as in `load_prompts`.
+        limit: most prompts, balanced over their categories; None for all.
+        max_new_tokens: most tokens of each answer [tokens].
+        temperature: 0 decodes greedily.
+        top_k: see `SamplingSettings`.
+        top_p: see `SamplingSettings`.
+        seed: of the sampling noise of the first prompt; the others' follow.
+        options: `grid`, `lam`, `plain_step_seconds`, `observes_draft`, `tokenizer` and `render_mode` of
+            `SpeculationEnv`.
+
+    Raises:
+        ParameterError: a decoder without requests, or as in `SpeculationEnv`.
+        LimitError: a prompt that does not fit the target's context.
+        UnknownNameError, ModelFileError, PairError, PromptError: as in `load_pair` and `load_prompts`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | Callable[[], Decoder] | None = None,
+        *,
+        target: str = DEFAULT_TARGET,
+        draft: str | None = None,
+        dtype: str = "bfloat16",
+        device: str = "cpu",
+        costs: Costs | None = None,
+        requests: Requests | None = None,
+        prompts: str = "builtin",
+        limit: int | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if decoder is None:
+            sampling = SamplingSettings(temperature, top_k, top_p, seed)
+            pair = load_pair(target, draft, dtype, device)
+            decoder = LiveDecoder(pair.target, pair.draft, costs)
+            options = {"tokenizer": pair.tokenizer} | options
+            if requests is None:
+                requests = prompt_requests(pair, prompts, limit, max_new_tokens, sampling)
+        elif requests is None:
+            raise ParameterError("A decoder was given without requests: give requests=[Request(...), ...] too.")
+        super().__init__(decoder() if callable(decoder) else decoder, requests, **options)
+
+
+def prompt_requests(
+    pair: ModelPair, prompts: str, limit: int | None, max_new_tokens: int, sampling: SamplingSettings
+) -> list[Request]:
+    """Requests for the first turns of a source's prompts, as a chat; each is sampled with a seed of its own.
+
+    Args:
+        pair: whose tokenizer and context they are for.
+        prompts: source, as in `load_prompts`.
+        limit: most prompts; None for all.
+        max_new_tokens: most tokens of each answer [tokens].
+        sampling: how they are sampled; its seed is the first one's, the others' follow.
+
+    Raises:
+        LimitError: a prompt does not fit the target's context, or `max_new_tokens` is not positive.
+        PromptError: as in `load_prompts`.
+    """
+    encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in load_prompts(prompts, limit)]
+    for tokens in encoded:
+        check_fits(len(tokens), pair.target.context_limit)
+    return [
+        Request(tokens, max_new_tokens, dataclasses.replace(sampling, seed=sampling.seed + index))
+        for index, tokens in enumerate(encoded)
+    ]

@@ -1,0 +1,1 @@
+"""Compiled functions that any model needs: choosing tokens and moving cache rows."""

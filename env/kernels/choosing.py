@@ -1,0 +1,220 @@
+"""What choosing a token takes for every token of the vocabulary: noise, the best token, and the best few.
+
+On a CPU these are loops of our own where they can be compiled (`choosing.cpp`), in a fifth of the time of torch's
+operators: noise and the best token with the very results of theirs, log-probabilities with nearly the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from ctypes import c_int64, c_uint32, c_void_p
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specgym.env.common.arrays import FloatArray, IntArray
+from specgym.env.kernels.build import find_library
+
+__all__ = ["best", "gumbel", "noisy", "ranked", "told"]
+
+_SOURCE = Path(__file__).with_name("choosing.cpp")
+_LOW = 0xFFFFFFFF
+
+
+@functools.cache
+def _functions() -> ctypes.CDLL | None:
+    library = find_library(_SOURCE)
+    if library is not None:
+        library.specgym_gumbel.argtypes = [c_uint32, c_uint32, c_int64, c_int64, c_void_p]
+        for dtype in ("bfloat16", "float32"):
+            best_of, rank = (getattr(library, f"specgym_{name}_{dtype}") for name in ("best", "rank"))
+            best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
+            rank.argtypes = [*[c_void_p] * 3, *[c_int64] * 4, *[c_void_p] * 4]
+            best_of.restype = rank.restype = None
+        library.specgym_told.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
+        library.specgym_told.restype = None
+    return library
+
+
+def gumbel(key: int, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """Standard Gumbel noise of every token, a pure function of key and token, `float32[vocabulary]`.
+
+    Args:
+        key: 64 bits.
+        vocabulary: number of tokens.
+        device: where it is wanted.
+    """
+    functions = _functions() if device.type == "cpu" else None
+    if functions is None:
+        return _gumbel(key, torch.arange(vocabulary, dtype=torch.int32, device=device))
+    noise = torch.empty(vocabulary)
+    functions.specgym_gumbel(key & _LOW, key >> 32, vocabulary, torch.get_num_threads(), noise.data_ptr())
+    return noise
+
+
+def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> tuple[FloatArray, IntArray]:
+    """The highest score of each row, and its token: of equal ones the first; NaN if there is one in the row.
+
+    Args:
+        logits: of any precision, `[rows, vocabulary]`.
+        noise: what is added to each row, `float32[vocabulary or more]` each; None for nothing.
+
+    Returns:
+        `float64[rows]` and `int64[rows]`, read from the device in one transfer; where the score is NaN, the token
+        means nothing.
+    """
+    if (call := _function("best", logits)) is None:
+        found = noisy(logits, noise).max(dim=-1)
+        return _read(found.values, found.indices)
+    logits = logits.contiguous()
+    rows, width = logits.shape
+    values, tokens = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
+    numbers = rows, width, min(torch.get_num_threads(), rows)
+    call(logits.data_ptr(), _addresses(noise), *numbers, values.data_ptr(), tokens.data_ptr())
+    return values.numpy(), tokens.numpy()
+
+
+def ranked(
+    logits: torch.Tensor,
+    count: int,
+    noise: Sequence[torch.Tensor] | None = None,
+    token_ids: torch.Tensor | None = None,
+    *,
+    entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The likeliest entries of each row under the softmax of the scores, best first.
+
+    Args:
+        logits: of any precision, `[rows, vocabulary]`.
+        count: how many.
+        noise: what is added to each row, `float32[tokens]` each; None for nothing.
+        token_ids: of which token the noise of each entry is, `int64[vocabulary]`; None if of the one of its number.
+        entropy: whether the entropy of the softmax of the logits is wanted too.
+
+    Returns:
+        Log-probabilities `float32[rows, count]`, numbers of the entries `int64[rows, count]`, and entropies without
+        noise, `float32[rows]` [nats], or None; NaN in all of a row if there is one in the row.
+    """
+    if (call := _function("rank", logits)) is None:
+        found = noisy(logits, noise, token_ids).float().log_softmax(dim=-1).topk(count, dim=-1)
+        return found.values, found.indices, _entropies(logits) if entropy else None
+    logits = logits.contiguous()
+    rows, width = logits.shape
+    threads = min(torch.get_num_threads(), rows)
+    values, entries = torch.empty((rows, count)), torch.empty((rows, count), dtype=torch.int64)
+    memory, tokens = torch.empty((threads, width)), None if token_ids is None else token_ids.data_ptr()
+    nats = torch.empty(rows) if entropy else None
+    results = values.data_ptr(), entries.data_ptr(), None if nats is None else nats.data_ptr()
+    numbers = rows, width, count, threads
+    call(logits.data_ptr(), _addresses(noise), tokens, *numbers, memory.data_ptr(), *results)
+    return values, entries, nats
+
+
+def told(
+    values: torch.Tensor,
+    entries: torch.Tensor,
+    k: int,
+    token_ids: torch.Tensor | None = None,
+    nats: torch.Tensor | None = None,
+) -> tuple[FloatArray, IntArray, FloatArray | None]:
+    """What `ranked` found, as candidates are told: rounded to bfloat16 and to half precision, and as tokens.
+
+    Args:
+        values: `float32[rows, count]`.
+        entries: `int64[rows, count]`.
+        k: how many of each row.
+        token_ids: the token of each entry, `int64[vocabulary]`; None if it is the one of its number.
+        nats: entropies, `float32[rows]`, or None.
+
+    Returns:
+        `float64[rows, k]`, `int64[rows, k]` and entropies in half precision, `float64[rows]`, if there are some; read
+        from the device in one transfer. Where a value is NaN, the token means nothing.
+    """
+    functions = _functions() if values.device.type == "cpu" else None
+    if functions is None:
+        return _told(values[:, :k].bfloat16().half(), entries[:, :k], token_ids, nats)
+    values, entries = values.contiguous(), entries.contiguous()
+    rows, count = values.shape
+    log_probs = torch.empty((rows, k), dtype=torch.float64)
+    ids = torch.empty((rows, k), dtype=torch.int64)
+    of_entries = None if token_ids is None else token_ids.data_ptr()
+    numbers, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
+    functions.specgym_told(values.data_ptr(), entries.data_ptr(), of_entries, *numbers, *results)
+    return log_probs.numpy(), ids.numpy(), None if nats is None else nats.half().double().numpy()
+
+
+def _told(
+    values: torch.Tensor, entries: torch.Tensor, token_ids: torch.Tensor | None, nats: torch.Tensor | None
+) -> tuple[FloatArray, IntArray, FloatArray | None]:
+    """`told` by torch's operators, of values rounded already; entropies go as a last column of these."""
+    tokens = entries if token_ids is None else token_ids[entries]
+    if nats is None:
+        return *_read(values, tokens), None
+    both = torch.cat([values, nats.half()[:, None]], dim=1)
+    log_probs, ids = _read(both, torch.nn.functional.pad(tokens, (0, 1)))
+    return log_probs[:, :-1], ids[:, :-1], log_probs[:, -1]
+
+
+def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
+    """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
+    if values.device.type == "cpu":
+        return values.double().numpy(), tokens.numpy()
+    both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
+    return both[0], both[1].astype(np.int64)
+
+
+def _function(name: str, logits: torch.Tensor) -> Callable[..., None] | None:
+    """The compiled function for such logits, if there is one."""
+    functions = _functions() if logits.device.type == "cpu" else None
+    dtype = {torch.bfloat16: "bfloat16", torch.float32: "float32"}.get(logits.dtype)
+    return None if functions is None or dtype is None else getattr(functions, f"specgym_{name}_{dtype}")
+
+
+def _addresses(rows: Sequence[torch.Tensor] | None) -> ctypes.Array[c_void_p] | None:
+    return None if rows is None else (c_void_p * len(rows))(*(row.data_ptr() for row in rows))
+
+
+def noisy(
+    logits: torch.Tensor, noise: Sequence[torch.Tensor] | None, token_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Scores: the logits, with noise if there is some; the arguments as for `ranked`."""
+    if noise is None:
+        return logits
+    which = slice(logits.shape[1]) if token_ids is None else token_ids
+    scores, start = logits.to(torch.float32, copy=True), 0
+    for _, group in itertools.groupby(noise, key=id):  # rows of one depth stand together and share their noise
+        shared = list(group)
+        scores[start : start + len(shared)] += shared[0][which]
+        start += len(shared)
+    return scores
+
+
+def _entropies(logits: torch.Tensor) -> torch.Tensor:
+    nats: torch.Tensor = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)
+    return nats
+
+
+def _gumbel(key: int, tokens: torch.Tensor) -> torch.Tensor:
+    """`gumbel` by torch's operators, of `int32[tokens]`."""
+    bits = _mix32(_mix32(tokens ^ _signed(key)) ^ _signed(key >> 32))
+    # The middle of one of 2^32 cells of (0, 1), never 0 or 1; float32 would round the last cells to 1.
+    uniform = (bits.to(torch.float64) + (2.0**31 + 0.5)) * 2.0**-32
+    return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def _signed(key: int) -> int:
+    """The low 32 bits of `key` as a signed integer."""
+    return (key & _LOW) - ((key & 0x80000000) << 1)
+
+
+def _mix32(bits: torch.Tensor) -> torch.Tensor:
+    """A full-avalanche 32-bit mixer (Wellons, "lowbias32") on int32, whose products wrap as unsigned ones do."""
+    bits = bits ^ ((bits >> 16) & 0xFFFF)  # int32 shifts copy the sign: the mask makes them logical
+    bits = bits * 0x7FEB352D
+    bits = bits ^ ((bits >> 15) & 0x1FFFF)
+    bits = bits * _signed(0x846CA68B)
+    return bits ^ ((bits >> 16) & 0xFFFF)

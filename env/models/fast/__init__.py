@@ -1,0 +1,1 @@
+"""Fast forwards for models built like Llama: compiled, packed or in fixed shapes."""

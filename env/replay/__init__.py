@@ -1,0 +1,1 @@
+"""Exact replay of recorded texts, one at a time or many together."""

@@ -1,0 +1,1 @@
+"""Recording traces from a pair of real models."""

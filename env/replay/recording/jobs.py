@@ -1,0 +1,162 @@
+"""Recording many texts of a pair into a trace: what is there already is not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from specgym.env.common.errors import PairError
+from specgym.env.decoding.pair import ModelPair, encode_chat
+from specgym.env.drafts import CausalDraft, FeatureDraft
+from specgym.env.models.hub.fingerprint import fingerprint
+from specgym.env.prompts import Prompt
+from specgym.env.replay.recording.answers import write_answers
+from specgym.env.replay.recording.recorder import Recorder, SupersetRule
+from specgym.env.replay.traces.file import TraceWriter
+from specgym.env.replay.traces.records import TraceHeader, TraceText
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
+
+__all__ = ["RecordingJob", "plan_jobs", "record_text", "record_texts", "split_of", "trace_header"]
+
+Progress = Callable[[str, int], None]
+"""`progress(stage, positions)`: so many more are done"""
+
+
+_SALT = "869"  # with it, three to five of the built-in prompts of every kind are in each of the two smaller splits
+
+
+def split_of(identifier: str) -> str:
+    """The split that a prompt belongs to, by its identifier: 60 % train, 20 % validation, 20 % test."""
+    share = int.from_bytes(hashlib.sha256(f"{_SALT}:{identifier}".encode()).digest()[:4]) / 2**32
+    return "train" if share < 0.6 else "validation" if share < 0.8 else "test"
+
+
+@dataclass(frozen=True)
+class RecordingJob:
+    """A text to be recorded."""
+
+    identifier: str
+    category: str
+    request: Request
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """See `TraceText.key`."""
+        return (self.identifier, *asdict(self.request.sampling).values())
+
+
+def plan_jobs(
+    pair: ModelPair, prompts: Sequence[Prompt], settings: Sequence[SamplingSettings], max_new_tokens: int
+) -> list[RecordingJob]:
+    """The first turn of every prompt, with every setting.
+
+    Raises:
+        LimitError: a prompt is empty, or `max_new_tokens` is not positive.
+    """
+    texts = [(prompt, encode_chat(pair.tokenizer, prompt.turns[:1])) for prompt in prompts]
+    return [
+        RecordingJob(prompt.identifier, prompt.category, Request(tokens, max_new_tokens, sampling))
+        for prompt, tokens in texts
+        for sampling in settings
+    ]
+
+
+def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
+    """What all traces of a pair by a rule have in common.
+
+    Raises:
+        PairError: the pair's draft is prompt lookup, which needs no recording.
+    """
+    draft = pair.draft
+    if not isinstance(draft, CausalDraft | FeatureDraft):
+        raise PairError(f"Expected a draft model to record, feature or causal; got a draft of kind {draft.kind!r}.")
+    return TraceHeader(
+        target=fingerprint(pair.target.model),
+        draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
+        draft_kind=draft.kind,
+        names=(Path(pair.target_name).name, Path(pair.draft_name).name),  # of folders the last part only
+        vocabulary=pair.target.vocabulary,
+        context_limits=(pair.target.context_limit, draft.context_limit),
+        end_tokens=tuple(sorted(pair.target.end_tokens)),
+        rule=json.loads(json.dumps(asdict(rule) | {"fixed": [tree.record() for tree in rule.fixed]})),
+        calibrator=None if draft.calibrator is None else draft.calibrator.record(),
+        dtype=pair.target.precision,
+    )
+
+
+def record_texts(
+    pair: ModelPair,
+    jobs: Sequence[RecordingJob],
+    rule: SupersetRule,
+    writer: TraceWriter,
+    *,
+    slots: int = 32,
+    progress: Progress = lambda stage, positions: None,
+) -> None:
+    """Has the target answer and records what the draft guesses on the way, for all jobs that the trace lacks.
+
+    Args:
+        pair: target and draft.
+        jobs: what to record; those that are in the trace already are left out.
+        rule: which guesses to record.
+        writer: the trace; a batch of `slots` texts is what an interruption loses at most.
+        slots: answers written at a time.
+        progress: told what is done.
+
+    Raises:
+        LimitError: a text is too long for the pair.
+        NumericalError: a model returned NaN.
+        OSError: the trace could not be written.
+    """
+    recorder = Recorder(pair.target, pair.draft, rule)
+    pair.target.show_features(pair.draft.feature_layers)
+    waiting = [job for job in jobs if job.key not in writer.keys]
+    for first in range(0, len(waiting), slots):
+        batch = waiting[first : first + slots]
+        answers = write_answers(
+            pair.target, [job.request for job in batch], slots, lambda tokens: progress("answering", tokens)
+        )
+        for answer in sorted(answers, key=lambda answer: answer.number):
+            job = batch[answer.number]
+            writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording"), answer.features))
+
+
+def record_text(
+    recorder: Recorder,
+    job: RecordingJob,
+    tokens: tuple[int, ...],
+    progress: Callable[[int], None] = lambda positions: None,
+    features: torch.Tensor | None = None,
+) -> TraceText:
+    """The recording of a text that the target has written for a job.
+
+    Args:
+        recorder: of the pair.
+        job: what was asked.
+        tokens: prompt and answer [token ids].
+        progress: told how many positions are done since it was last told.
+        features: see `Recorder.record`.
+
+    Raises:
+        LimitError: the text is too long for the pair.
+        NumericalError: a model returned NaN.
+    """
+    request = job.request
+    table = recorder.record(tokens, len(request.prompt), request.sampling, progress, features)
+    return TraceText(
+        job.identifier,
+        job.category,
+        split_of(job.identifier),
+        request.sampling,
+        len(request.prompt),
+        request.max_new_tokens,
+        tokens,
+        lambda: table,
+    )

@@ -1,0 +1,179 @@
+"""What a trace holds: what its texts have in common, and each text with the guesses along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from specgym.env.replay.traces.recorded_trees import GuessTable
+from specgym.env.tree.growth import Candidates
+from specgym.env.tree.sampling import SamplingSettings
+
+__all__ = ["SPLITS", "Array", "TraceHeader", "TraceText", "columns_of", "pack", "split", "unpack"]
+
+SPLITS = ("train", "validation", "test")
+
+Array = npt.NDArray[Any]
+"""of any type"""
+
+
+@dataclass(frozen=True)
+class TraceHeader:
+    """What the texts of a trace have in common."""
+
+    target: str
+    """fingerprint of the target's weights"""
+    draft: str
+    """fingerprint of the draft's weights"""
+    draft_kind: str
+    """feature or causal"""
+    names: tuple[str, str]
+    """what target and draft were called"""
+    vocabulary: int
+    """the target's number of tokens"""
+    context_limits: tuple[int, int | None]
+    """longest texts that the target and the draft read; None for no bound [tokens]"""
+    end_tokens: tuple[int, ...]
+    """tokens that end a text"""
+    rule: dict[str, Any]
+    """which guesses are recorded, see `SupersetRule`"""
+    calibrator: dict[str, Any] | None
+    """the draft's calibrator, see `Calibrator.record`"""
+    dtype: str
+    """precision of both models"""
+
+    @property
+    def columns(self) -> int:
+        """Candidates kept of every node."""
+        return int(self.rule["columns"])
+
+
+@dataclass(frozen=True)
+class TraceText:
+    """A text and the guesses along it."""
+
+    identifier: str
+    """of the prompt, see `Prompt.identifier`"""
+    category: str
+    """kind of task"""
+    split: str
+    """one of `SPLITS`; all texts of a prompt are in the same"""
+    settings: SamplingSettings
+    """how it was sampled"""
+    prompt: int
+    """length of the prompt [tokens]"""
+    max_new_tokens: int
+    """most tokens that were asked for [tokens]"""
+    tokens: tuple[int, ...]
+    """prompt and answer [token ids]"""
+    load: Callable[[], GuessTable] = field(compare=False, repr=False)
+    """reads the guesses"""
+
+    @cached_property
+    def guesses(self) -> GuessTable:
+        """What the draft guessed after each token of the answer but the last one; read when first asked for."""
+        return self.load()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What no two texts of a trace share."""
+        return (self.identifier, *asdict(self.settings).values())
+
+
+def columns_of(header: TraceHeader, facts: dict[str, Any]) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
+    """Type and shape of the arrays of a text with these facts, in their order. Raises `KeyError`, `TypeError`."""
+    tokens, prompt, rows = facts["tokens"], facts["prompt"], facts["rows"]
+    candidate: npt.DTypeLike = "<u2" if header.vocabulary <= 2**16 else "<u4"
+    return {
+        "tokens": ("<u4", (tokens,)),
+        "counts": ("<u2", (tokens - prompt,)),
+        "parent": ("<u2", (rows,)),
+        "rank": ("u1", (rows,)),
+        "candidates": (candidate, (rows, header.columns)),
+        "log_probs": ("<f2", (rows, header.columns)),
+        "entropy": ("<f2", (rows,)),
+    }
+
+
+def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
+    """A text as facts and arrays."""
+    table, rows = text.guesses, len(text.guesses)
+    counts = np.bincount(table.position - text.prompt, minlength=len(text.tokens) - text.prompt)
+    first = np.repeat(np.cumsum(counts) - counts, counts)  # of the row's position
+    values = {
+        "tokens": np.array(text.tokens),
+        "counts": counts,
+        "parent": np.where(table.parent < 0, 0, table.parent - first + 1),
+        "rank": table.rank,
+        "candidates": table.tokens,
+        "log_probs": table.log_probs,
+        "entropy": table.entropy,
+    }
+    facts = {
+        "identifier": text.identifier,
+        "category": text.category,
+        "split": text.split,
+        "settings": asdict(text.settings),
+        "prompt": text.prompt,
+        "max_new_tokens": text.max_new_tokens,
+        "tokens": len(text.tokens),
+        "rows": rows,
+    }
+    columns = columns_of(header, facts)
+    return facts, b"".join(values[name].astype(kind).tobytes() for name, (kind, _) in columns.items())
+
+
+def split(header: TraceHeader, facts: dict[str, Any], arrays: bytes | memoryview) -> dict[str, Array]:
+    """The arrays that `pack` joined, as views. Raises as `unpack` does."""
+    columns: dict[str, Array] = {}
+    offset = 0
+    for name, (kind, shape) in columns_of(header, facts).items():
+        size = int(np.prod(shape))
+        columns[name] = np.frombuffer(arrays, kind, size, offset).reshape(shape)
+        offset += size * np.dtype(kind).itemsize
+    if offset != len(arrays):
+        raise ValueError("its arrays are longer than it says")
+    return columns
+
+
+def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> TraceText:
+    """What `pack` made; the arrays are views.
+
+    Raises:
+        KeyError, TypeError, ValueError: facts and arrays do not fit each other.
+    """
+    columns = split(header, facts, arrays)
+    return TraceText(
+        facts["identifier"],
+        facts["category"],
+        facts["split"],
+        SamplingSettings(**facts["settings"]),
+        facts["prompt"],
+        facts["max_new_tokens"],
+        tuple(columns["tokens"].tolist()),
+        lambda: _table(columns, facts["prompt"]),
+    )
+
+
+def _table(columns: dict[str, Array], prompt: int) -> GuessTable:
+    counts = columns["counts"].astype(np.int64)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    parent = columns["parent"].astype(np.int64)
+    table = GuessTable(columns["candidates"].shape[1])
+    table.append(
+        Candidates(
+            columns["candidates"].astype(np.int64),
+            columns["log_probs"].astype(np.float64),
+            np.empty(0),
+            entropy=columns["entropy"].astype(np.float64),
+        ),
+        np.where(parent == 0, -1, first + parent - 1),
+        columns["rank"].astype(np.int64),
+        np.repeat(np.arange(prompt, prompt + len(counts)), counts),
+    )
+    return table

@@ -1,0 +1,193 @@
+"""Choosing tokens: greedy, or sampling with noise that depends on seed, position and token alone.
+
+At temperature T > 0 the token at position i is ``argmax(processed log p + gumbel(seed, i, token))``. By the Gumbel-max
+trick (Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* Sampling") this is an exact sample of p, and since the noise is
+a pure function of (seed, position, token) it is the *same* sample however the position was reached: plainly, or as a
+node of any tree. So the output never depends on the controller. The draft ranks its candidates with the same noise,
+which makes it guess the very sample that the target will draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from specgym.env.common.arrays import IntArray
+from specgym.env.common.errors import NumericalError, ParameterError
+from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, told
+from specgym.env.tree.growth import Candidates
+
+__all__ = ["GumbelNoise", "SamplingSettings", "TokenChooser"]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen from the target's distribution.
+
+    Raises:
+        ParameterError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    """0 decodes greedily; otherwise logits are divided by it"""
+    top_k: int = 0
+    """sample among this many likeliest tokens only; 0 for all [tokens]"""
+    top_p: float = 1.0
+    """sample among the likeliest tokens that hold this much probability [probability]"""
+    seed: int = 0
+    """seed of the noise; the same seed gives the same text"""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ParameterError(f"temperature must be 0 (greedy) or a positive number; got {self.temperature}.")
+        if self.top_k < 0:
+            raise ParameterError(f"top_k must be 0 (all tokens) or a positive number of tokens; got {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise ParameterError(f"top_p must be over 0 and at most 1; got {self.top_p}.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive positions get well-spread keys
+_RANKED = 8  # candidates ranked at least
+_ENTROPY_STEP = 1 / 64  # [nats]
+_KEPT_POSITIONS = 64  # rows of noise held at a time; a round looks ahead by far fewer
+
+
+def _mix64(value: int) -> int:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): spreads every input bit over all 64 output bits."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
+
+
+class GumbelNoise:
+    """Standard Gumbel noise as a pure function of (seed, position, token), whatever the device and the vocabulary.
+
+    Args:
+        seed: any integer.
+        vocabulary: number of tokens.
+        device: where the noise is made and used.
+    """
+
+    def __init__(self, seed: int, vocabulary: int, device: torch.device) -> None:
+        self.seed = seed & 0xFFFFFFFFFFFFFFFF
+        self.vocabulary, self.device = vocabulary, device
+        self._rows: dict[int, torch.Tensor] = {}
+
+    def row(self, position: int) -> torch.Tensor:
+        """Noise at a position, `float32[vocabulary]`; made once while rounds stay near it."""
+        row = self._rows.get(position)
+        if row is None:
+            while len(self._rows) >= _KEPT_POSITIONS:
+                del self._rows[min(self._rows)]
+            self._rows[position] = row = self._make(position)
+        return row
+
+    def _make(self, position: int) -> torch.Tensor:
+        key = _mix64(_mix64(self.seed + _GOLDEN) + position * _GOLDEN & 0xFFFFFFFFFFFFFFFF)
+        return gumbel(key, self.vocabulary, self.device)
+
+
+class TokenChooser:
+    """Turns logits into tokens, the target's choices and the draft's candidates alike.
+
+    Args:
+        settings: greedy or how to sample.
+        vocabulary: number of tokens of the target.
+        device: where the logits are.
+    """
+
+    def __init__(self, settings: SamplingSettings, vocabulary: int, device: torch.device) -> None:
+        self.settings = settings
+        self.noise = None if settings.greedy else GumbelNoise(settings.seed, vocabulary, device)
+        self.warpers = LogitsProcessorList()
+        if not settings.greedy:
+            if settings.temperature != 1:
+                self.warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
+            if settings.top_k:
+                self.warpers.append(TopKLogitsWarper(settings.top_k))
+            if settings.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(settings.top_p))
+
+    def choose(self, logits: torch.Tensor, positions: Sequence[int]) -> IntArray:
+        """The target's token for each row.
+
+        Args:
+            logits: `float[rows, vocabulary]`, of any precision.
+            positions: absolute position of the token that each row chooses.
+
+        Returns:
+            `int64[rows]`, read from the device in one transfer.
+
+        Raises:
+            NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
+        """
+        values, indices = best(self._warped(logits), self._noise(positions))
+        if not np.isfinite(values).all():
+            raise NumericalError(
+                "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
+                "try --dtype float32, or load the weights again."
+            )
+        return indices
+
+    def rank(
+        self,
+        logits: torch.Tensor,
+        positions: Sequence[int],
+        k: int,
+        token_ids: torch.Tensor | None = None,
+        *,
+        entropy: bool = False,
+    ) -> Candidates:
+        """The draft's k best candidates for each row, best first.
+
+        With noise, a candidate's probability is the softmax of the perturbed scores: it says how clearly the
+        candidate leads under this very noise, which is what decides whether the target will choose it too.
+        Log-probabilities are rounded to bfloat16 (at most 0.4 % of their value), as good as the models' own precision:
+        a recording of them is small and nevertheless says exactly what was decided. Entropies are rounded to 1/64 nat,
+        for the same reason.
+
+        Args:
+            logits: `float[rows, draft vocabulary]`.
+            positions: absolute position of the token that each row proposes.
+            k: candidates a row.
+            token_ids: the target's token id of each entry of a trimmed vocabulary, `int64[draft vocabulary]`.
+            entropy: whether the entropy of the distribution without noise is wanted too, rounded as well.
+
+        Raises:
+            NumericalError: the draft returned NaN.
+        """
+        # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
+        count = min(max(k, _RANKED), logits.shape[-1])
+        warped, noise = self._warped(logits), self._noise(positions)
+        likeliest, indices, spread = ranked(warped, count, noise, token_ids, entropy=entropy)
+        values, ids, nats = told(likeliest, indices, min(k, count), token_ids, spread)
+        if np.isnan(values).any():
+            raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
+        entropies = None if nats is None else np.round(nats / _ENTROPY_STEP) * _ENTROPY_STEP
+        return Candidates(ids, values, np.exp(values[:, 0]), entropy=entropies)
+
+    def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """What `choose` maximises, `[rows, vocabulary]`: the logits, or the processed logits plus noise."""
+        return noisy(self._warped(logits), self._noise(positions))
+
+    def _noise(self, positions: Sequence[int]) -> list[torch.Tensor] | None:
+        """Of each row; None if there is none."""
+        return None if self.noise is None else [self.noise.row(position) for position in positions]
+
+    def _warped(self, logits: torch.Tensor) -> torch.Tensor:
+        """The processed logits."""
+        if len(self.warpers) == 0:
+            return logits
+        # The warpers take the tokens so far only for the sake of others that need them.
+        processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
+        return processed

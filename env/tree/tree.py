@@ -1,0 +1,146 @@
+"""Token trees as flat arrays: the tree of one round, and forests of the trees of many texts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
+
+__all__ = ["TokenForest", "TokenTree", "best_of_each"]
+
+
+class TokenForest:
+    """Trees of draft tokens, each under the last committed token of its text, its root.
+
+    The first nodes are the roots, at depth 0 and certain to be reached; further ones follow level by level. Every
+    parent comes before its children, so a single pass in order of the nodes sees each path from its beginning.
+
+    Args:
+        roots: their tokens, `int64[trees]`.
+
+    Attributes:
+        token: token ids, `int64[nodes]`.
+        parent: index of each node's parent, -1 for a root, `int64[nodes]`.
+        depth: tokens below the root, `int64[nodes]`.
+        owner: the tree that a node belongs to, `int64[nodes]`.
+        log_prob: the draft's log-probability of the node given its parent, `float64[nodes]`.
+        log_reach: sum of `log_prob` along the path, `float64[nodes]`.
+        from_lookup: whether prompt lookup alone proposed the node, `bool[nodes]`.
+    """
+
+    def __init__(self, roots: IntArray) -> None:
+        count = len(roots)
+        self.token: IntArray = np.asarray(roots, np.int64)
+        self.parent: IntArray = np.full(count, -1, np.int64)
+        self.depth: IntArray = np.zeros(count, np.int64)
+        self.owner: IntArray = np.arange(count)
+        self.log_prob: FloatArray = np.zeros(count)
+        self.log_reach: FloatArray = np.zeros(count)
+        self.from_lookup: BoolArray = np.zeros(count, np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def reach(self) -> FloatArray:
+        """Cumulative probability of being reached, `float64[nodes]`."""
+        return np.exp(self.log_reach)
+
+    def add(
+        self, parents: IntArray, tokens: IntArray, log_probs: FloatArray, from_lookup: BoolArray | None = None
+    ) -> IntArray:
+        """Adds one node under each of `parents` and returns the new nodes' indices, `int64[added]`."""
+        old, added = len(self), len(parents)
+        self.token = np.concatenate([self.token, tokens])
+        self.parent = np.concatenate([self.parent, parents])
+        self.depth = np.concatenate([self.depth, self.depth[parents] + 1])
+        self.owner = np.concatenate([self.owner, self.owner[parents]])
+        self.log_prob = np.concatenate([self.log_prob, log_probs])
+        self.log_reach = np.concatenate([self.log_reach, self.log_reach[parents] + log_probs])
+        looked_up = np.zeros(added, np.bool_) if from_lookup is None else from_lookup
+        self.from_lookup = np.concatenate([self.from_lookup, looked_up])
+        return np.arange(old, old + added)
+
+    def likeliest(self, budget: int) -> IntArray:
+        """Of each tree the root and the `budget` nodes of highest reach, in order, `int64[kept]`.
+
+        Reach never rises along a path, so what is kept stays connected; among equals the earlier node wins, which
+        is never a child before its parent.
+        """
+        if len(self) <= budget + 1:
+            return np.arange(len(self))
+        return best_of_each(self.owner, self.log_reach, budget + 1)
+
+
+class TokenTree(TokenForest):
+    """A forest of one tree, under the last committed token, which knows who stands above whom.
+
+    Args:
+        root: the last committed token.
+
+    Attributes:
+        ancestors: `ancestors[i, j]` says whether j is i or stands above it, `bool[nodes, nodes]`.
+    """
+
+    def __init__(self, root: int) -> None:
+        super().__init__(np.array([root], np.int64))
+        self.ancestors: BoolArray = np.ones((1, 1), np.bool_)
+
+    def add(
+        self, parents: IntArray, tokens: IntArray, log_probs: FloatArray, from_lookup: BoolArray | None = None
+    ) -> IntArray:
+        """Adds one node under each of `parents` and returns the new nodes' indices, `int64[added]`."""
+        old = len(self)
+        indices = super().add(parents, tokens, log_probs, from_lookup)
+        ancestors = np.zeros((len(self), len(self)), np.bool_)
+        ancestors[:old, :old] = self.ancestors
+        ancestors[indices, :old] = self.ancestors[parents]
+        ancestors[indices, indices] = True
+        self.ancestors = ancestors
+        return indices
+
+    def select(self, nodes: IntArray) -> TokenTree:
+        """The tree of `nodes`, renumbered in the order given: the root first, every parent before its children."""
+        position = np.full(len(self) + 1, -1)
+        position[nodes] = np.arange(len(nodes))
+        chosen = TokenTree(int(self.token[0]))
+        chosen.token, chosen.depth, chosen.owner = self.token[nodes], self.depth[nodes], self.owner[nodes]
+        chosen.parent = position[self.parent[nodes]]  # the root's -1 reads the spare last entry, -1 itself
+        chosen.log_prob, chosen.log_reach = self.log_prob[nodes], self.log_reach[nodes]
+        chosen.from_lookup = self.from_lookup[nodes]
+        chosen.ancestors = self.ancestors[np.ix_(nodes, nodes)]
+        return chosen
+
+    def accepted_path(self, choices: IntArray) -> IntArray:
+        """The longest path, root included, on which every node is the target's choice after its parent.
+
+        Args:
+            choices: the target's token after each node, `int64[nodes]`.
+        """
+        # Plain numbers: for the few nodes of a tree, array operations take longer to call than to do.
+        token, parent, depth = self.token.tolist(), self.parent.tolist(), self.depth.tolist()
+        wanted: list[int] = choices.tolist()
+        whole, last = [True], 0  # whether every node on the way is correct, and the deepest of those
+        for node in range(1, len(token)):
+            above = parent[node]
+            whole.append(whole[above] and token[node] == wanted[above])
+            if whole[node] and depth[node] > depth[last]:
+                last = node
+        path = [last]
+        while path[-1]:
+            path.append(parent[path[-1]])
+        return np.array(path[::-1], np.int64)
+
+
+def best_of_each(owner: IntArray, score: FloatArray, most: int) -> IntArray:
+    """Indices of the `most` highest scores of every owner, in growing order; of equal ones the earlier win.
+
+    Args:
+        owner: whose each entry is, from 0 on, `int64[entries]`.
+        score: `float64[entries]`.
+        most: entries kept of an owner, at most.
+    """
+    order = np.lexsort((-score, owner))
+    counts = np.bincount(owner)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[place < most])

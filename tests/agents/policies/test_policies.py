@@ -1,0 +1,266 @@
+"""A policy on disk is what was trained, or it is refused; and it acts as any controller does."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specgym.agents.policies import policy_hub as hub
+from specgym.agents.policies.policy_controller import PolicyController, find_policy, register_policies, register_shipped
+from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS, PolicyError, load_policy, save_policy
+from specgym.controllers import registry
+from specgym.controllers.controller import Controller
+from specgym.controllers.registry import controller_names, make_controller
+from specgym.controllers.run import run
+from specgym.env.common.errors import ParameterError, UnknownNameError
+from specgym.env.gym.features import FEATURES, VERSION
+from specgym.env.gym.grid import ParameterGrid
+from specgym.env.replay.decoder import ReplayDecoder
+from specgym.env.replay.sources import find_profile, find_trace, text_request
+from specgym.env.tree.observation import Observation, PastRound
+from tests.support.policies import GRID, random_policy
+from tests.support.tiny_trace import save_tiny_trace
+
+
+def observations(count: int = 200) -> list[Observation]:
+    """Observations of every kind."""
+    rng = np.random.default_rng(1)
+    return [
+        Observation(
+            position=int(rng.integers(1, 900)),
+            generated=int(rng.integers(1, 300)),
+            remaining=int(rng.integers(1, 300)),
+            last_drafted=int(rng.integers(30)),
+            last_depth=4,
+            last_accepted=int(rng.integers(4)),
+            lookup_match=int(rng.integers(16)),
+            lookup_rate=float(rng.random()),
+            recent=tuple(PastRound(9, 4, int(rng.integers(5))) for _ in range(rng.integers(10))),
+            greedy=bool(rng.integers(2)),
+            root_log_probs=tuple(sorted(np.log(rng.random(4) / 4), reverse=True)),
+            level_cost=0.1,
+            row_cost=float(rng.random() / 10),
+        )
+        for _ in range(count)
+    ]
+
+
+def chosen(controller: Controller) -> list[Any]:
+    controller.reset()
+    return [controller.act(observation) for observation in observations()]
+
+
+class TestFile:
+    @pytest.mark.parametrize("form", ["absolute", "increments"])
+    @pytest.mark.parametrize("memory", [0, 5])
+    def test_what_was_saved_is_loaded_and_acts_the_same(self, tmp_path: Path, form: str, memory: int) -> None:
+        policy = random_policy(form, memory)
+        loaded = load_policy(save_policy(policy, tmp_path / "policy"))
+        assert dataclasses.replace(loaded, weights=policy.weights) == policy
+        expected = chosen(PolicyController(policy))
+        assert len(set(expected)) > 1, "the test would be vacuous"
+        assert chosen(PolicyController(loaded)) == expected
+        assert {path.name for path in (tmp_path / "policy").iterdir()} == {SETTINGS, WEIGHTS}
+
+    def test_weights_that_were_tampered_with_are_refused(self, tmp_path: Path) -> None:
+        path = save_policy(random_policy(), tmp_path)
+        weights = bytearray((tmp_path / WEIGHTS).read_bytes())
+        weights[-1] ^= 1
+        (tmp_path / WEIGHTS).write_bytes(weights)
+        with pytest.raises(PolicyError, match=r"not those that it was saved with: expected sha256 \w{64}, got \w{64}"):
+            load_policy(path)
+
+    def test_the_weights_of_another_policy_are_refused(self, tmp_path: Path) -> None:
+        save_policy(random_policy(), tmp_path)
+        other = save_policy(random_policy(grid=ParameterGrid(branch=(0,))), tmp_path / "other").with_name(WEIGHTS)
+        record = json.loads((tmp_path / SETTINGS).read_text())
+        (tmp_path / WEIGHTS).write_bytes(other.read_bytes())
+        with pytest.raises(PolicyError, match="sha256"):
+            load_policy(tmp_path)
+        record["sha256"] = hashlib.sha256(other.read_bytes()).hexdigest()
+        (tmp_path / SETTINGS).write_text(json.dumps(record))
+        with pytest.raises(PolicyError, match=r"Expected the tensors .*'heads.bias': \(11,\).*; got .*\(33,\)"):
+            load_policy(tmp_path)
+
+    def test_another_grid_is_refused_with_both(self, tmp_path: Path) -> None:
+        path, wanted = save_policy(random_policy(), tmp_path), dataclasses.replace(GRID, early_stop=(0.3,))
+        assert load_policy(path, GRID).grid == GRID
+        with pytest.raises(PolicyError, match="for another grid") as refused:
+            load_policy(path, wanted)
+        assert json.dumps(GRID.to_dict()) in str(refused.value)
+        assert json.dumps(wanted.to_dict()) in str(refused.value)
+
+    def edited(self, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+        path = save_policy(random_policy(), folder)
+        record = json.loads(path.read_text())
+        edit(record)
+        path.write_text(json.dumps(record))
+        return path
+
+    def test_another_version_of_the_observation_is_refused_with_both(self, tmp_path: Path) -> None:
+        path = self.edited(tmp_path, lambda record: record["observation"].update(version=VERSION + 1))
+        with pytest.raises(PolicyError, match="for another observation") as refused:
+            load_policy(path)
+        assert f'{{"version": {VERSION}, "names": ["{FEATURES[0].name}"' in str(refused.value)
+        assert f'{{"version": {VERSION + 1}, "names": ["{FEATURES[0].name}"' in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (lambda record: record.update(format="specgym policy 0"), "expected 'specgym policy 1', got 'specgym poli"),
+            (lambda record: record["observation"]["names"].reverse(), "for another observation"),
+            (lambda record: record["observation"].update(observes_draft="yes"), "for another observation"),
+            (lambda record: record["action"].update(form="increment"), "Did you mean increments"),
+            (lambda record: record["action"]["grid"].update(base_depht=[1]), "Did you mean base_depth"),
+            (lambda record: record["action"]["grid"].pop("branch"), "got none of branch"),
+            (lambda record: record["architecture"].update(hidden=[8]), "Expected the tensors"),
+            (lambda record: record["architecture"].update(memory=1 << 40), "at most 4096 units"),
+            (lambda record: record["architecture"].update(hidden=7), "corrupt or of another version"),
+            (lambda record: record.pop("training"), "expected the keys format, observation"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(
+        self, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
+    ) -> None:
+        with pytest.raises(PolicyError, match=message) as refused:
+            load_policy(self.edited(tmp_path, edit))
+        assert str(tmp_path) in str(refused.value)
+
+    def test_what_is_no_policy_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(PolicyError, match=r"no policy to read at .*policy.json \(No such file"):
+            load_policy(tmp_path)
+        (tmp_path / SETTINGS).write_text("{")
+        with pytest.raises(PolicyError, match="expected JSON"):
+            load_policy(tmp_path)
+        (tmp_path / SETTINGS).write_text("[]")
+        with pytest.raises(PolicyError, match="got 'list'"):
+            load_policy(tmp_path)
+        save_policy(random_policy(), tmp_path)
+        (tmp_path / WEIGHTS).unlink()
+        with pytest.raises(PolicyError, match="weights cannot be read"):
+            load_policy(tmp_path)
+
+    def test_weights_that_are_no_numbers_are_refused(self) -> None:
+        policy = random_policy()
+        broken = dict(policy.weights) | {"heads.bias": np.full_like(policy.weights["heads.bias"], np.nan)}
+        with pytest.raises(PolicyError, match=r"finite numbers of float32 in heads.bias"):
+            dataclasses.replace(policy, weights=broken)
+
+
+class TestController:
+    def test_it_steers_a_replay(self, tmp_path: Path) -> None:
+        trace = find_trace(save_tiny_trace(tmp_path / "tiny.sgt"))
+        controller = PolicyController(random_policy("increments", 4))
+        assert isinstance(controller, Controller)
+        decoder = ReplayDecoder(trace.texts, trace.header, find_profile())
+        for text in trace.texts[:3]:
+            assert run(decoder, controller, text_request(text)).tokens == list(text.tokens[text.prompt :])
+
+    def test_a_request_begins_anew(self) -> None:
+        controller = PolicyController(random_policy("increments", 4))
+        assert chosen(controller) == chosen(controller)
+
+    def test_steps_go_from_the_last_choice(self) -> None:
+        policy = random_policy("increments")
+        bias = np.array([0, 0, 9, 0, 9, 0], np.float32)  # deeper, as confident
+        always = {name: np.zeros_like(tensor) for name, tensor in policy.weights.items()} | {"heads.bias": bias}
+        grid = ParameterGrid(branch=(0,))
+        policy = dataclasses.replace(random_policy("increments", grid=grid), weights=always)
+        depths = [parameters.base_depth for parameters in chosen(PolicyController(policy))[:8]]
+        assert depths == [5, 6, 7, 8, 9, 10, 10, 10]
+
+    def test_it_is_found_by_its_file(self, tmp_path: Path) -> None:
+        path = save_policy(random_policy(), tmp_path / "mine")
+        for specification in (path, path.parent):
+            found = find_policy(str(specification))
+            assert found is not None
+            assert chosen(found) == chosen(PolicyController(random_policy()))
+        assert find_policy("history") is None
+        with pytest.raises(PolicyError, match=r"no policy to read at .*none.json"):
+            find_policy(str(tmp_path / "none.json"))
+
+    def test_the_registry_finds_it_by_name_and_by_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        controller_names()  # what is found only once shall not be lost with the copy
+        monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+        monkeypatch.setattr(registry, "_FINDERS", [])
+        path = save_policy(random_policy(), tmp_path / "tiny_ppo")
+        register_policies(tmp_path)
+        assert "tiny_ppo" in controller_names()
+        expected = chosen(PolicyController(random_policy()))
+        assert chosen(make_controller("tiny_ppo")) == chosen(make_controller(str(path))) == expected
+        with pytest.raises(UnknownNameError, match="Did you mean tiny_ppo"):
+            make_controller("tiny_pp")
+
+    def test_whoever_asks_the_registry_finds_policies(self) -> None:
+        (entry,) = entry_points(group="specgym.controllers")
+        assert entry.load() is register_shipped
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", ["ppo", "corrections"])
+    def test_it_is_known_by_its_name_and_knows_where_speculation_pays(self, name: str) -> None:
+        assert name in controller_names()
+        chosen = {}
+        for machine, (level, row) in {"cheap": (0.1, 0.001), "dear": (0.1, 0.3)}.items():  # as some that it learned on
+            controller = make_controller(name)
+            controller.reset()
+            changes = {"level_cost": level, "row_cost": row, "greedy": False, "lookup_match": 0, "lookup_rate": 0.0}
+            seen = [dataclasses.replace(each, **changes) for each in observations(100)]
+            chosen[machine] = [controller.act(each) for each in seen]
+        drafting = {
+            machine: sum(each.speculates and each.source != "lookup" for each in found)
+            for machine, found in chosen.items()
+        }
+        assert drafting["cheap"] > 90
+        assert drafting["dear"] < 50
+
+
+class TestHub:
+    @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x y"])
+    def test_a_name_that_is_none_is_refused(self, tmp_path: Path, name: str) -> None:
+        for call in (hub.fetch_policy, hub.check_pushable, lambda name: hub.push_policy(tmp_path, name)):
+            with pytest.raises(ParameterError, match="owner/name; got"):
+                call(name)
+
+    def test_what_cannot_be_used_is_not_pushed(self, tmp_path: Path) -> None:
+        with pytest.raises(PolicyError, match="no policy to read"):
+            hub.push_policy(tmp_path, "owner/name")
+
+    def test_both_files_go_up_and_come_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The hub is played by a folder."""
+        there = tmp_path / "hub"
+
+        class Api:
+            def create_repo(self, name: str, exist_ok: bool) -> None:
+                (there / name).mkdir(parents=True, exist_ok=exist_ok)
+
+            def upload_folder(self, repo_id: str, folder_path: Path, allow_patterns: list[str]) -> Path:
+                for file in allow_patterns:
+                    (there / repo_id / file).write_bytes((folder_path / file).read_bytes())
+                return there / repo_id
+
+        monkeypatch.setattr(hub.huggingface_hub, "HfApi", Api)
+        monkeypatch.setattr(
+            hub.huggingface_hub, "hf_hub_download", lambda name, file, etag_timeout: str(there / name / file)
+        )
+        save_policy(random_policy(), tmp_path / "mine")
+        hub.push_policy(tmp_path / "mine", "owner/name")
+        found = find_policy("hub:owner/name")
+        assert found is not None
+        assert chosen(found) == chosen(PolicyController(random_policy()))
+
+    def test_a_hub_that_cannot_be_reached_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*arguments: object, **options: object) -> None:
+            raise OSError("no route to host")
+
+        monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", fail)
+        with pytest.raises(PolicyError, match=r"asked for owner/name \(no route to host\)"):
+            hub.fetch_policy("owner/name")
