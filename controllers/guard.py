@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specgym.controllers.controller import Controller
-from specgym.controllers.rules.throughput import Gate, last_round, machine_prices
+from specgym.controllers.rules.throughput import Gate, last_round, machine_costs
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 
@@ -15,7 +15,7 @@ class GuardedController:
 
     After Cascade (Saxena et al. 2025, "Utility-Driven Speculative Decoding for Mixture-of-Experts"), which measures
     gain over cost and turns speculation off where that is under 1. A round's cost is predicted from what was drafted
-    and the observed `level_cost` and `row_cost`, see `machine_prices` for machines that tell none. What was found is
+    and the observed `level_cost` and `row_cost`, see `machine_costs` for machines that tell none. What was found is
     remembered across requests. The other controller is not asked, and the draft not observed, during a break.
 
     Args:
@@ -44,7 +44,7 @@ class GuardedController:
         """Judges the last round and chooses."""
         past = last_round(observation)
         if past is not None and self.chosen.speculates:
-            self.gate.note(1 + past.accepted, machine_prices(observation).steps(past, self.chosen.source))
+            self.gate.note(1 + past.accepted, machine_costs(observation).steps(past, self.chosen.source))
         if self.gate.shut:
             self.gate.wait()
             self.chosen = PLAIN

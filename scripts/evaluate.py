@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from specgym.controllers.evaluation.ladder.replayed import (
     BEST_STATIC,
     BOUNDS,
-    Evaluation,
+    LadderEvaluation,
     Progressed,
     best_static,
     ladder_names,
@@ -140,7 +140,7 @@ def _judge(
     header, profiles, grid = ladder.trace.header, ladder.profiles, ladder.grid
     machines = [profile.costs(task.temperature == 0) for profile in profiles.values()]
     chosen = dict(zip(profiles, best_static(task.train, header, machines, grid, progress), strict=True))
-    evaluation = Evaluation(task.judged, header)
+    evaluation = LadderEvaluation(task.judged, header)
     bounds = dict(zip(profiles, evaluation.bounds(list(profiles.values()), grid, progress), strict=True))
     rows: dict[str, list[PromptRow]] = {}
     for name, profile in profiles.items():

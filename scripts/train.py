@@ -14,8 +14,8 @@ from rich.table import Table
 
 from specgym.agents.learning.algorithms import check_installed
 from specgym.agents.learning.config import LearningPlan
-from specgym.agents.learning.setup import Classroom
-from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.setup import TrainingSetup
+from specgym.agents.learning.training_history import TrainingHistory
 from specgym.agents.learning.training_report import RESULTS, best_seed, keep_best, speed, write_report
 from specgym.agents.policies.policy_file import SETTINGS
 from specgym.agents.policies.policy_hub import check_pushable, push_policy
@@ -59,7 +59,7 @@ def train(options: TrainOptions) -> int:
     if options.push is not None:
         check_pushable(options.push)
     check_writable(options.output)
-    classroom = Classroom(
+    classroom = TrainingSetup(
         options.traces,
         options.profiles,
         options.plan,
@@ -68,7 +68,7 @@ def train(options: TrainOptions) -> int:
     )
     learners = [classroom.learner(seed, options.output / f"seed-{seed}") for seed in range(options.seeds)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    courses: dict[int, Course] = {}
+    courses: dict[int, TrainingHistory] = {}
     with Progress(*columns, console=console) as bar:
         tables = bar.add_task("tabulating", total=None)
         classroom.tabulate(lambda done, count: bar.update(tables, completed=done, total=count))
@@ -105,12 +105,12 @@ class _Shown:
     task: TaskID
     seed: int
 
-    def __call__(self, steps: int, course: Course) -> None:
+    def __call__(self, steps: int, course: TrainingHistory) -> None:
         score = f", throughput {course.looks[-1].score:.3f}" if course.looks else ""
         self.bar.update(self.task, completed=steps, description=f"seed {self.seed}{score}")
 
 
-def _table(courses: dict[int, Course], names: list[str]) -> Table:
+def _table(courses: dict[int, TrainingHistory], names: list[str]) -> Table:
     """Throughput of each seed's best policy on the validation split."""
     table = Table("seed", *names, "steps", "steps/s", title="Throughput on the validation split [tokens / plain step]")
     for seed, course in courses.items():

@@ -30,7 +30,7 @@ from specgym.agents.distillation.data.corpus import (
     split_lessons,
     write_shard,
 )
-from specgym.agents.distillation.data.device_dataset import Shelf, shelf_bytes, shelf_room
+from specgym.agents.distillation.data.device_dataset import DeviceDataset, shelf_bytes, shelf_room
 from specgym.agents.distillation.data.generation import Conversation, GenerationConfig, SelfDialogue
 from specgym.agents.distillation.data.prompt_templates import KINDS, Turn
 from specgym.agents.distillation.data.teacher import Teacher, teacher_states
@@ -57,7 +57,7 @@ from specgym.env.models.states import HiddenStates
 from specgym.env.prompts import BUILTIN_SOURCES, load_prompts
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["Distillation", "DistillationConfig", "Graduate"]
+__all__ = ["Distillation", "DistillationConfig", "DistilledDraft"]
 
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`"""
@@ -115,7 +115,7 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
-class Graduate:
+class DistilledDraft:
     """A trained draft and how well it does on prompts it has never seen."""
 
     student: Student
@@ -173,7 +173,7 @@ class Distillation:
             check_width(model, min(config.causal.vocabulary, tokens), config.causal)
         self.exam_turns = {source: self._turns(source) for source in config.exams}
 
-    def run(self) -> Graduate:
+    def run(self) -> DistilledDraft:
         """All stages.
 
         Raises:
@@ -258,7 +258,7 @@ class Distillation:
         """Lessons of a batch with what the teacher says of them, where it is not kept."""
         return lessons if self.config.keep_states else Teacher(self.model, self._layers).teach(lessons)
 
-    def train(self) -> Graduate:
+    def train(self) -> DistilledDraft:
         """Trains on all prompts but the held-out ones and measures agreement on those."""
         seen, held_out = self.lessons()
         student, coverage = self._student(seen)
@@ -268,7 +268,7 @@ class Distillation:
             kinds[lesson.kind] += len(lesson.tokens)
         self.progress("examining", 0, 1)
         examination = examine(student, held_out, self.exams())
-        return Graduate(student, coverage, sum(kinds.values()), kinds, examination, history)
+        return DistilledDraft(student, coverage, sum(kinds.values()), kinds, examination, history)
 
     def _learn(self, student: Student, seen: list[Lesson], looked_at: list[Lesson]) -> History:
         """Trains a student; what only training needs is given back at the end."""
@@ -297,7 +297,7 @@ class Distillation:
         """Whether states are to be kept in memory."""
         return self.config.kind == "feature" and self.config.shelf and not self.config.keep_states
 
-    def _shelving(self, seen: list[Lesson]) -> Callable[[], Shelf] | None:
+    def _shelving(self, seen: list[Lesson]) -> Callable[[], DeviceDataset] | None:
         """What puts the lessons on a shelf, where that is wanted and there is room for it."""
         if not self._shelved:
             return None
@@ -319,7 +319,7 @@ class Distillation:
             done += tokens
             self.progress("asking the teacher", done, total)
 
-        return lambda: Shelf(Teacher(self.model, layers), [lesson.tokens for lesson in seen], tell)
+        return lambda: DeviceDataset(Teacher(self.model, layers), [lesson.tokens for lesson in seen], tell)
 
     @property
     def _layers(self) -> tuple[int, ...]:

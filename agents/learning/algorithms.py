@@ -10,7 +10,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger, configure
 
-from specgym.agents.learning.all_actions import Hindsight
+from specgym.agents.learning.all_actions import AllActionsRegression
 from specgym.agents.learning.config import LearningPlan
 from specgym.agents.learning.envs import LearningEnv
 from specgym.agents.learning.validation import Act
@@ -59,7 +59,7 @@ def make_model(envs: LearningEnv, plan: LearningPlan, rate: Callable[[], float],
         memory = {"net_arch": layers, "lstm_hidden_size": plan.memory}
         model = _recurrent()("MlpLstmPolicy", envs, policy_kwargs=memory, **options)
     else:
-        kind = Hindsight if plan.algorithm == "hindsight" else PPO
+        kind = AllActionsRegression if plan.algorithm == "hindsight" else PPO
         model = kind("MlpPolicy", envs, policy_kwargs={"net_arch": layers}, **options)
     if isinstance(envs.form, Corrections):
         _begin_unmoved(model, envs.form)

@@ -21,7 +21,7 @@ from stable_baselines3 import PPO
 from specgym.agents.learning.envs import LearningEnv
 from specgym.env.common.arrays import FloatArray
 
-__all__ = ["LEAST", "TEMPERATURE", "Hindsight"]
+__all__ = ["LEAST", "TEMPERATURE", "AllActionsRegression"]
 
 TEMPERATURE = 0.1
 """gain that makes a choice e times as likely in training [tokens]"""
@@ -30,7 +30,7 @@ LEAST = 4.0
 nothing, and would take up the fit [tokens]"""
 
 
-class Hindsight(PPO):  # type: ignore[misc]  # the library's types are not checked here
+class AllActionsRegression(PPO):  # type: ignore[misc]  # the library's types are not checked here
     """PPO's outside, so that it is trained, looked at and saved in the same way, with another inside.
 
     Of PPO's settings it uses rounds, minibatch, epochs and learning rate.

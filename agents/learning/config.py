@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from specgym.agents.learning.envs import Lens
+from specgym.agents.learning.envs import ObservationView
 from specgym.agents.policies.action_forms import FORMS, make_form
 from specgym.agents.policies.corrections import CORRECTIONS, covered_prices
 from specgym.agents.policies.observation_groups import columns_of
@@ -142,6 +142,6 @@ class LearningPlan:
         """The actions on a trace: `grid`, or where choices are corrections the prices that the trace covers."""
         return covered_prices(header) if self.form == CORRECTIONS else self.grid
 
-    def lens(self, grid: ParameterGrid) -> Lens:
+    def lens(self, grid: ParameterGrid) -> ObservationView:
         """What a policy sees and chooses, on the grid of `grid_for`."""
-        return Lens(make_form(self.form, grid), self.blind)
+        return ObservationView(make_form(self.form, grid), self.blind)

@@ -18,7 +18,7 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.gym.features import FEATURES, FeatureVector
 from specgym.env.replay.vector import Price, ReplayVectorEnv
 
-__all__ = ["DrawnMachines", "LearningEnv", "Lens", "ReplayVecEnv", "hide"]
+__all__ = ["DrawnMachines", "LearningEnv", "ObservationView", "ReplayVecEnv", "hide"]
 
 
 class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not checked here
@@ -150,7 +150,7 @@ class DrawnMachines(ReplayVectorEnv):
 
 
 @dataclass(frozen=True)
-class Lens:
+class ObservationView:
     """What a policy sees and what its choices are."""
 
     form: ActionForm
@@ -170,7 +170,7 @@ class LearningEnv(ReplayVecEnv):
         every: all choices there are, in the order of their joint number, `int64[choices, heads]`.
     """
 
-    def __init__(self, envs: ReplayVectorEnv, lens: Lens) -> None:
+    def __init__(self, envs: ReplayVectorEnv, lens: ObservationView) -> None:
         self.lens, self._hidden = lens, columns_of(lens.blind)
         super().__init__(envs, lens.form)
         self.every: IntArray = np.array(list(np.ndindex(*lens.form.nvec.tolist())))

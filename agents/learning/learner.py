@@ -20,7 +20,7 @@ from specgym.agents.learning.algorithms import make_logger, make_model, model_ac
 from specgym.agents.learning.config import LearningPlan
 from specgym.agents.learning.envs import LearningEnv, hide
 from specgym.agents.learning.time_price import Prices
-from specgym.agents.learning.training_history import Course, Look
+from specgym.agents.learning.training_history import Evaluation, TrainingHistory
 from specgym.agents.learning.validation import Throughput, Validation
 from specgym.agents.policies.policy_file import Architecture, Policy, save_policy
 from specgym.env.common.checkpoint import load_checkpoint, save_checkpoint
@@ -31,7 +31,7 @@ __all__ = ["CHECKPOINT", "Learner"]
 
 CHECKPOINT = "checkpoint.safetensors"
 
-Progress = Callable[[int, Course], None]
+Progress = Callable[[int, TrainingHistory], None]
 """`progress(steps, course)`, after every step of the episodes"""
 
 
@@ -67,7 +67,7 @@ class Learner:
     ) -> None:
         self.learned = names if learned is None else learned
         self.envs, self.validation, self.names, self.plan = envs, validation, names, plan
-        self.seed, self.folder, self.course = seed, folder, Course()
+        self.seed, self.folder, self.course = seed, folder, TrainingHistory()
         self.prices = Prices(len(names), envs.envs.replays.greedy, plan.config.price_decay)
         self.model = make_model(envs, plan, self._rate, seed)
         self.settings = json.dumps([asdict(plan), names, seed, source], sort_keys=True)
@@ -79,7 +79,7 @@ class Learner:
         """Parts that are finished."""
         return len(self.course.looks)
 
-    def run(self, progress: Progress = lambda steps, course: None) -> Course:
+    def run(self, progress: Progress = lambda steps, course: None) -> TrainingHistory:
         """Goes on to the end.
 
         Raises:
@@ -136,7 +136,7 @@ class Learner:
         policy = self.model.policy
         history = load_checkpoint(path, policy, policy.optimizer, self.settings)
         try:
-            self.course = Course.of(history["course"])
+            self.course = TrainingHistory.of(history["course"])
             self.prices.tokens, self.prices.time = np.array(history["tokens"]), np.array(history["time"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
@@ -192,9 +192,9 @@ def reward_terms(sums: np.ndarray[Any, Any]) -> dict[str, float]:
     return {"tokens": tokens, "time": spent, "cost": tokens - total, "total": total}
 
 
-def _summary(part: _Part, found: Throughput, names: list[str], lam: list[list[float]]) -> Look:
+def _summary(part: _Part, found: Throughput, names: list[str], lam: list[list[float]]) -> Evaluation:
     looks, judged = part.learner.course.looks, names[: len(found.tokens)]
-    return Look(
+    return Evaluation(
         steps=part.num_timesteps,
         seconds=part.seconds + (looks[-1].seconds if looks else 0.0),
         score=found.score,

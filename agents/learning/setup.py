@@ -20,10 +20,10 @@ from specgym.env.replay.sources import find_profile, find_trace, profile_label
 from specgym.env.replay.tabulation import check_covered
 from specgym.env.replay.traces.file import Trace
 
-__all__ = ["Classroom"]
+__all__ = ["TrainingSetup"]
 
 
-class Classroom:
+class TrainingSetup:
     """Texts to learn from and to be judged on, played on some machines.
 
     Args:
@@ -54,7 +54,7 @@ class Classroom:
         *,
         held_out: Sequence[str] = (),
         temperatures: Sequence[float] | None = None,
-        like: Classroom | None = None,
+        like: TrainingSetup | None = None,
     ) -> None:
         found = find_trace(traces if isinstance(traces, Trace) else list(traces) or None)
         trace, machines = _at(found, temperatures), [find_profile(name) for name in profiles]

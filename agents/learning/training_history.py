@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Course", "Look"]
+__all__ = ["Evaluation", "TrainingHistory"]
 
 _NEAR = 0.98  # of the last score
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluation:
     """A part of the training, and how good the policy was after it."""
 
     steps: int
@@ -32,18 +32,18 @@ class Look:
 
 
 @dataclass
-class Course:
+class TrainingHistory:
     """All looks so far."""
 
-    looks: list[Look] = field(default_factory=list)
+    looks: list[Evaluation] = field(default_factory=list)
 
     @property
-    def best(self) -> Look:
+    def best(self) -> Evaluation:
         """The look with the highest score, of several the first; there must be one."""
         return max(self.looks, key=lambda look: look.score)
 
     @property
-    def near(self) -> Look:
+    def near(self) -> Evaluation:
         """The first look whose score is within 2 % of the last one's."""
         return next(look for look in self.looks if look.score >= _NEAR * self.looks[-1].score)
 
@@ -52,6 +52,6 @@ class Course:
         return [asdict(look) for look in self.looks]
 
     @classmethod
-    def of(cls, record: Sequence[Mapping[str, Any]]) -> Course:
+    def of(cls, record: Sequence[Mapping[str, Any]]) -> TrainingHistory:
         """The course that `record` told. Raises `TypeError` for anything else."""
-        return cls([Look(**look) for look in record])
+        return cls([Evaluation(**look) for look in record])

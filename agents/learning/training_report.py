@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from specgym.agents.learning.config import LearningPlan
-from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.training_history import TrainingHistory
 from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS
 from specgym.controllers.evaluation.results.provenance import run_facts
 from specgym.env.common.files import atomic_path, write_text
@@ -22,7 +22,7 @@ __all__ = ["RESULTS", "best_seed", "keep_best", "speed", "write_report"]
 RESULTS = "training.json"
 
 
-def best_seed(courses: Mapping[int, Course]) -> int:
+def best_seed(courses: Mapping[int, TrainingHistory]) -> int:
     """The seed whose policy scored highest on the validation split."""
     return max(courses, key=lambda seed: courses[seed].best.score)
 
@@ -34,7 +34,7 @@ def keep_best(folder: Path, best: Path) -> None:
             temporary.write_bytes((best / name).read_bytes())
 
 
-def speed(courses: Sequence[Course]) -> dict[str, float]:
+def speed(courses: Sequence[TrainingHistory]) -> dict[str, float]:
     """How fast learning was, as medians over the seeds: rounds a second, updates included, and how long it took until
     the validation throughput was within 2 % of the last one.
     """
@@ -47,7 +47,7 @@ def speed(courses: Sequence[Course]) -> dict[str, float]:
 
 def write_report(
     folder: Path,
-    courses: Mapping[int, Course],
+    courses: Mapping[int, TrainingHistory],
     plan: LearningPlan,
     about: Mapping[str, Any],
     started: datetime.datetime,
@@ -78,7 +78,7 @@ def write_report(
     return folder / RESULTS
 
 
-def _told(course: Course) -> dict[str, Any]:
+def _told(course: TrainingHistory) -> dict[str, Any]:
     last, near = course.looks[-1], course.near
     return {
         "steps_per_second": last.steps / last.seconds,
@@ -89,7 +89,7 @@ def _told(course: Course) -> dict[str, Any]:
     }
 
 
-def _summary(courses: list[Course]) -> dict[str, Any]:
+def _summary(courses: list[TrainingHistory]) -> dict[str, Any]:
     """Over the seeds: median and range of what the best policies score, by profile too."""
     names = courses[0].best.throughput
     scores = {"score": [course.best.score for course in courses]} | {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from specgym.agents.learning.envs import LearningEnv, Lens
+from specgym.agents.learning.envs import LearningEnv, ObservationView
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.gym.features import FeatureVector
 from specgym.env.gym.grid import ParameterGrid
@@ -96,7 +96,7 @@ class Validation:
         trace: Trace,
         profiles: Sequence[ProfileSource],
         grid: ParameterGrid,
-        lens: Lens,
+        lens: ObservationView,
         *,
         observes_draft: bool,
         split: str = "validation",

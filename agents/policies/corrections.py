@@ -22,7 +22,7 @@ from specgym.controllers.rules.goodput import CAPTURE
 from specgym.controllers.rules.shapes import DEEPEST, FLOOR, spreading
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import ParameterError
-from specgym.env.gym.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsqueezed, unsqueezed_number
+from specgym.env.gym.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, unsaturate, unsaturate_number
 from specgym.env.gym.grid import DIMENSIONS, ParameterGrid
 from specgym.env.replay.traces.records import TraceHeader
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR
@@ -82,7 +82,7 @@ class PriceGrid(ParameterGrid):
     base_depth: tuple[int, ...] = (0, DEEPEST)
     """0 is plain decoding, the other one how deep trees may be [tokens]"""
     high_confidence: tuple[float, ...] = (0.0, 0.15, 0.22, 0.3, 0.4, 0.52, 0.68, 0.85, 1.0)
-    """`level_price` [tokens]"""
+    """`min_level_reach` [tokens]"""
     early_stop: tuple[float, ...] = (0.0, 0.03, 0.045, 0.06, 0.08, 0.11, 0.15, 0.2, 0.28, 0.38, 0.5, 0.65)
     """`min_reach` [probability]"""
     deep: tuple[bool, ...] = (False,)
@@ -106,7 +106,7 @@ class PriceGrid(ParameterGrid):
             source,
             early_stop=max(self.floor, row if alone else min(row / self.capture, 1.0)),
             min_reach=row,
-            level_price=0.0 if alone else level,
+            min_level_reach=0.0 if alone else level,
         )
 
 
@@ -153,7 +153,7 @@ class Corrections:
         """See `ActionForm.move`."""
         if seen.ndim == 1:
             return self._move_one(int(choices[0]), seen)
-        level, row = unsqueezed(seen[..., _LEVEL], LEVEL_HALF), unsqueezed(seen[..., _ROW], ROW_HALF)
+        level, row = unsaturate(seen[..., _LEVEL], LEVEL_HALF), unsaturate(seen[..., _ROW], ROW_HALF)
         unknown = (level == 0) & (row == 0)  # a machine that tells neither, as in goodput
         if unknown.any():
             level, row = np.where(unknown, LEVEL_PRIOR, level), np.where(unknown, ROW_PRIOR, row)
@@ -165,7 +165,7 @@ class Corrections:
 
     def _move_one(self, choice: int, seen: FeatureVector) -> IntArray:
         """The same for one observation, in a fraction of the time: it is what decoding waits for."""
-        level, row = unsqueezed_number(seen[_LEVEL], LEVEL_HALF), unsqueezed_number(seen[_ROW], ROW_HALF)
+        level, row = unsaturate_number(seen[_LEVEL], LEVEL_HALF), unsaturate_number(seen[_ROW], ROW_HALF)
         if level == row == 0:
             level, row = LEVEL_PRIOR, ROW_PRIOR
         expanded, verified, margin = self._worth(level, row, float(seen[_SAMPLING] > 0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.training_history import TrainingHistory
 from specgym.agents.learning.training_report import speed
 from specgym.agents.study.plan import FORMS, FULL, LEARNED, StudyPlan
 from specgym.agents.study.work import Judged, Taught
@@ -190,7 +190,7 @@ def _transferred(cells: Cells, taught: Mapping[str, Taught], name: str) -> dict[
     return found
 
 
-def _curve(courses: Sequence[Course]) -> dict[str, Any]:
+def _curve(courses: Sequence[TrainingHistory]) -> dict[str, Any]:
     """Validation throughput look by look: mean over the seeds, least and most; steps and minutes."""
     scores = np.array([[look.score for look in course.looks] for course in courses])
     seconds = np.array([[look.seconds for look in course.looks] for course in courses])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specgym.agents.learning.envs import Lens
+from specgym.agents.learning.envs import ObservationView
 from specgym.agents.learning.validation import Act, Validation
 from specgym.agents.policies.policy_file import Policy
 from specgym.agents.policies.policy_network import Weights
@@ -42,7 +42,7 @@ def play_policies(
         trace,
         list(profiles.values()),
         first.grid,
-        Lens(first.acting),
+        ObservationView(first.acting),
         observes_draft=first.observes_draft,
         split=split,
     )

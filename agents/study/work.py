@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from specgym.agents.learning.setup import Classroom
-from specgym.agents.learning.training_history import Course
+from specgym.agents.learning.setup import TrainingSetup
+from specgym.agents.learning.training_history import TrainingHistory
 from specgym.agents.learning.training_report import best_seed
 from specgym.agents.policies.corrections import CORRECTIONS
 from specgym.agents.policies.policy_file import load_policy
 from specgym.agents.study.plan import Lesson, StudyPlan
 from specgym.agents.study.playing import play_policies
 from specgym.agents.study.stages import Stages, rows_from, rows_record
-from specgym.controllers.evaluation.ladder.replayed import BEST_STATIC, Evaluation, best_static, ladder_names
+from specgym.controllers.evaluation.ladder.replayed import BEST_STATIC, LadderEvaluation, best_static, ladder_names
 from specgym.controllers.evaluation.results.schema import PromptRow
 from specgym.env.common.errors import ParameterError
 from specgym.env.replay.sources import choose_texts, find_profile, find_trace, profile_label
@@ -37,7 +37,7 @@ class Taught:
 
     lesson: Lesson
     """what was trained"""
-    courses: dict[int, Course]
+    courses: dict[int, TrainingHistory]
     """how it went, by seed"""
     rows: dict[float, Rows]
     """how the policies did on the test split, by temperature and profile; controllers are `name#seed`"""
@@ -92,7 +92,7 @@ class StudyWork:
         tokens = sum(len(text.tokens) for text in self.trace.texts)
         about = f"{self.trace.header} {len(texts)} texts of {tokens} tokens"
         settings = {"plan": dataclasses.asdict(plan), "profiles": self.names, "texts": about}
-        self.stages, self._rooms = Stages(folder, settings), dict[bool, Classroom]()
+        self.stages, self._rooms = Stages(folder, settings), dict[bool, TrainingSetup]()
 
     def _chosen(self, trace: Trace) -> Trace:
         """Texts of the plan's temperatures, and of the test split no more than its limit."""
@@ -103,7 +103,7 @@ class StudyWork:
         return Trace(trace.path, trace.header, kept)
 
     def judged(self, temperature: float) -> Judged:
-        """Rules, best static parameters and bounds at a temperature. Raises as `Evaluation` does."""
+        """Rules, best static parameters and bounds at a temperature. Raises as `LadderEvaluation` does."""
         record = self.stages.run(f"rules/t{temperature:g}", lambda: self._judge(temperature))
         return Judged(rows_from(record), record["static"])
 
@@ -121,7 +121,7 @@ class StudyWork:
 
         costs = [profile.costs(texts[0].settings.greedy) for profile in machines]
         static = dict(zip(self.names, best_static(train, header, costs, grid, advance), strict=True))
-        evaluation = Evaluation(texts, header)
+        evaluation = LadderEvaluation(texts, header)
         bounds = dict(zip(self.names, evaluation.bounds(machines, grid, advance), strict=True))
         rows: Rows = {}
         for profile, machine in self.profiles.items():
@@ -144,7 +144,7 @@ class StudyWork:
     def taught(self, lesson: Lesson) -> Taught:
         """The policies of a lesson, trained and judged. Raises as `Learner` does; Ctrl-C loses an unfinished part."""
         record = self.stages.run(f"lessons/{lesson.name}", lambda: self._teach(lesson))
-        courses = {int(seed): Course.of(course) for seed, course in record["courses"].items()}
+        courses = {int(seed): TrainingHistory.of(course) for seed, course in record["courses"].items()}
         rows = {float(temperature): rows_from(found) for temperature, found in record["rows"].items()}
         return Taught(lesson, courses, rows, best_seed(courses))
 
@@ -153,7 +153,7 @@ class StudyWork:
         steps, courses = lesson.plan.part * lesson.plan.looks, {}
         for seed in range(lesson.seeds):
 
-            def progress(played: int, course: Course, done: int = seed) -> None:
+            def progress(played: int, course: TrainingHistory, done: int = seed) -> None:
                 self.told(lesson.name, done * steps + played, lesson.seeds * steps)
 
             courses[seed] = room.learner(seed, folder / f"seed-{seed}").run(progress)
@@ -169,11 +169,11 @@ class StudyWork:
         texts = choose_texts(self.trace.texts, "test", temperature)
         return play_policies(policies, names, Trace(self.trace.path, self.trace.header, texts), self.profiles, "test")
 
-    def _room(self, lesson: Lesson) -> Classroom:
+    def _room(self, lesson: Lesson) -> TrainingSetup:
         """A classroom, with the tables of another one if there is one on the same grid."""
         plan = lesson.plan
         key = plan.form == CORRECTIONS
-        room = Classroom(self.trace, self.specified, plan, held_out=lesson.held_out, like=self._rooms.get(key))
+        room = TrainingSetup(self.trace, self.specified, plan, held_out=lesson.held_out, like=self._rooms.get(key))
         room.tabulate(lambda done, count: self.told(f"tables of {lesson.name}", done, count))
         self._rooms.setdefault(key, room)
         return room

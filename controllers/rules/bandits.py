@@ -11,14 +11,14 @@ from specgym.controllers.rules.chains import AdaEdlController
 from specgym.controllers.rules.phases import PHASE_2, StaticController, fixed_tree
 from specgym.controllers.rules.published import confidence_stop, svip
 from specgym.controllers.rules.shapes import DEEPEST, chain
-from specgym.controllers.rules.throughput import MachinePrices, last_round, machine_prices
+from specgym.controllers.rules.throughput import MachineCosts, last_round, machine_costs
 from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation, PastRound
 from specgym.env.tree.parameters import PLAIN, Source, TreeParameters
 
 __all__ = ["BanditController", "banditspec", "tapout"]
 
-Reward = Callable[[PastRound, TreeParameters, MachinePrices], tuple[float, float]]
+Reward = Callable[[PastRound, TreeParameters, MachineCosts], tuple[float, float]]
 """what a round counts for, and by how much: an arm is worth the sum of the first over the sum of the second"""
 
 
@@ -60,13 +60,13 @@ class BanditController:
         """Counts the last round for the arm that was played, and plays the best one."""
         past = last_round(observation)
         if past is not None and self.played is not None:
-            self._count(*self.played, past, machine_prices(observation))
+            self._count(*self.played, past, machine_costs(observation))
         choices = [arm.act(observation) for arm in self.arms]
         best = max(range(len(self.arms)), key=self._bound)
         self.played = best, choices[best]
         return choices[best]
 
-    def _count(self, arm: int, chosen: TreeParameters, past: PastRound, prices: MachinePrices) -> None:
+    def _count(self, arm: int, chosen: TreeParameters, past: PastRound, prices: MachineCosts) -> None:
         if chosen.speculates and not past.depth:
             return  # somebody decoded plainly instead, or there was nothing to draft
         value, weight = self.reward(past, chosen, prices)
@@ -84,7 +84,7 @@ def banditspec(exploration: float = 0.2, source: Source = "model") -> BanditCont
     """A bandit over configurations: plain decoding, two fixed trees and three that adapt inside a round.
 
     Hou et al. 2025, "BanditSpec: Adaptive Speculative Decoding via Bandit Algorithms" (UCBSpec). The reward is
-    throughput, by the machine's costs as they are observed, see `machine_prices`.
+    throughput, by the machine's costs as they are observed, see `machine_costs`.
 
     Args:
         exploration: width of the confidence bound [tokens per plain step].
@@ -128,9 +128,9 @@ def tapout(exploration: float = 0.3, depth: int = DEEPEST, source: Source = "mod
     return BanditController(arms, _accepted_shares, exploration)
 
 
-def _throughput(past: PastRound, chosen: TreeParameters, prices: MachinePrices) -> tuple[float, float]:
+def _throughput(past: PastRound, chosen: TreeParameters, prices: MachineCosts) -> tuple[float, float]:
     return 1.0 + past.accepted, prices.steps(past, chosen.source)
 
 
-def _accepted_shares(past: PastRound, chosen: TreeParameters, prices: MachinePrices) -> tuple[float, float]:
+def _accepted_shares(past: PastRound, chosen: TreeParameters, prices: MachineCosts) -> tuple[float, float]:
     return (past.accepted / max(past.depth, 1) + past.accepted / chosen.max_depth) / 2, 1.0

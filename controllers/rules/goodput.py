@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from specgym.controllers.rules.shapes import DEEPEST, FLOOR, spreading
-from specgym.controllers.rules.throughput import Gate, MachinePrices, Throughput, last_round, machine_prices
+from specgym.controllers.rules.throughput import Gate, MachineCosts, Throughput, last_round, machine_costs
 from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation, PastRound
 from specgym.env.tree.parameters import PLAIN, Source, TreeParameters
@@ -32,7 +32,7 @@ class GoodputController:
     paid, see `Gate`. With the source ``"auto"`` it leaves the draft model out of a round where prompt lookup rates
     itself so high that the tokens of its chain, less the price of their rows, exceed what rounds with the model have
     brought on average. What it has learned it keeps from request to request. Of machines that tell no costs see
-    `machine_prices`.
+    `machine_costs`.
 
     Args:
         price: tokens that a plain step is worth; 0 follows the controller's own throughput [tokens per plain step].
@@ -85,20 +85,20 @@ class GoodputController:
 
     def act(self, observation: Observation) -> TreeParameters:
         """Takes the last round into account and chooses."""
-        prices, past = machine_prices(observation), last_round(observation)
+        prices, past = machine_costs(observation), last_round(observation)
         if past is not None:
             self._learn(past, prices)
         self.chosen = self._choose(observation, prices)
         return self.chosen
 
-    def _learn(self, past: PastRound, prices: MachinePrices) -> None:
+    def _learn(self, past: PastRound, prices: MachineCosts) -> None:
         tokens, steps = 1 + past.accepted, prices.steps(past, self.chosen.source)
         self.all_rounds.note(tokens, steps)
         if self.chosen.speculates and self.chosen.source != "lookup":
             self.model_rounds.note(tokens, steps)
             self.gate.note(tokens, steps)
 
-    def _choose(self, observation: Observation, prices: MachinePrices) -> TreeParameters:
+    def _choose(self, observation: Observation, prices: MachineCosts) -> TreeParameters:
         looked_up = self._lookup_profit(observation, prices) if self.source in ("auto", "lookup") else 0.0
         if self.source == "lookup" or not self._model_may_pay(prices):
             return self._tree("lookup", prices) if looked_up > 0 else PLAIN
@@ -106,13 +106,13 @@ class GoodputController:
             return self._tree("lookup", prices)
         return self._tree("both" if self.source == "auto" else self.source, prices)
 
-    def _model_may_pay(self, prices: MachinePrices) -> bool:
+    def _model_may_pay(self, prices: MachineCosts) -> bool:
         if self.gate.shut:
             self.gate.wait()
             return False
         return self.capture > self._level_price(prices)
 
-    def _lookup_profit(self, observation: Observation, prices: MachinePrices) -> float:
+    def _lookup_profit(self, observation: Observation, prices: MachineCosts) -> float:
         """Tokens expected of prompt lookup's chain, less what its rows are worth."""
         row, reach, profit = self.price * prices.row, 1.0, 0.0
         for _ in range(self.depth):
@@ -122,11 +122,11 @@ class GoodputController:
             profit += reach - row
         return profit
 
-    def _level_price(self, prices: MachinePrices) -> float:
+    def _level_price(self, prices: MachineCosts) -> float:
         """What a level is worth, with the row that it brings at least [tokens]."""
         return self.price * (prices.level + prices.row)
 
-    def _tree(self, source: Source, prices: MachinePrices) -> TreeParameters:
+    def _tree(self, source: Source, prices: MachineCosts) -> TreeParameters:
         row = min(self.price * prices.row, 1.0)
         if source == "lookup":  # a chain that rates itself, and whose levels are free
             return spreading(self.depth, self.node_budget, source, early_stop=max(self.early_stop, row), min_reach=row)
@@ -136,5 +136,5 @@ class GoodputController:
             source,
             early_stop=max(self.early_stop, min(row / self.capture, 1.0)),
             min_reach=row,
-            level_price=self._level_price(prices) / self.capture,
+            min_level_reach=self._level_price(prices) / self.capture,
         )

@@ -92,5 +92,5 @@ def opt_tree(
         ParameterError: a value outside its range.
     """
     return StaticController(
-        spreading(depth, budget, source, early_stop=early_stop, level_price=delta, calibrated=False)
+        spreading(depth, budget, source, early_stop=early_stop, min_level_reach=delta, calibrated=False)
     )

@@ -56,7 +56,7 @@ def spreading(
     frontier_width: int = 8,
     early_stop: float = FLOOR,
     min_reach: float = 0.0,
-    level_price: float = 0.0,
+    min_level_reach: float = 0.0,
     calibrated: bool = True,
 ) -> TreeParameters:
     """A tree that spreads wherever reach is: the likeliest nodes of a level get all children, the likeliest stay.
@@ -68,7 +68,7 @@ def spreading(
         frontier_width: most nodes expanded in a level [nodes].
         early_stop: reach under which a node is not expanded [probability].
         min_reach: reach under which a node is left out [probability].
-        level_price: summed reach that a level must expand [tokens].
+        min_level_reach: summed reach that a level must expand [tokens].
         calibrated: whether reach is made of calibrated probabilities.
 
     Raises:
@@ -86,5 +86,5 @@ def spreading(
         source=source,
         calibrated=calibrated,
         min_reach=min_reach,
-        level_price=level_price,
+        min_level_reach=min_level_reach,
     )

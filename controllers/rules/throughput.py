@@ -9,11 +9,11 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR, Observation, PastRound
 from specgym.env.tree.parameters import Source
 
-__all__ = ["Gate", "MachinePrices", "Throughput", "last_round", "machine_prices"]
+__all__ = ["Gate", "MachineCosts", "Throughput", "last_round", "machine_costs"]
 
 
 @dataclass(frozen=True)
-class MachinePrices:
+class MachineCosts:
     """What a bit more speculation costs."""
 
     level: float
@@ -30,14 +30,14 @@ class MachinePrices:
         return 1 + self.level * levels + self.row * past.drafted
 
 
-_UNKNOWN = MachinePrices(LEVEL_PRIOR, ROW_PRIOR)
+_UNKNOWN = MachineCosts(LEVEL_PRIOR, ROW_PRIOR)
 
 
-def machine_prices(observation: Observation) -> MachinePrices:
+def machine_costs(observation: Observation) -> MachineCosts:
     """The machine's prices; where it tells neither of them, `LEVEL_PRIOR` and `ROW_PRIOR`."""
     if observation.level_cost == observation.row_cost == 0:
         return _UNKNOWN
-    return MachinePrices(observation.level_cost, observation.row_cost)
+    return MachineCosts(observation.level_cost, observation.row_cost)
 
 
 def last_round(observation: Observation) -> PastRound | None:

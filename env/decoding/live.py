@@ -7,10 +7,10 @@ import torch
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.decoding.learned_costs import LearnedCosts
-from specgym.env.decoding.session import TextUnderWay
+from specgym.env.decoding.session import DecodingSession
 from specgym.env.drafts.base import Draft
 from specgym.env.drafts.merged import MergedDraft
-from specgym.env.kernels.transfer import sent
+from specgym.env.kernels.transfer import to_device_async
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.growth import Expand, grow_tree
 from specgym.env.tree.observation import ROOT_CHILDREN, Costs, Observation
@@ -24,7 +24,7 @@ __all__ = ["LiveDecoder"]
 _NO_NODES: IntArray = np.empty(0, np.int64)
 
 
-class LiveDecoder(TextUnderWay):
+class LiveDecoder(DecodingSession):
     """Tree speculative decoding of one text at a time.
 
     Between rounds the target's cache holds every committed token but the last one, the root of the next tree.
@@ -107,7 +107,7 @@ class LiveDecoder(TextUnderWay):
         features = self.target.features
         if features is not None:
             # Not by [path]: torch takes twice as long to make out what an array of NumPy's asks for.
-            features = features.index_select(0, sent(path, features.device))
+            features = features.index_select(0, to_device_async(path, features.device))
         self.merged.commit(committed, features, nodes[path[1:]])
         seconds.commit = watch.lap()
         outcome = self._outcome(committed, tree, accepted, seconds, work)

@@ -13,7 +13,7 @@ from specgym.env.common.errors import PairError
 from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.lean_network import LeanDraft
 from specgym.env.drafts.network import FeatureDraftNetwork
-from specgym.env.kernels.transfer import sent
+from specgym.env.kernels.transfer import to_device_async
 from specgym.env.models.cache import KeyValueBuffer
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.rounds import Stopwatch
@@ -124,7 +124,7 @@ class FeatureDraft:
         """Features and logits after `nodes`, from the features after their parents."""
         self.expanded = np.concatenate([self.expanded, nodes])
         visible = tree.ancestors[np.ix_(nodes, self.expanded)]
-        parents = sent(np.searchsorted(self.level, tree.parent[nodes]), self.device)
+        parents = to_device_async(np.searchsorted(self.level, tree.parent[nodes]), self.device)
         positions = self.committed - 1 + tree.depth[nodes]
         return self.forward(tree.token[nodes], self.output[parents], positions, visible, keep=len(nodes))
 

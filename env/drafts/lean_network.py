@@ -11,11 +11,11 @@ import torch
 
 from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.drafts.network import DecoderLayer, FeatureDraftNetwork
-from specgym.env.kernels.transfer import sent
+from specgym.env.kernels.transfer import to_device_async
 from specgym.env.models.cache import KeyValueBuffer
 from specgym.env.models.fast.fixed import FixedForward, FixedInputs, Results
 from specgym.env.models.fast.graphs import has_fixed_shapes
-from specgym.env.models.fast.lean import LeanLayer, LeanNorm, LeanStack, Turns, state_dtype
+from specgym.env.models.fast.lean import LeanLayer, LeanNorm, LeanStack, RotaryTables, state_dtype
 from specgym.env.models.fast.native import Fusion
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
 
@@ -45,7 +45,7 @@ class LeanDraft:
         self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
         self._output_norm = LeanNorm(network.output_norm.weight, config.norm_eps)
         self._fuse = Projection([network.fuse], packing)
-        self._turns = Turns(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
+        self._turns = RotaryTables(lambda positions: network.rotary(positions, self._dtype), self._dtype, device)
         self._layers = LeanStack([_layer(block, packing) for block in network.blocks], self._dtype)
         self.head = Projection([network.head], packing)
         """from features `[rows, hidden]` to logits `[rows, vocabulary]`"""
@@ -99,7 +99,7 @@ class LeanDraft:
             self._layers.reserve(caches, len(tokens), visible, features.device, room)
             output, logits, _ = self._fixed(tokens, positions, visible, caches, keep=keep, features=features)
             return output, logits
-        stream = self._fused(sent(tokens, self._table.device), features)
+        stream = self._fused(to_device_async(tokens, self._table.device), features)
         stream, _ = self._layers(stream, self._turns(positions), visible, caches)
         output = self._output_norm(stream)
         wanted = output[len(output) - keep :]

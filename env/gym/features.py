@@ -28,9 +28,9 @@ __all__ = [
     "feature_table",
     "feature_values",
     "feature_vector",
-    "squeezed",
-    "unsqueezed",
-    "unsqueezed_number",
+    "saturate",
+    "unsaturate",
+    "unsaturate_number",
 ]
 
 LEVEL_HALF, ROW_HALF = 0.25, 0.05
@@ -57,19 +57,19 @@ class Feature:
     """the fields of the observation that it is made of"""
 
 
-def squeezed(value: float, half: float) -> float:
+def saturate(value: float, half: float) -> float:
     """A count or a cost without a bound, within 0 and 1: 1/2 at `half`."""
     return value / (value + half)
 
 
-def unsqueezed(shown: npt.NDArray[Any], half: float) -> npt.NDArray[np.float64]:
-    """What `squeezed` showed, of many; 1 stands for infinity."""
+def unsaturate(shown: npt.NDArray[Any], half: float) -> npt.NDArray[np.float64]:
+    """What `saturate` showed, of many; 1 stands for infinity."""
     shown = shown.astype(np.float64)
     with np.errstate(divide="ignore"):
         return np.asarray(half * shown / (1 - shown))
 
 
-def unsqueezed_number(shown: float, half: float) -> float:
+def unsaturate_number(shown: float, half: float) -> float:
     """The same of one number, in a fraction of the time."""
     known = float(shown)
     return half * known / (1 - known) if known < 1 else math.inf
@@ -138,8 +138,8 @@ _LAST = (
 
 
 def _last(seen: Observation) -> Iterator[float]:
-    yield squeezed(seen.last_depth, 4)
-    yield squeezed(seen.last_drafted, 16)
+    yield saturate(seen.last_depth, 4)
+    yield saturate(seen.last_drafted, 16)
     yield _share(seen.last_accepted, seen.last_depth)
 
 
@@ -168,7 +168,7 @@ def _window(seen: Observation) -> Iterator[float]:
     total = sum(accepted)
     yield rounds / WINDOW
     yield (rounds - bisect_left(depths, 1)) / WINDOW
-    yield squeezed(total / rounds if rounds else 0.0, 2)
+    yield saturate(total / rounds if rounds else 0.0, 2)
     yield _share(total, sum(depths))
     yield _share(total, sum(drafted))
     for depth in _DEPTHS:  # what was accepted to a depth had it: sorted, each is a number of trees
@@ -182,8 +182,8 @@ _MACHINE = (
 
 
 def _machine(seen: Observation) -> Iterator[float]:
-    yield squeezed(seen.level_cost, LEVEL_HALF)
-    yield squeezed(seen.row_cost, ROW_HALF)
+    yield saturate(seen.level_cost, LEVEL_HALF)
+    yield saturate(seen.row_cost, ROW_HALF)
 
 
 FEATURES: tuple[Feature, ...] = (*_TEXT, *_LOOKUP, *_DRAFT, *_LAST, *_WINDOW, *_MACHINE)

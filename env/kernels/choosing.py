@@ -19,7 +19,7 @@ import torch
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.kernels.build import find_library
 
-__all__ = ["best", "gumbel", "noisy", "ranked", "told"]
+__all__ = ["best", "gumbel", "noisy", "ranked", "to_candidates"]
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
@@ -114,7 +114,7 @@ def ranked(
     return values, entries, nats
 
 
-def told(
+def to_candidates(
     values: torch.Tensor,
     entries: torch.Tensor,
     k: int,
@@ -150,7 +150,7 @@ def told(
 def _told(
     values: torch.Tensor, entries: torch.Tensor, token_ids: torch.Tensor | None, nats: torch.Tensor | None
 ) -> tuple[FloatArray, IntArray, FloatArray | None]:
-    """`told` by torch's operators, of values rounded already; entropies go as a last column of these."""
+    """`to_candidates` by torch's operators, of values rounded already; entropies go as a last column of these."""
     tokens = entries if token_ids is None else token_ids[entries]
     if nats is None:
         return *_read(values, tokens), None

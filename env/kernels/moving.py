@@ -16,7 +16,7 @@ import torch
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.kernels.build import find_library
-from specgym.env.kernels.transfer import sent
+from specgym.env.kernels.transfer import to_device_async
 
 __all__ = ["move_rows"]
 
@@ -43,7 +43,7 @@ def move_rows(buffers: Sequence[torch.Tensor], prefix: int, rows: IntArray) -> N
     first = buffers[0]
     functions = _functions() if first.device.type == "cpu" else None
     if functions is None or not all(_alike(buffer, first) for buffer in buffers):
-        index = sent(rows, first.device)
+        index = to_device_async(rows, first.device)
         for buffer in buffers:
             buffer[:, :, prefix : prefix + len(rows)] = buffer[:, :, index]
         return

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["sent"]
+__all__ = ["to_device_async"]
 
 
-def sent(numbers: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+def to_device_async(numbers: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """Numbers on a device, without waiting until a GPU has them."""
     tensor = torch.from_numpy(numbers)
     if device.type != "cuda":

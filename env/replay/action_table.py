@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.gym.grid import DIMENSIONS, ParameterGrid
-from specgym.env.replay.tabulation import Corpus, Outcomes, tabulate
+from specgym.env.replay.tabulation import Outcomes, TraceTable, tabulate
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["ActionTable", "OutcomeBook"]
+__all__ = ["ActionTable", "OutcomeIndex"]
 
 _FACTS = ("accepted", "drafted", "depth", "asked", "lookup_nodes", "kept")
 
 
-class OutcomeBook:
+class OutcomeIndex:
     """Outcomes that differ, each once. Number 0 is a plain round of a greedy text, as which the time before the first
     round shows too: nothing drafted, nobody asked.
 
@@ -86,8 +86,8 @@ class ActionTable:
         places: how many there are.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], grid: ParameterGrid) -> None:
-        self.corpora, self.grid, self.book = corpora, grid, OutcomeBook(max(grid.deepest - 1, 0))
+    def __init__(self, corpora: Sequence[TraceTable], grid: ParameterGrid) -> None:
+        self.corpora, self.grid, self.book = corpora, grid, OutcomeIndex(max(grid.deepest - 1, 0))
         self.choices, self._choice = _distinct(grid)
         self._strides = grid.strides
         counts = [int((corpus.end - corpus.begin).sum()) for corpus in corpora]
@@ -148,7 +148,7 @@ def _distinct(grid: ParameterGrid) -> tuple[list[TreeParameters], IntArray]:
     return list(numbers), np.array(meant, np.int64)
 
 
-def _root_places(corpus: Corpus) -> IntArray:
+def _root_places(corpus: TraceTable) -> IntArray:
     """The place of every root within its corpus, `int64[roots]`."""
     lengths = corpus.end - corpus.begin
     first = np.cumsum(lengths) - lengths

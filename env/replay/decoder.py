@@ -13,14 +13,14 @@ import numpy as np
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import UnrecordedError
-from specgym.env.decoding.session import TextUnderWay
+from specgym.env.decoding.session import DecodingSession
 from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.traces.recorded_trees import RecordedDraft
 from specgym.env.replay.traces.records import TraceHeader, TraceText
-from specgym.env.replay.traces.whole_text_lookup import HindsightLookup
+from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
 from specgym.env.tree.growth import grow_tree
 from specgym.env.tree.observation import ROOT_CHILDREN, Observation
 from specgym.env.tree.parameters import TreeParameters
@@ -55,7 +55,7 @@ class _Drafting(MergedDraft):
 
     def __init__(self, text: TraceText, model: RecordedDraft) -> None:
         super().__init__(model)
-        self.recorded, self.hindsight = model, HindsightLookup(text.tokens)
+        self.recorded, self.hindsight = model, WholeTextLookup(text.tokens)
         self.lookup = self.hindsight
         self.greedy = text.settings.greedy
 
@@ -150,7 +150,7 @@ class TextReplay:
         )
 
 
-class ReplayDecoder(TextUnderWay):
+class ReplayDecoder(DecodingSession):
     """Replays the texts of a trace; whoever drives it cannot tell it from a `LiveDecoder`.
 
     Reading a prompt takes no time here: latency profiles are of rounds.

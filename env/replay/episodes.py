@@ -13,8 +13,8 @@ from specgym.env.gym.features import FEATURES, FeatureVector
 from specgym.env.gym.grid import ParameterGrid
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.action_table import ActionTable
-from specgym.env.replay.pricing import Machines
-from specgym.env.replay.tabulation import Corpus
+from specgym.env.replay.pricing import RoundTimes
+from specgym.env.replay.tabulation import TraceTable
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.replay.vector_features import (
     LAST_COLUMNS,
@@ -31,7 +31,7 @@ from specgym.env.replay.vector_features import (
 )
 from specgym.env.tree.observation import WINDOW
 
-__all__ = ["Replays", "Rollouts", "Rounds"]
+__all__ = ["EpisodeStates", "ReplayTables", "Rounds"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Rounds:
     """the same in plain rounds at the same root, `float64[n]`"""
 
 
-class Replays:
+class ReplayTables:
     """What all episodes share: texts, tables of outcomes, machines. Places are those of `ActionTable`.
 
     Args:
@@ -81,8 +81,10 @@ class Replays:
         grid: ParameterGrid,
         observes_draft: bool,
     ) -> None:
-        ways = [way for way in (True, False) if any(text.settings.greedy == way for text in texts)]
-        corpora = [Corpus([text for text in texts if text.settings.greedy == way], header) for way in ways or [True]]
+        modes = [mode for mode in (True, False) if any(text.settings.greedy == mode for text in texts)]
+        corpora = [
+            TraceTable([text for text in texts if text.settings.greedy == mode], header) for mode in modes or [True]
+        ]
         self.texts = [text for corpus in corpora for text in corpus.texts]
         self.profiles, self.observes_draft = list(profiles), observes_draft
         self.feature_draft = header.draft_kind == "feature"
@@ -96,7 +98,7 @@ class Replays:
         self.context: IntArray = np.array([observation.position for observation in seen])
         self.place_features = table_of(seen, PLACE_COLUMNS).astype(np.float32)
         contexts = (int(self.context.min()), int(self.context.max()) + 1)
-        self.machines = Machines(profiles, ways, contexts, observes_draft)
+        self.machines = RoundTimes(profiles, modes, contexts, observes_draft)
         self.machine_features = self.machines.features.astype(np.float32)
         self.table = ActionTable(corpora, grid)
         self.marks: Marks = np.empty((0, MARKS), np.int32)
@@ -122,7 +124,7 @@ class Replays:
         self.accepted, self.drafted, self.depth = (book.fact(name) for name in ("accepted", "drafted", "depth"))
 
 
-class Rollouts:
+class EpisodeStates:
     """Where each of some episodes stands.
 
     Args:
@@ -135,7 +137,7 @@ class Rollouts:
         place: of each one's root, `int64[count]`.
     """
 
-    def __init__(self, replays: Replays, count: int) -> None:
+    def __init__(self, replays: ReplayTables, count: int) -> None:
         self.replays, self.count = replays, count
         self.text, self.profile, self.place, self._machine, self._owed, self._outcome, self._rounds = (
             np.zeros(count, np.int64) for _ in range(7)

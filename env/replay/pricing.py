@@ -9,14 +9,14 @@ import numpy as np
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
-from specgym.env.replay.action_table import OutcomeBook
+from specgym.env.replay.action_table import OutcomeIndex
 from specgym.env.replay.vector_features import MACHINE_COLUMNS, table_of
 from specgym.env.tree.observation import Observation
 
-__all__ = ["Machines"]
+__all__ = ["RoundTimes"]
 
 
-class Machines:
+class RoundTimes:
     """Latency profiles side by side, each for the ways of decoding that there are texts of: a machine each.
 
     A round's time is linear in the context between the contexts that a profile knows. So the time of an outcome is kept
@@ -52,7 +52,7 @@ class Machines:
         """The machine of each profile and way of decoding, `int64[n]`."""
         return np.asarray(profiles * len(self.ways) + (greedy != self.ways[0]), np.int64)
 
-    def price(self, book: OutcomeBook) -> None:
+    def price(self, book: OutcomeIndex) -> None:
         """Gets to know the outcomes that are new in a book; the same book every time.
 
         Raises:
@@ -84,7 +84,7 @@ class Machines:
         first_level = root + share * (self._root[machines, low + 1, known] - root)
         return np.asarray(seconds + first_level + self._root_row[machines] * (owed - known))
 
-    def _at_knots(self, costs: RoundCosts, book: OutcomeBook, outcomes: IntArray) -> FloatArray:
+    def _at_knots(self, costs: RoundCosts, book: OutcomeIndex, outcomes: IntArray) -> FloatArray:
         """Times without the draft's first level at the contexts that a profile knows, `float64[outcomes, contexts]`."""
         contexts = np.array(costs.contexts)
         asked = (book.fact("asked")[outcomes] > 0) | self.observes

@@ -20,19 +20,19 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.lookup import LookupDraft
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.gym.grid import ParameterGrid
-from specgym.env.replay.traces.recorded_trees import GuessTable, Walk
+from specgym.env.replay.traces.recorded_trees import RecordedLookup, RecordedTrees
 from specgym.env.replay.traces.records import TraceHeader, TraceText
-from specgym.env.replay.traces.whole_text_lookup import HindsightLookup
+from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
 from specgym.env.tree.growth import Candidates, Expand, grow
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.tree import TokenForest
 
-__all__ = ["Corpus", "Outcomes", "covered_grid", "tabulate"]
+__all__ = ["Outcomes", "TraceTable", "covered_grid", "tabulate"]
 
 _TOGETHER = 4096  # trees that grow together: their arrays stay within a few MiB
 
 
-class Corpus:
+class TraceTable:
     """Texts of a trace, all greedy or all sampled, one behind the other.
 
     Args:
@@ -72,13 +72,13 @@ class Corpus:
         self.roots: IntArray = np.concatenate(
             [np.arange(begin, end - 1) for begin, end in zip(self.begin, self.end, strict=True)]
         )
-        self.table = GuessTable.joined([text.guesses for text in texts], self.start.tolist())
+        self.table = RecordedTrees.joined([text.guesses for text in texts], self.start.tolist())
         self.calibrator = None if header.calibrator is None else Calibrator.of(header.calibrator)
-        self.lookups = [HindsightLookup(text.tokens) for text in texts]
+        self.lookups = [WholeTextLookup(text.tokens) for text in texts]
         self.looked_up: dict[tuple[int, tuple[int, ...]], list[tuple[int, float]]] = {}
 
     def deepest(self, roots: IntArray) -> IntArray:
-        """Most draft tokens on a path at each root, see `TextUnderWay`, `int64[roots]`."""
+        """Most draft tokens on a path at each root, see `DecodingSession`, `int64[roots]`."""
         deepest: IntArray = np.maximum(self.limit[self.owner[roots]] - roots - 2, 0)
         return deepest
 
@@ -136,8 +136,8 @@ class _Model:
     context_limit = None  # recorded texts leave room for every branch
     owed = 0
 
-    def __init__(self, corpus: Corpus, roots: IntArray) -> None:
-        self.calibrator, self.walk, self.trees = corpus.calibrator, Walk(corpus.table, roots), len(roots)
+    def __init__(self, corpus: TraceTable, roots: IntArray) -> None:
+        self.calibrator, self.walk, self.trees = corpus.calibrator, RecordedLookup(corpus.table, roots), len(roots)
         self.rows: list[IntArray] = []
 
     def expand(self, forest: TokenForest, nodes: IntArray, k: int, entropy: bool = True) -> Candidates:
@@ -149,7 +149,7 @@ class _Model:
 class _Lookup:
     """Prompt lookup after nodes of many trees; what it said is remembered for other choices."""
 
-    def __init__(self, corpus: Corpus, roots: IntArray) -> None:
+    def __init__(self, corpus: TraceTable, roots: IntArray) -> None:
         self.corpus, self.roots = corpus, roots
         self.nodes = np.zeros(len(roots), np.int64)
         self.paths: list[tuple[int, ...]] = []  # tokens from below the root to each node
@@ -182,7 +182,7 @@ class _Lookup:
 class _Drafting(MergedDraft):
     """Drafting at many roots of a corpus at once."""
 
-    def __init__(self, corpus: Corpus, roots: IntArray) -> None:
+    def __init__(self, corpus: TraceTable, roots: IntArray) -> None:
         self.recorded, self.hindsight = _Model(corpus, roots), _Lookup(corpus, roots)
         super().__init__(cast("Draft", self.recorded))
         self.lookup = cast("LookupDraft", self.hindsight)
@@ -190,7 +190,7 @@ class _Drafting(MergedDraft):
         self._new_round()
 
 
-def tabulate(corpus: Corpus, parameters: TreeParameters, roots: IntArray | None = None) -> Outcomes:
+def tabulate(corpus: TraceTable, parameters: TreeParameters, roots: IntArray | None = None) -> Outcomes:
     """The outcome of rounds with these parameters.
 
     Args:
@@ -224,7 +224,7 @@ def _padded(values: IntArray, levels: int) -> IntArray:
     return values if values.ndim == 1 else np.pad(values, ((0, 0), (0, levels - values.shape[1])))
 
 
-def _grow(corpus: Corpus, roots: IntArray, parameters: TreeParameters) -> Outcomes:
+def _grow(corpus: TraceTable, roots: IntArray, parameters: TreeParameters) -> Outcomes:
     trees = len(roots)
     drafting = _Drafting(corpus, roots)
     expand = cast("Expand[TokenForest]", drafting.expander(parameters))
@@ -248,7 +248,7 @@ def _grow(corpus: Corpus, roots: IntArray, parameters: TreeParameters) -> Outcom
     )
 
 
-def _right(corpus: Corpus, roots: IntArray, forest: TokenForest) -> BoolArray:
+def _right(corpus: TraceTable, roots: IntArray, forest: TokenForest) -> BoolArray:
     """Which nodes lie on the target's path, `bool[nodes]`."""
     where = roots[forest.owner] + forest.depth
     inside = where < corpus.end[corpus.owner[roots]][forest.owner]
@@ -259,7 +259,7 @@ def _right(corpus: Corpus, roots: IntArray, forest: TokenForest) -> BoolArray:
     return right
 
 
-def _kept(corpus: Corpus, rows: IntArray, forest: TokenForest, right: IntArray) -> IntArray:
+def _kept(corpus: TraceTable, rows: IntArray, forest: TokenForest, right: IntArray) -> IntArray:
     """Accepted nodes that the draft need not read again, see `RecordedDraft.kept`, `int64[trees]`."""
     trees = int(forest.owner.max()) + 1
     if corpus.header.draft_kind != "causal":

@@ -19,7 +19,7 @@ from specgym.env.gym.features import FEATURES, FeatureVector
 from specgym.env.gym.grid import ParameterGrid
 from specgym.env.gym.speculation import check_observable, check_price
 from specgym.env.latency.latency_profile import LatencyProfile
-from specgym.env.replay.episodes import Replays, Rollouts
+from specgym.env.replay.episodes import EpisodeStates, ReplayTables
 from specgym.env.replay.sources import ProfileSource, TraceSource, choose_texts, find_profile, find_trace
 from specgym.env.replay.tabulation import covered_grid
 from specgym.env.tree.rounds import check_limit
@@ -100,8 +100,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         self.single_action_space = gym.spaces.MultiDiscrete(self.grid.nvec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.replays = Replays(texts, trace.header, profiles, self.grid, observes_draft)
-        self.rollouts = Rollouts(self.replays, num_envs)
+        self.replays = ReplayTables(texts, trace.header, profiles, self.grid, observes_draft)
+        self.rollouts = EpisodeStates(self.replays, num_envs)
         self._totals = np.zeros((4, num_envs))  # of the episodes under way: rounds, tokens, plain steps, reward
         self._order: IntArray = np.empty(0, np.int64)
         self._begun = False

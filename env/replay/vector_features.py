@@ -16,8 +16,8 @@ import numpy.typing as npt
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.drafts.merged import LOOK_AHEAD
 from specgym.env.gym.features import FEATURES, feature_values
-from specgym.env.replay.tabulation import Corpus
-from specgym.env.replay.traces.recorded_trees import Walk
+from specgym.env.replay.tabulation import TraceTable
+from specgym.env.replay.traces.recorded_trees import RecordedLookup
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation
 from specgym.env.tree.tree import TokenForest
 
@@ -70,7 +70,7 @@ def table_of(observations: Sequence[Observation], columns: slice) -> FloatArray:
     return np.array(found, np.float64).reshape(len(observations), len(FEATURES[columns]))
 
 
-def place_observations(corpus: Corpus, observes_draft: bool) -> list[Observation]:
+def place_observations(corpus: TraceTable, observes_draft: bool) -> list[Observation]:
     """What can be seen at every token of the answers, as far as the place decides it: text after text, ends included.
 
     Raises:
@@ -99,10 +99,10 @@ def place_observations(corpus: Corpus, observes_draft: bool) -> list[Observation
     return seen
 
 
-def _root_log_probs(corpus: Corpus) -> list[tuple[float, ...]]:
+def _root_log_probs(corpus: TraceTable) -> list[tuple[float, ...]]:
     """What the draft says of every root, see `Observation.root_log_probs`."""
     roots = corpus.roots
-    found = Walk(corpus.table, roots)(TokenForest(corpus.tokens[roots]), np.arange(len(roots)), LOOK_AHEAD)
+    found = RecordedLookup(corpus.table, roots)(TokenForest(corpus.tokens[roots]), np.arange(len(roots)), LOOK_AHEAD)
     return [tuple(row[row > -np.inf][:ROOT_CHILDREN].tolist()) for row in found.log_probs]
 
 

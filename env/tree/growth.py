@@ -80,9 +80,9 @@ def _expandable(parameters: TreeParameters, tree: TokenForest, level: IntArray, 
     level, reach = level[likely], reach[likely]
     if level.size > parameters.frontier_width:
         level = level[best_of_each(tree.owner[level], reach, parameters.frontier_width)]
-    if parameters.level_price > 0:
+    if parameters.min_level_reach > 0:
         worth = np.bincount(tree.owner[level], tree.reach[level])  # by tree: the most that its next level can add
-        level = level[worth[tree.owner[level]] >= parameters.level_price]
+        level = level[worth[tree.owner[level]] >= parameters.min_level_reach]
     return level
 
 

@@ -13,7 +13,7 @@ __all__ = ["PLAIN", "SOURCES", "STOPS", "Source", "TreeParameters"]
 Source = Literal["model", "lookup", "both"]
 """where the nodes of a tree come from: the draft model, prompt lookup, or the two merged"""
 SOURCES: tuple[Source, ...] = get_args(Source)
-STOPS = {"min_reach": 0.0, "min_confidence": 0.0, "max_entropy": 0.0, "level_price": 0.0}
+STOPS = {"min_reach": 0.0, "min_confidence": 0.0, "max_entropy": 0.0, "min_level_reach": 0.0}
 """fields that recordings and grids leave out where they stop nothing, as they do by these values"""
 
 
@@ -60,7 +60,7 @@ class TreeParameters:
     max_entropy: float = 0.0
     """entropy of the draft model's distribution, before any noise, over which none of the children drawn from it is
     expanded; 0 for no bound. What prompt lookup alone proposes comes from no distribution and is not bound [nats]"""
-    level_price: float = 0.0
+    min_level_reach: float = 0.0
     """reach of all nodes that a level below the root would expand, summed, under which the level is not drafted: that
     sum is the most that its children can add to the expected tokens of the round [tokens]"""
 
@@ -75,8 +75,8 @@ class TreeParameters:
             self._refuse("early_stop and deep_expand within 0 and 1", "early_stop", "deep_expand")
         if not (0 <= self.min_reach <= 1 and 0 <= self.min_confidence <= 1):
             self._refuse("min_reach and min_confidence within 0 and 1", "min_reach", "min_confidence")
-        if not (0 <= self.max_entropy < math.inf and 0 <= self.level_price < math.inf):
-            self._refuse("max_entropy and level_price of 0 or more", "max_entropy", "level_price")
+        if not (0 <= self.max_entropy < math.inf and 0 <= self.min_level_reach < math.inf):
+            self._refuse("max_entropy and min_level_reach of 0 or more", "max_entropy", "min_level_reach")
         if self.frontier_width < 1 or self.node_budget < 1:
             self._refuse("frontier_width and node_budget of 1 or more", "frontier_width", "node_budget")
         if self.source not in SOURCES:

@@ -19,7 +19,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import NumericalError, ParameterError
-from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, told
+from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, to_candidates
 from specgym.env.tree.growth import Candidates
 
 __all__ = ["GumbelNoise", "SamplingSettings", "TokenChooser"]
@@ -170,7 +170,7 @@ class TokenChooser:
         count = min(max(k, _RANKED), logits.shape[-1])
         warped, noise = self._warped(logits), self._noise(positions)
         likeliest, indices, spread = ranked(warped, count, noise, token_ids, entropy=entropy)
-        values, ids, nats = told(likeliest, indices, min(k, count), token_ids, spread)
+        values, ids, nats = to_candidates(likeliest, indices, min(k, count), token_ids, spread)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
         entropies = None if nats is None else np.round(nats / _ENTROPY_STEP) * _ENTROPY_STEP

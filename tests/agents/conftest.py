@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specgym.agents.distillation.data.generation import Conversation, GenerationConfig, SelfDialogue
-from specgym.agents.distillation.pipeline import Distillation, Graduate
+from specgym.agents.distillation.pipeline import Distillation, DistilledDraft
 from tests.support.distilling import CONFIGS, TOKENIZER, written
 from tests.support.tiny_pair import END, tiny_chat_model
 
@@ -54,7 +54,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def graduates(easy_model: PreTrainedModel, run_folder: Path) -> dict[str, Graduate]:
+def graduates(easy_model: PreTrainedModel, run_folder: Path) -> dict[str, DistilledDraft]:
     """A draft of each kind for `easy_model`, made in the same folder."""
     graduates, texts = {}, []
     for kind, config in CONFIGS.items():

@@ -143,7 +143,7 @@ STOPS: dict[str, st.SearchStrategy[float]] = {
     "min_reach": st.sampled_from([0.0, 0.0, 0.05, 0.2]),
     "min_confidence": st.sampled_from([0.0, 0.0, 0.3, 0.6]),
     "max_entropy": st.sampled_from([0.0, 0.0, 0.5, 1.5]),
-    "level_price": st.sampled_from([0.0, 0.0, 0.4, 0.8]),
+    "min_level_reach": st.sampled_from([0.0, 0.0, 0.4, 0.8]),
 }
 """The tree parameters that leave nodes out or stop branches; each often stops nothing."""
 

@@ -11,10 +11,10 @@ from specgym.agents.distillation.data.batches import Batch, known_tokens
 from specgym.agents.distillation.data.teacher import TOP, Teacher, read_states
 from specgym.controllers.evaluation.results.provenance import machine
 
-__all__ = ["Shelf", "shelf_bytes", "shelf_room"]
+__all__ = ["DeviceDataset", "shelf_bytes", "shelf_room"]
 
 
-class Shelf:
+class DeviceDataset:
     """Conversations one behind the other; each token with what a state shard would hold of it.
 
     Args:

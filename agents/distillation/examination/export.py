@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specgym.agents.distillation.examination.calibration import Calibration
 from specgym.agents.distillation.examination.card import Provenance, card
 from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent
-from specgym.agents.distillation.pipeline import DistillationConfig, Graduate
+from specgym.agents.distillation.pipeline import DistillationConfig, DistilledDraft
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path, check_writable, write_text
 from specgym.env.drafts.network import save_network
@@ -26,7 +26,7 @@ __all__ = ["export", "export_calibration"]
 
 
 def export(
-    graduate: Graduate,
+    graduate: DistilledDraft,
     config: DistillationConfig,
     provenance: Provenance,
     tokenizer: PreTrainedTokenizerBase,

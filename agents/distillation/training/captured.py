@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from specgym.agents.distillation.data.batches import padded_shape
-from specgym.agents.distillation.data.device_dataset import Shelf
+from specgym.agents.distillation.data.device_dataset import DeviceDataset
 from specgym.agents.distillation.model.students import FeatureStudent
 from specgym.agents.distillation.training.updates import BETAS, descend
 from specgym.env.models.fast.graphs import Graph, Graphs
@@ -43,7 +43,7 @@ class ShelfUpdates:
     def __init__(
         self,
         student: FeatureStudent,
-        shelve: Callable[[], Shelf],
+        shelve: Callable[[], DeviceDataset],
         lengths: Sequence[int],
         batch_tokens: int,
         *,

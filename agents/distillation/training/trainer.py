@@ -13,7 +13,7 @@ import torch
 
 from specgym.agents.distillation.data.batches import plan_batches, plan_padded
 from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import Shelf
+from specgym.agents.distillation.data.device_dataset import DeviceDataset
 from specgym.agents.distillation.model.students import FeatureStudent, Student
 from specgym.agents.distillation.training.captured import ShelfUpdates
 from specgym.agents.distillation.training.draft_checkpoint import History, load_checkpoint, save_checkpoint
@@ -103,7 +103,7 @@ class Trainer:
         *,
         teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
         padded: bool = False,
-        shelve: Callable[[], Shelf] | None = None,
+        shelve: Callable[[], DeviceDataset] | None = None,
     ) -> None:
         self.student, self.config = student, config
         self.checkpoint, self.settings = checkpoint, f"{settings} {len(lessons)} lessons"

@@ -15,7 +15,7 @@ import numpy as np
 
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.latency.costs import RoundCosts
-from specgym.env.replay.tabulation import Corpus, Outcomes, tabulate
+from specgym.env.replay.tabulation import Outcomes, TraceTable, tabulate
 from specgym.env.tree.parameters import TreeParameters
 
 __all__ = ["Choices", "Playback", "clairvoyant", "collect_choices", "myopic", "play_static"]
@@ -64,19 +64,19 @@ class Choices:
     """`int64[roots, accepted]`"""
 
 
-def _contexts(corpus: Corpus) -> IntArray:
+def _contexts(corpus: TraceTable) -> IntArray:
     contexts: IntArray = corpus.roots - corpus.start[corpus.owner[corpus.roots]]
     return contexts
 
 
-def _seconds(corpus: Corpus, costs: RoundCosts, outcomes: Outcomes) -> FloatArray:
+def _seconds(corpus: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> FloatArray:
     """Times of rounds without the draft's first level, `float64[roots]`."""
     levels = np.concatenate([np.zeros((len(corpus.roots), 1), np.int64), outcomes.deeper_rows], axis=1)
     return costs.rounds_seconds(_contexts(corpus), levels, 1 + outcomes.drafted, outcomes.lookup_nodes)
 
 
 def collect_choices(
-    corpus: Corpus,
+    corpus: TraceTable,
     machines: Sequence[RoundCosts],
     grid: Collection[TreeParameters],
     progress: Callable[[], None] = lambda: None,
@@ -129,7 +129,7 @@ def _take_cheaper(choices: Choices, outcomes: Outcomes, seconds: FloatArray) -> 
 class _Player:
     """Plays all texts of a corpus side by side."""
 
-    def __init__(self, corpus: Corpus, costs: RoundCosts) -> None:
+    def __init__(self, corpus: TraceTable, costs: RoundCosts) -> None:
         self.corpus, self.costs = corpus, costs
         self.contexts = _contexts(corpus)
         self.lengths: IntArray = corpus.end - corpus.begin - 1  # roots of each text
@@ -157,13 +157,13 @@ class _Player:
         return Playback(seconds, rounds, drafted, accepted)
 
 
-def play_static(corpus: Corpus, machines: Sequence[RoundCosts], parameters: TreeParameters) -> list[Playback]:
+def play_static(corpus: TraceTable, machines: Sequence[RoundCosts], parameters: TreeParameters) -> list[Playback]:
     """All texts with the same parameters in every round, on each machine. Raises as `collect_choices` does."""
     outcomes = tabulate(corpus, parameters)
     return [_play_outcomes(corpus, costs, outcomes) for costs in machines]
 
 
-def _play_outcomes(corpus: Corpus, costs: RoundCosts, outcomes: Outcomes) -> Playback:
+def _play_outcomes(corpus: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> Playback:
     seconds = _seconds(corpus, costs, outcomes)
 
     def choose(roots: IntArray, owed: IntArray) -> _Round:
@@ -194,7 +194,7 @@ def _best(asking: FloatArray, silent: FloatArray, choices: Choices, roots: IntAr
     )
 
 
-def myopic(corpus: Corpus, costs: RoundCosts, choices: Choices) -> Playback:
+def myopic(corpus: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
     """Each round the most tokens per time."""
     player = _Player(corpus, costs)
     left = player.lengths[corpus.owner[corpus.roots]] - (corpus.roots - corpus.begin[corpus.owner[corpus.roots]])
@@ -237,7 +237,7 @@ class _Future:
         return asking, choices.silent[roots] + self.least[texts[:, None], following, owing]
 
 
-def clairvoyant(corpus: Corpus, costs: RoundCosts, choices: Choices) -> Playback:
+def clairvoyant(corpus: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
     """The least time to the end of every text."""
     player = _Player(corpus, costs)
     future = _Future(player, choices)

@@ -18,7 +18,7 @@ from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.decoder import ReplayDecoder
 from specgym.env.replay.sources import playable
-from specgym.env.replay.tabulation import Corpus
+from specgym.env.replay.tabulation import TraceTable
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.rounds import Request
@@ -28,7 +28,7 @@ __all__ = [
     "BOUNDS",
     "CLAIRVOYANT",
     "MYOPIC",
-    "Evaluation",
+    "LadderEvaluation",
     "Progressed",
     "best_static",
     "ladder_names",
@@ -74,7 +74,7 @@ def best_static(
     Raises:
         UnmeasuredError, UnrecordedError: a profile or the trace does not cover the grid.
     """
-    corpus = Corpus(playable(texts), header)
+    corpus = TraceTable(playable(texts), header)
     best: list[tuple[float, TreeParameters | None]] = [(np.inf, None)] * len(machines)
     for parameters in grid:
         totals = [float(played.seconds.sum()) for played in play_static(corpus, machines, parameters)]
@@ -89,7 +89,7 @@ def best_static(
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class LadderEvaluation:
     """A judgement on texts that are all greedy or all sampled.
 
     Times are predicted and leave the reading of the prompt and the first token out, which no controller decides.
@@ -110,7 +110,7 @@ class Evaluation:
             UnmeasuredError, UnrecordedError: a profile or the trace does not cover the grid.
         """
         texts = playable(self.texts)
-        corpus = Corpus(texts, self.header)
+        corpus = TraceTable(texts, self.header)
         machines = [profile.costs(corpus.greedy) for profile in profiles]
         collected = collect_choices(corpus, machines, grid, lambda: progress("bounds"))
         return [

@@ -16,10 +16,10 @@ from typing import Any, TextIO
 from specgym.controllers.evaluation.peers.catalogue import LIBRARIES, Library
 from specgym.controllers.evaluation.peers.messages import OpenPeer, Setup, Task
 
-__all__ = ["Desk", "serve"]
+__all__ = ["WorkerServer", "serve"]
 
 
-class Desk:
+class WorkerServer:
     """Answers questions about the peers of one library.
 
     Args:
@@ -47,14 +47,14 @@ class Desk:
         return importlib.import_module(f"specgym.controllers.evaluation.peers.libraries.{self.library.adapter}")
 
 
-def serve(desk: Desk, questions: TextIO, answers: TextIO) -> None:
+def serve(desk: WorkerServer, questions: TextIO, answers: TextIO) -> None:
     """Answers line by line until there are no more questions. An error is an answer too, and not the end."""
     for line in questions:
         answers.write(json.dumps(_reply(desk, line)) + "\n")
         answers.flush()
 
 
-def _reply(desk: Desk, line: str) -> dict[str, Any]:
+def _reply(desk: WorkerServer, line: str) -> dict[str, Any]:
     try:
         return {"answer": desk.answer(json.loads(line))}
     except Exception as error:  # what a foreign library raises is not for us to know; it is reported
@@ -75,7 +75,7 @@ def main() -> None:
     # Libraries print; what they print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    serve(Desk(LIBRARIES[sys.argv[1]]), sys.stdin, answers)
+    serve(WorkerServer(LIBRARIES[sys.argv[1]]), sys.stdin, answers)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import List, Optional, Tuple  # noqa: UP035  # what TorchScript read
 
 import torch
 
-__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "filled_up", "has_kernel", "layer_function", "project"]
+__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "has_kernel", "layer_function", "padded_rows", "project"]
 
 MOST_ROWS = 64
 """rows of a tree that have kernels of their own, at most"""
@@ -56,12 +56,12 @@ def _project_more(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Te
     """`project` with a packed weight, by a kernel for as many rows or a few more."""
     rows = x.size(0)
     whole: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-        torch.nn.functional.pad(x, [0, 0, 0, filled_up(rows) - rows]), weight, bias, "none", [], ""
+        torch.nn.functional.pad(x, [0, 0, 0, padded_rows(rows) - rows]), weight, bias, "none", [], ""
     )
     return whole.narrow(0, 0, rows)
 
 
-def filled_up(rows: int) -> int:
+def padded_rows(rows: int) -> int:
     """To how many rows a text is filled up: full eights, and of more than 128 rows full sixteenths of a power of two.
 
     oneDNN makes a kernel for every number of rows and every shape of weights, keeps it, and takes more than half a MiB
@@ -82,7 +82,7 @@ def has_kernel(rows: int, text: bool) -> bool:
         rows: how many there are.
         text: whether they are a text rather than a tree.
     """
-    return rows == 1 or rows == filled_up(rows) or (rows <= MOST_ROWS and not text)
+    return rows == 1 or rows == padded_rows(rows) or (rows <= MOST_ROWS and not text)
 
 
 def decoder_layer(  # noqa: PLR0917  # TorchScript is called by position

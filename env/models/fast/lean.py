@@ -19,7 +19,7 @@ from torch.nn.functional import rms_norm
 from transformers import PreTrainedModel
 
 from specgym.env.common.arrays import BoolArray, IntArray
-from specgym.env.kernels.transfer import sent
+from specgym.env.kernels.transfer import to_device_async
 from specgym.env.models.attention import additive_mask
 from specgym.env.models.cache import KeyValueBuffer, TreeCache, reserve_all
 from specgym.env.models.fast.fixed import FixedForward, FixedInputs, Results
@@ -29,7 +29,7 @@ from specgym.env.models.fast.native import Fusion, LayerShape, NativeForward, Na
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
 from specgym.env.models.fast.resident import return_pages
 
-__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "Turns", "lean_model", "state_dtype"]
+__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "RotaryTables", "lean_model", "state_dtype"]
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Whose angle at a position does not depend on the length of the text.
@@ -103,7 +103,7 @@ class LeanModel:
         packing = _packing(model, eight_bits)
         self.embedding: nn.Embedding = decoder.embed_tokens
         self.dtype = state_dtype(model.dtype, model.device)
-        self.turns = Turns(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
+        self.turns = RotaryTables(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
         self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
         self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
         self.head = Projection([model.get_output_embeddings()], packing)
@@ -160,7 +160,7 @@ class LeanModel:
             self.layers.reserve(cache.layers, rows, visible, device, room)
             final, logits, outputs = fixed(tokens, positions, visible, cache.layers, keep=keep, shown=wanted)
         else:
-            stream = self.embedding(sent(tokens, device))
+            stream = self.embedding(to_device_async(tokens, device))
             stream, outputs = self.layers(stream, self.turns(positions), visible, cache.layers, wanted)
             final = self.norm(stream)
             logits = self.head(final[-keep:], text=visible is None)
@@ -393,7 +393,7 @@ class LeanNorm:
         return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
 
 
-class Turns:
+class RotaryTables:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), kept by position.
 
     Args:
@@ -421,7 +421,7 @@ class Turns:
     def __call__(self, positions: IntArray) -> Turn:
         """Of `int64[rows]`, for each row."""
         cos, sin = self.tables(positions)
-        where = sent(positions, self.device)
+        where = to_device_async(positions, self.device)
         return cos[where], sin[where]
 
 

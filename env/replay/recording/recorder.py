@@ -18,8 +18,8 @@ from specgym.env.drafts.base import Draft
 from specgym.env.drafts.merged import either, recalibrated
 from specgym.env.models.target import TargetModel
 from specgym.env.replay.recording.draft_forest import DraftForest, draft_forest
-from specgym.env.replay.traces.recorded_trees import GuessTable, Walk
-from specgym.env.replay.traces.whole_text_lookup import HindsightLookup
+from specgym.env.replay.traces.recorded_trees import RecordedLookup, RecordedTrees
+from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
 from specgym.env.tree.growth import Candidates, grow
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.sampling import SamplingSettings, TokenChooser
@@ -105,7 +105,7 @@ class Recorder:
         settings: SamplingSettings,
         progress: Callable[[int], None] = lambda positions: None,
         features: torch.Tensor | None = None,
-    ) -> GuessTable:
+    ) -> RecordedTrees:
         """What the draft guesses after every token of an answer but the last one.
 
         Args:
@@ -125,7 +125,7 @@ class Recorder:
             features = self._read(tokens[:-1])
         chooser = TokenChooser(settings, self.target.vocabulary, self.target.device)
         self.forest.read(tokens, features, chooser)
-        table, lookup = GuessTable(self.rule.columns), HindsightLookup(tokens)
+        table, lookup = RecordedTrees(self.rule.columns), WholeTextLookup(tokens)
         for first in range(start, len(tokens) - 1, self.batch):
             positions = np.arange(first, min(first + self.batch, len(tokens) - 1))
             self._record(table, np.asarray(tokens)[positions], positions, settings.greedy, lookup)
@@ -139,7 +139,7 @@ class Recorder:
         return self.target.features
 
     def _record(
-        self, table: GuessTable, roots: IntArray, positions: IntArray, greedy: bool, lookup: HindsightLookup
+        self, table: RecordedTrees, roots: IntArray, positions: IntArray, greedy: bool, lookup: WholeTextLookup
     ) -> None:
         batch = _Batch(table, self.forest, positions)
         likely = _Likeliest(_GrowingWalk(batch), self.draft, greedy, lookup)
@@ -168,7 +168,7 @@ class _Batch:
         positions: of the roots, `int64[trees]`.
     """
 
-    def __init__(self, table: GuessTable, forest: DraftForest, positions: IntArray) -> None:
+    def __init__(self, table: RecordedTrees, forest: DraftForest, positions: IntArray) -> None:
         self.table, self.forest, self.positions = table, forest, positions
         self.first = len(table)
         self.numbers: IntArray = np.empty(0, np.int64)  # of the table's rows from `first` on; -1 for roots
@@ -189,7 +189,7 @@ class _Batch:
         return self.table.append(found, above, rank, positions)
 
 
-class _GrowingWalk(Walk):
+class _GrowingWalk(RecordedLookup):
     """A walk that asks the draft for what the table lacks."""
 
     def __init__(self, batch: _Batch) -> None:
@@ -206,7 +206,7 @@ class _GrowingWalk(Walk):
 class _Offers:
     """What live drafting would be offered, calibrated if the draft is given and has a calibrator."""
 
-    def __init__(self, walk: Walk, draft: Draft | None, greedy: bool) -> None:
+    def __init__(self, walk: RecordedLookup, draft: Draft | None, greedy: bool) -> None:
         self.walk, self.greedy = walk, greedy
         self.calibrator = None if draft is None else draft.calibrator
 
@@ -222,7 +222,7 @@ class _Offers:
 class _Likeliest:
     """Candidates with the highest probability that any source gives them, so that reach is never underrated."""
 
-    def __init__(self, walk: Walk, draft: Draft, greedy: bool, lookup: HindsightLookup) -> None:
+    def __init__(self, walk: RecordedLookup, draft: Draft, greedy: bool, lookup: WholeTextLookup) -> None:
         self.walk, self.calibrator, self.greedy, self.lookup = walk, draft.calibrator, greedy, lookup
         self.paths: list[list[int]] = []  # tokens from below the root to each node
 

@@ -12,10 +12,10 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.tree import TokenForest
 
-__all__ = ["GuessTable", "RecordedDraft", "Walk"]
+__all__ = ["RecordedDraft", "RecordedLookup", "RecordedTrees"]
 
 
-class GuessTable:
+class RecordedTrees:
     """Expansions of a draft, a row each: the root of a position's tree, or a node of it, and what may follow.
 
     Args:
@@ -79,7 +79,7 @@ class GuessTable:
         return Candidates(self.tokens[rows, :k], log_probs, np.exp(log_probs[:, 0]), entropy=self.entropy[rows])
 
     @classmethod
-    def joined(cls, tables: Sequence[GuessTable], offsets: Sequence[int]) -> GuessTable:
+    def joined(cls, tables: Sequence[RecordedTrees], offsets: Sequence[int]) -> RecordedTrees:
         """The rows of several tables, each with its positions moved up by its offset."""
         joined = cls(tables[0].columns)
         sizes = np.cumsum([0, *map(len, tables)])
@@ -96,19 +96,19 @@ class GuessTable:
         joined.append(found, np.concatenate(above), np.concatenate([table.rank for table in tables]), places)
         return joined
 
-    def by_position(self) -> GuessTable:
+    def by_position(self) -> RecordedTrees:
         """The same rows, those of a position together and in the order in which they came."""
         order = np.argsort(self.position, kind="stable")
         number = np.empty(len(self) + 1, np.int64)
         number[order] = np.arange(len(self))
         number[-1] = -1
-        table = GuessTable(self.columns)
+        table = RecordedTrees(self.columns)
         found = Candidates(self.tokens[order], self.log_probs[order], np.empty(0), entropy=self.entropy[order])
         table.append(found, number[self.parent[order]], self.rank[order], self.position[order])
         return table
 
 
-class Walk:
+class RecordedLookup:
     """An `Expand` over a table, for one growth of a forest.
 
     Args:
@@ -116,7 +116,7 @@ class Walk:
         positions: of the roots of the forest's trees, `int64[trees]`.
     """
 
-    def __init__(self, table: GuessTable, positions: IntArray) -> None:
+    def __init__(self, table: RecordedTrees, positions: IntArray) -> None:
         self.table, self.positions = table, positions
         self.rows: IntArray = np.empty(0, np.int64)  # of the forest's nodes, -1 where unknown
 
@@ -179,7 +179,7 @@ class RecordedDraft:
     _owed = 0
 
     def __init__(
-        self, table: GuessTable, kind: str, calibrator: Calibrator | None = None, context_limit: int | None = None
+        self, table: RecordedTrees, kind: str, calibrator: Calibrator | None = None, context_limit: int | None = None
     ) -> None:
         self.table, self.kind, self.calibrator, self.context_limit = table, kind, calibrator, context_limit
 
@@ -208,7 +208,7 @@ class RecordedDraft:
     def seek(self, position: int) -> None:
         """Goes to where the token at `position` is the root of a tree."""
         self.position = position
-        self._walk = Walk(self.table, np.array([position]))
+        self._walk = RecordedLookup(self.table, np.array([position]))
 
     def kept(self, path: IntArray) -> int:
         """How many of these nodes of the tree the draft need not read again once they are committed."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specgym.env.replay.traces.recorded_trees import GuessTable
+from specgym.env.replay.traces.recorded_trees import RecordedTrees
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import SamplingSettings
 
@@ -71,11 +71,11 @@ class TraceText:
     """most tokens that were asked for [tokens]"""
     tokens: tuple[int, ...]
     """prompt and answer [token ids]"""
-    load: Callable[[], GuessTable] = field(compare=False, repr=False)
+    load: Callable[[], RecordedTrees] = field(compare=False, repr=False)
     """reads the guesses"""
 
     @cached_property
-    def guesses(self) -> GuessTable:
+    def guesses(self) -> RecordedTrees:
         """What the draft guessed after each token of the answer but the last one; read when first asked for."""
         return self.load()
 
@@ -160,11 +160,11 @@ def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> Tr
     )
 
 
-def _table(columns: dict[str, Array], prompt: int) -> GuessTable:
+def _table(columns: dict[str, Array], prompt: int) -> RecordedTrees:
     counts = columns["counts"].astype(np.int64)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     parent = columns["parent"].astype(np.int64)
-    table = GuessTable(columns["candidates"].shape[1])
+    table = RecordedTrees(columns["candidates"].shape[1])
     table.append(
         Candidates(
             columns["candidates"].astype(np.int64),

@@ -9,10 +9,10 @@ import numpy as np
 
 from specgym.env.drafts.lookup import LATEST, LookupDraft
 
-__all__ = ["HindsightLookup"]
+__all__ = ["WholeTextLookup"]
 
 
-class HindsightLookup(LookupDraft):
+class WholeTextLookup(LookupDraft):
     """Says at any position what `LookupDraft` says there when it has read no further.
 
     Args:

@@ -17,7 +17,7 @@ from specgym.agents.distillation.data.device_dataset import shelf_bytes
 from specgym.agents.distillation.examination.agreement import agreement_at_work
 from specgym.agents.distillation.model.draft_shapes import CausalShape, FeatureShape, new_causal, new_network
 from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent, Student
-from specgym.agents.distillation.pipeline import Distillation, DistillationConfig, Graduate
+from specgym.agents.distillation.pipeline import Distillation, DistillationConfig, DistilledDraft
 from specgym.env.common.errors import LimitError, ModelFileError, PairError, ParameterError, PromptError
 from tests.support.distilling import CONFIGS, FEATURE, TOKENIZER, TRAINING, written
 from tests.support.tiny_pair import tiny_tokenizer
@@ -27,7 +27,7 @@ SHARDS = ["text-0000.safetensors", "text-0001.safetensors"]
 
 
 @pytest.fixture
-def copy(run_folder: Path, graduates: dict[str, Graduate], tmp_path: Path) -> Path:
+def copy(run_folder: Path, graduates: dict[str, DistilledDraft], tmp_path: Path) -> Path:
     """A copy of the run folder after both kinds were made."""
     return Path(shutil.copytree(run_folder, tmp_path / "copy"))
 
@@ -47,7 +47,7 @@ def beginner(config: DistillationConfig, model: PreTrainedModel, seen: list[Less
 @pytest.mark.parametrize("kind", CONFIGS)
 class TestGraduate:
     def test_training_raises_the_agreement_on_prompts_it_has_not_seen(
-        self, easy_model: PreTrainedModel, run_folder: Path, graduates: dict[str, Graduate], kind: str
+        self, easy_model: PreTrainedModel, run_folder: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         seen, held_out = Distillation(easy_model, TOKENIZER, run_folder, CONFIGS[kind]).lessons()
         chance = agreement_at_work(beginner(CONFIGS[kind], easy_model, seen), held_out)
@@ -58,7 +58,7 @@ class TestGraduate:
         assert marks == agreement_at_work(graduates[kind].student, held_out)
 
     def test_what_is_held_out_is_not_trained_on(
-        self, easy_model: PreTrainedModel, run_folder: Path, graduates: dict[str, Graduate], kind: str
+        self, easy_model: PreTrainedModel, run_folder: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         lessons = list(load_lessons(run_folder))
         assert len(lessons) == 150
@@ -74,7 +74,7 @@ class TestGraduate:
         assert len(trained) + len(kept) == len(lessons)
 
     def test_what_the_teacher_says_of_held_out_prompts_does_not_reach_the_weights(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate], kind: str
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         for number in range(2):
             text, path = read_shard(shard_path(copy, "text", number)), shard_path(copy, "states", number)
@@ -91,7 +91,7 @@ class TestGraduate:
         assert again.examination.agreement["all"] != graduates[kind].examination.agreement["all"]
 
     def test_agreement_is_told_by_the_way_of_decoding_and_by_kind(
-        self, graduates: dict[str, Graduate], kind: str
+        self, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         parts = graduates[kind].examination.agreement
         assert parts["all"].positions == parts["greedy"].positions + parts["sampled"].positions
@@ -102,7 +102,7 @@ class TestGraduate:
         assert len(by_kind) > 2
 
     def test_its_curves_are_drawn_and_its_history_is_whole(
-        self, run_folder: Path, graduates: dict[str, Graduate], kind: str
+        self, run_folder: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         assert (run_folder / f"{kind}-curves" / "curves.png").exists()
         history = graduates[kind].history
@@ -113,7 +113,7 @@ class TestGraduate:
 class TestStages:
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_nothing_that_is_there_is_made_again(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate], kind: str
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         before = written(copy, "[ts]*-*.safetensors")
         stages = []
@@ -128,7 +128,7 @@ class TestStages:
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_a_teacher_that_is_asked_for_every_batch_teaches_the_same(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate], kind: str
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft], kind: str
     ) -> None:
         for path in [*copy.glob("states-*"), *copy.glob("*.checkpoint.*")]:
             path.unlink()
@@ -144,7 +144,7 @@ class TestStages:
         assert marks.top1 == pytest.approx(kept_marks.top1, abs=0.05)
 
     def test_states_on_a_shelf_teach_a_draft_that_fuses_layers_and_are_asked_for_once(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate]
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft]
     ) -> None:
         for path in [*copy.glob("states-*"), *copy.glob("*.checkpoint.*")]:
             path.unlink()
@@ -194,7 +194,7 @@ class TestStages:
         def refuse(*arguments: object) -> None:
             raise AssertionError
 
-        monkeypatch.setattr(pipeline, "Shelf", refuse)
+        monkeypatch.setattr(pipeline, "DeviceDataset", refuse)
         monkeypatch.setattr(pipeline, "shelf_room", refuse)
         for path in copy.glob("*.checkpoint.*"):
             path.unlink()
@@ -211,7 +211,7 @@ class TestStages:
         distillation.record_states()
         assert contents(copy, "[ts]*-*.safetensors") == before
 
-    def test_shards_differ(self, run_folder: Path, graduates: dict[str, Graduate]) -> None:
+    def test_shards_differ(self, run_folder: Path, graduates: dict[str, DistilledDraft]) -> None:
         one, other = (read_shard(shard_path(run_folder, "text", number))["tokens"] for number in range(2))
         assert not one[:1000].equal(other[:1000])
 
@@ -225,7 +225,7 @@ class TestStages:
         assert {lesson.features.shape[1] for lesson in distillation.lessons()[0]} == {64}
 
     def test_a_draft_that_reads_the_last_layer_makes_do_with_states_of_more(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate]
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft]
     ) -> None:
         for path in copy.glob("states-*"):
             path.unlink()
@@ -367,7 +367,7 @@ class TestExams:
         assert not (tmp_path / "run").exists()
 
     def test_agreement_is_measured_on_prompts_besides(
-        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, Graduate]
+        self, easy_model: PreTrainedModel, copy: Path, graduates: dict[str, DistilledDraft]
     ) -> None:
         texts = ["hello", "Why is the sky blue?", "x" * 999]  # the last one leaves no room for an answer
         prompts = self.write_prompts(copy / "questions.jsonl", texts)

@@ -15,9 +15,9 @@ import pytest
 from specgym.agents.learning.algorithms import model_act, model_weights
 from specgym.agents.learning.config import LearningConfig, LearningPlan
 from specgym.agents.learning.learner import CHECKPOINT, Learner
-from specgym.agents.learning.setup import Classroom
+from specgym.agents.learning.setup import TrainingSetup
 from specgym.agents.learning.time_price import Prices
-from specgym.agents.learning.training_history import Course, Look
+from specgym.agents.learning.training_history import Evaluation, TrainingHistory
 from specgym.agents.learning.training_report import best_seed
 from specgym.agents.policies.policy_controller import PolicyController
 from specgym.agents.policies.policy_file import load_policy
@@ -38,12 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_world(tmp_path_factory.mktemp("texts"))
 
 
-def classroom(folder: Path, plan: LearningPlan) -> Classroom:
-    return Classroom([folder / "tiny.sgt"], [str(folder / "dear.json"), str(folder / "cheap.json")], plan)
+def classroom(folder: Path, plan: LearningPlan) -> TrainingSetup:
+    return TrainingSetup([folder / "tiny.sgt"], [str(folder / "dear.json"), str(folder / "cheap.json")], plan)
 
 
 @pytest.fixture(scope="module")
-def room(folder: Path) -> Classroom:
+def room(folder: Path) -> TrainingSetup:
     return classroom(folder, BRIEF)
 
 
@@ -64,7 +64,7 @@ class TestLearning:
         assert min(before / best) < 0.95, "the test would be vacuous"
         assert after == pytest.approx(best)
 
-    def test_prices_go_over_to_the_policys_own_throughput(self, room: Classroom, tmp_path: Path) -> None:
+    def test_prices_go_over_to_the_policys_own_throughput(self, room: TrainingSetup, tmp_path: Path) -> None:
         learner = room.learner(0, tmp_path)
         assert learner.prices.lam.tolist() == [[1.0, 1.0], [1.0, 1.0]]
         look = learner.run().looks[-1]
@@ -122,7 +122,7 @@ class TestExport:
         assert steered == 300
         assert len(chosen) > 1, "the test would be vacuous"
 
-    def test_the_file_tells_what_the_policy_is(self, room: Classroom, tmp_path: Path) -> None:
+    def test_the_file_tells_what_the_policy_is(self, room: TrainingSetup, tmp_path: Path) -> None:
         learner = room.learner(3, tmp_path)
         course = learner.run()
         policy = load_policy(tmp_path, GRID)
@@ -140,13 +140,13 @@ class Interrupt:
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def __call__(self, steps: int, course: Course) -> None:
+    def __call__(self, steps: int, course: TrainingHistory) -> None:
         self.left -= 1
         if self.left == 0:
             signal.raise_signal(signal.SIGINT)
 
 
-def told(course: Course) -> list[Look]:
+def told(course: TrainingHistory) -> list[Evaluation]:
     return [dataclasses.replace(look, seconds=0.0) for look in course.looks]
 
 
@@ -174,11 +174,11 @@ class TestResuming:
         again = room.learner(1, tmp_path / "whole")
         assert told(again.run()) == told(course), "what is finished is not begun again"
 
-    def test_seeds_differ(self, room: Classroom, tmp_path: Path) -> None:
+    def test_seeds_differ(self, room: TrainingSetup, tmp_path: Path) -> None:
         scores = [room.learner(seed, tmp_path / str(seed)).run().looks[-1].reward for seed in (0, 1)]
         assert scores[0] != scores[1]
 
-    def test_a_checkpoint_of_another_run_is_refused(self, room: Classroom, folder: Path, tmp_path: Path) -> None:
+    def test_a_checkpoint_of_another_run_is_refused(self, room: TrainingSetup, folder: Path, tmp_path: Path) -> None:
         room.learner(0, tmp_path).run()
         changed = dataclasses.replace(BRIEF, config=dataclasses.replace(BRIEF.config, entropy=0.5))
         for other, seed in ((room, 1), (classroom(folder, changed), 0)):
@@ -189,7 +189,7 @@ class TestResuming:
         "damage", [lambda data: data[: len(data) // 2], lambda data: data.replace(b"course", b"curse!")]
     )
     def test_a_damaged_checkpoint_is_refused(
-        self, room: Classroom, tmp_path: Path, damage: Callable[[bytes], bytes]
+        self, room: TrainingSetup, tmp_path: Path, damage: Callable[[bytes], bytes]
     ) -> None:
         room.learner(0, tmp_path).run()
         (tmp_path / CHECKPOINT).write_bytes(damage((tmp_path / CHECKPOINT).read_bytes()))
@@ -198,19 +198,19 @@ class TestResuming:
 
 
 class TestCourse:
-    def look(self, steps: int, score: float) -> Look:
-        return Look(
+    def look(self, steps: int, score: float) -> Evaluation:
+        return Evaluation(
             steps, steps / 10, score, {"one": score}, {"one": [score, None]}, {"one": [1.0, 1.0]}, {"total": 0.0}
         )
 
     def test_it_is_told_as_json_and_read_again(self) -> None:
-        course = Course([self.look(1, 1.5), self.look(2, 1.2)])
-        assert Course.of(json.loads(json.dumps(course.record()))) == course
+        course = TrainingHistory([self.look(1, 1.5), self.look(2, 1.2)])
+        assert TrainingHistory.of(json.loads(json.dumps(course.record()))) == course
 
     def test_the_best_and_the_first_that_is_near_the_last(self) -> None:
-        course = Course([self.look(1, 1.0), self.look(2, 1.49), self.look(3, 1.52), self.look(4, 1.5)])
+        course = TrainingHistory([self.look(1, 1.0), self.look(2, 1.49), self.look(3, 1.52), self.look(4, 1.5)])
         assert (course.best.steps, course.near.steps) == (3, 2)
-        assert best_seed({4: course, 5: Course([self.look(1, 1.51)])}) == 4
+        assert best_seed({4: course, 5: TrainingHistory([self.look(1, 1.51)])}) == 4
 
 
 class TestErrors:
@@ -251,12 +251,12 @@ class TestErrors:
             ):
                 classroom(folder, dataclasses.replace(BRIEF, grid=grid))
         with pytest.raises(ParameterError, match="of different names; got overhead_bound, overhead_bound"):
-            Classroom([folder / "tiny.sgt"], ["overhead_bound"] * 2, BRIEF)
+            TrainingSetup([folder / "tiny.sgt"], ["overhead_bound"] * 2, BRIEF)
         with pytest.raises(TraceError):
-            Classroom([folder / "none.sgt"], ["overhead_bound"], BRIEF)
+            TrainingSetup([folder / "none.sgt"], ["overhead_bound"], BRIEF)
 
     def test_what_is_not_installed_is_told(
-        self, room: Classroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, room: TrainingSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(__import__("sys").modules, "sb3_contrib", None)
         plan = dataclasses.replace(BRIEF, algorithm="recurrent_ppo")

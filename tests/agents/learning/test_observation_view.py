@@ -11,7 +11,7 @@ import pytest
 
 from specgym.agents.learning.algorithms import model_act
 from specgym.agents.learning.config import LearningConfig, LearningPlan
-from specgym.agents.learning.setup import Classroom
+from specgym.agents.learning.setup import TrainingSetup
 from specgym.agents.policies.action_forms import make_form
 from specgym.agents.policies.corrections import Corrections, PriceGrid, base_price
 from specgym.agents.policies.observation_groups import GROUPS, columns_of
@@ -19,7 +19,7 @@ from specgym.agents.policies.policy_controller import PolicyController, find_pol
 from specgym.agents.policies.policy_file import WEIGHTS, Architecture, Policy, PolicyError, load_policy, save_policy
 from specgym.agents.policies.policy_network import expected_shapes
 from specgym.agents.study.playing import play_policies
-from specgym.controllers.evaluation.ladder.replayed import Evaluation
+from specgym.controllers.evaluation.ladder.replayed import LadderEvaluation
 from specgym.controllers.rules.goodput import GoodputController
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import ParameterError, UnknownNameError
@@ -43,13 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room(folder: Path) -> Classroom:
+def room(folder: Path) -> TrainingSetup:
     return classroom(folder, PLAN)
 
 
-def classroom(folder: Path, plan: LearningPlan, held_out: tuple[str, ...] = ()) -> Classroom:
+def classroom(folder: Path, plan: LearningPlan, held_out: tuple[str, ...] = ()) -> TrainingSetup:
     profiles = [str(folder / "dear.json"), str(folder / "cheap.json")]
-    return Classroom([folder / "tiny.sgt"], profiles, plan, held_out=held_out)
+    return TrainingSetup([folder / "tiny.sgt"], profiles, plan, held_out=held_out)
 
 
 def correcting(seed: int = 3) -> Policy:
@@ -142,7 +142,7 @@ class TestCorrections:
         wanted = GoodputController(price=base_price(row or ROW_PRIOR, 0.0 if greedy else 1.0), source="both").act(seen)
         assert wanted.source == "both", "the test would be vacuous"
         assert (found.source, found.max_depth, found.node_budget) == ("both", wanted.max_depth, 31)
-        for name, values in (("min_reach", grid.early_stop), ("level_price", grid.high_confidence)):
+        for name, values in (("min_reach", grid.early_stop), ("min_level_reach", grid.high_confidence)):
             nearest = min(values, key=lambda value, name=name: abs(np.log((value or 0.02) / getattr(wanted, name))))
             around = values.index(nearest)
             assert getattr(found, name) in values[max(around - 1, 0) : around + 2]
@@ -181,7 +181,7 @@ class TestCorrections:
         rows = [found.min_reach for found in both]
         assert rows == sorted(rows)
         assert len(set(rows)) >= 5
-        assert len({found.level_price for found in both}) >= 4
+        assert len({found.min_level_reach for found in both}) >= 4
         assert act(grid, np.array([0]), seen) == PLAIN
         assert act(grid, np.array([1]), seen).source == "lookup"
 
@@ -219,7 +219,7 @@ class TestHindsight:
         assert after[0] > 0.99, "plain decoding, where every row costs a step"
         assert after[1] > 1.15 * before[1], "large trees, where they cost nothing"
 
-    def test_a_run_that_goes_on_ends_with_the_same_policy(self, room: Classroom, tmp_path: Path) -> None:
+    def test_a_run_that_goes_on_ends_with_the_same_policy(self, room: TrainingSetup, tmp_path: Path) -> None:
         whole = room.learner(1, tmp_path / "whole").run()
         with pytest.raises(KeyboardInterrupt):
             room.learner(1, tmp_path / "parts").run(Interrupt(40))
@@ -269,7 +269,7 @@ class TestPlaying:
             for name, profile in profiles.items():
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr("specgym.controllers.registry._FINDERS", [find_policy])
-                    alone = Evaluation(texts, trace.header).controller(str(tmp_path), profile)
+                    alone = LadderEvaluation(texts, trace.header).controller(str(tmp_path), profile)
                 together = {row.prompt_id: row for row in rows[name]}
                 for row in alone:
                     other = together[row.prompt_id]

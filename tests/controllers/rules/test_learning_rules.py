@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from specgym.controllers.controller import Controller
-from specgym.controllers.evaluation.ladder.replayed import Evaluation, best_static
+from specgym.controllers.evaluation.ladder.replayed import LadderEvaluation, best_static
 from specgym.controllers.guard import GuardedController
 from specgym.controllers.registry import make_controller
 from specgym.controllers.rules.bandits import BanditController
 from specgym.controllers.rules.goodput import GoodputController
 from specgym.controllers.rules.phases import PHASE_2, StaticController
-from specgym.controllers.rules.throughput import Gate, Throughput, machine_prices
+from specgym.controllers.rules.throughput import Gate, Throughput, machine_costs
 from specgym.env.common.errors import UnknownNameError
 from specgym.env.latency.families import CommonCosts, compute_bound, overhead_bound
 from specgym.env.latency.latency_profile import LatencyProfile
@@ -89,12 +89,12 @@ class TestGoodput:
         rule = make_controller("goodput:price=2:capture=0.5:source=model")
         chosen = rule.act(after(0, 0, level_cost=0.1, row_cost=0.04))
         assert chosen.min_reach == pytest.approx(2 * 0.04)
-        assert chosen.level_price == pytest.approx(2 * (0.1 + 0.04) / 0.5), "a level brings a row at least"
+        assert chosen.min_level_reach == pytest.approx(2 * (0.1 + 0.04) / 0.5), "a level brings a row at least"
         assert chosen.early_stop == pytest.approx(0.08 / 0.5), "a child has half of its parent's reach"
         assert rule.act(after(0, 0, level_cost=0.1, row_cost=0.001)).early_stop == 0.05
         alone = make_controller("goodput:price=2:source=lookup")
         sure = after(0, 0, lookup_match=16, lookup_rate=0.95, level_cost=0.1, row_cost=0.04)
-        assert (alone.act(sure).early_stop, alone.act(sure).level_price) == (pytest.approx(0.08), 0)
+        assert (alone.act(sure).early_stop, alone.act(sure).min_level_reach) == (pytest.approx(0.08), 0)
 
     def test_the_price_is_its_own_throughput_and_never_under_plain_decodings(self) -> None:
         rule = GoodputController(source="model")
@@ -121,15 +121,15 @@ class TestGoodput:
         rule = make_controller("goodput")
         sure = after(0, 0, lookup_match=16, lookup_rate=0.95, level_cost=0.2, row_cost=0.01)
         assert rule.act(sure).source == "lookup"
-        assert rule.act(sure).level_price == 0
+        assert rule.act(sure).min_level_reach == 0
         unsure = after(0, 0, lookup_match=2, lookup_rate=0.1, level_cost=0.2, row_cost=0.12)
         assert rule.act(unsure).source == "both"
         assert make_controller("goodput:source=model").act(sure).source == "model"
         assert make_controller("goodput:source=lookup").act(unsure) == PLAIN
 
     def test_a_machine_that_tells_no_costs_is_taken_for_a_usual_one(self) -> None:
-        assert (machine_prices(FIRST).level, machine_prices(FIRST).row) == (0.1, 0.01)
-        known = machine_prices(after(0, 0, level_cost=0.2))
+        assert (machine_costs(FIRST).level, machine_costs(FIRST).row) == (0.1, 0.01)
+        known = machine_costs(after(0, 0, level_cost=0.2))
         assert (known.level, known.row) == (0.2, 0.0), "rows may be free"
 
 
@@ -142,7 +142,7 @@ def seconds(trace: Path, name: str, profile: LatencyProfile, static: TreeParamet
     """Total time of all greedy texts."""
     found = read_trace(trace)
     texts = [text for text in found.texts if text.settings.greedy]
-    return sum(row.seconds for row in Evaluation(texts, found.header).controller(name, profile, static))
+    return sum(row.seconds for row in LadderEvaluation(texts, found.header).controller(name, profile, static))
 
 
 class TestGoodputOnATrace:
@@ -247,6 +247,6 @@ class TestAccounts:
         assert recent.profit(1) == pytest.approx(2, rel=0.02)
 
     def test_a_rounds_time_is_its_forwards(self) -> None:
-        prices = machine_prices(after(0, 0, level_cost=0.2, row_cost=0.05))
+        prices = machine_costs(after(0, 0, level_cost=0.2, row_cost=0.05))
         assert prices.steps(PastRound(10, 4, 1), "both") == pytest.approx(1 + 0.8 + 0.5)
         assert prices.steps(PastRound(10, 4, 1), "lookup") == pytest.approx(1 + 0.5)

@@ -157,7 +157,7 @@ class TestTrees:
         ("adaedl:inertia=nan", r"inertia must be 0 or more and under 1; got nan"),
         ("adaedl:gamma=0", r"gamma must be over 0; got 0.0"),
         ("eagle2:total=0", r"node_budget=0"),
-        ("opt_tree:delta=-1", r"level_price=-1.0"),
+        ("opt_tree:delta=-1", r"min_level_reach=-1.0"),
         ("heuristic:source=draft", r"source to be one of model, lookup, both; got source=draft"),
         ("tapout:exploration=-1", r"exploration of 0 or more; got 4 and -1.0"),
         ("banditspec:exploration=nan", r"got 6 and nan"),

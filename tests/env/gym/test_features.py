@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgym.env.gym.features import FEATURES, feature_table, feature_vector, squeezed, unsqueezed, unsqueezed_number
+from specgym.env.gym.features import FEATURES, feature_table, feature_vector, saturate, unsaturate, unsaturate_number
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation, PastRound
 
 NOTHING_YET = Observation(position=10, generated=1, remaining=50)
@@ -113,9 +113,9 @@ def test_the_machine_is_told_in_plain_steps() -> None:
 
 @given(cost=st.floats(0, 1e3), half=st.floats(0.01, 10))
 def test_a_cost_that_is_shown_can_be_told_from_what_is_shown(cost: float, half: float) -> None:
-    shown = np.array([squeezed(cost, half), 1.0])
-    assert unsqueezed(shown, half).tolist() == [pytest.approx(cost, rel=1e-6, abs=1e-9), np.inf]
-    assert [unsqueezed_number(each, half) for each in shown] == unsqueezed(shown, half).tolist()
+    shown = np.array([saturate(cost, half), 1.0])
+    assert unsaturate(shown, half).tolist() == [pytest.approx(cost, rel=1e-6, abs=1e-9), np.inf]
+    assert [unsaturate_number(each, half) for each in shown] == unsaturate(shown, half).tolist()
 
 
 def test_the_table_has_a_row_for_every_entry_and_names_fields_that_there_are() -> None:

@@ -16,7 +16,7 @@ import torch
 from specgym.env.kernels import build as compiled_module
 from specgym.env.kernels import choosing, moving
 from specgym.env.kernels.build import compile_seconds, compiled_path, find_library, load_library
-from specgym.env.kernels.choosing import best, gumbel, ranked, told
+from specgym.env.kernels.choosing import best, gumbel, ranked, to_candidates
 from specgym.env.kernels.moving import move_rows
 
 SOURCE = Path(choosing.__file__).with_name("choosing.cpp")
@@ -189,9 +189,9 @@ def test_log_probabilities_are_told_as_torch_rounds_them(k: int, trimmed: bool, 
     values = torch.cat([random, odd]).view(-1, 8)
     entries = torch.arange(values.numel()).view(-1, 8)
     ids = torch.arange(values.numel()).flip(0) if trimmed else None
-    found = told(values, entries, k, ids)
+    found = to_candidates(values, entries, k, ids)
     request.getfixturevalue("by_torch")
-    expected = told(values, entries, k, ids)
+    expected = to_candidates(values, entries, k, ids)
     assert found[2] is None
     for part, expected_part, dtype in zip(found, expected, (np.float64, np.int64), strict=False):
         assert part.dtype == dtype
@@ -201,16 +201,18 @@ def test_log_probabilities_are_told_as_torch_rounds_them(k: int, trimmed: bool, 
 @compiled
 def test_entropies_are_told_as_torch_rounds_them(request: pytest.FixtureRequest) -> None:
     values, entries, nats = torch.randn(3, 4), torch.arange(12).view(3, 4), torch.tensor([0.1234567, 2.0, 10.7])
-    found = told(values, entries, 2, nats=nats)
+    found = to_candidates(values, entries, 2, nats=nats)
     request.getfixturevalue("by_torch")
-    expected = told(values, entries, 2, nats=nats)
+    expected = to_candidates(values, entries, 2, nats=nats)
     for part, expected_part in zip(found, expected, strict=True):
         np.testing.assert_array_equal(part, expected_part)
     np.testing.assert_array_equal(found[2], nats.half().double())
 
 
 def test_what_is_no_number_is_told_as_none() -> None:
-    log_probs, *_ = told(torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2, torch.tensor([5]))
+    log_probs, *_ = to_candidates(
+        torch.tensor([[0.0, torch.nan]]), torch.zeros(1, 2, dtype=torch.int64), 2, torch.tensor([5])
+    )
     assert np.isnan(log_probs).tolist() == [[False, True]]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from specgym.env.models.fast.layer import MOST_ROWS, filled_up, has_kernel
+from specgym.env.models.fast.layer import MOST_ROWS, has_kernel, padded_rows
 from specgym.env.models.fast.native import can_run
 from specgym.env.models.fast.packed import Packing, Projection, best_packing, can_pack, row_invariant
 
@@ -55,7 +55,7 @@ def test_a_packed_row_has_the_same_bits_alone_and_in_company(packing: Packing, f
 
 
 def test_texts_of_all_lengths_are_filled_up_to_few() -> None:
-    lengths = {rows: filled_up(rows) for rows in range(1, 1025)}
+    lengths = {rows: padded_rows(rows) for rows in range(1, 1025)}
     assert len(set(lengths.values())) == 40
     assert all(0 <= filled - rows < max(8, rows / 8) for rows, filled in lengths.items())
 

@@ -18,8 +18,8 @@ from specgym.env.drafts import Draft, LookupDraft
 from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.replay.recording.recorder import Recorder, SupersetRule
-from specgym.env.replay.traces.recorded_trees import GuessTable, RecordedDraft
-from specgym.env.replay.traces.whole_text_lookup import HindsightLookup
+from specgym.env.replay.traces.recorded_trees import RecordedDraft, RecordedTrees
+from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
 from specgym.env.tree.growth import grow_tree
 from specgym.env.tree.parameters import SOURCES, TreeParameters
 from specgym.env.tree.rounds import Request
@@ -57,11 +57,11 @@ def write(sampling: SamplingSettings, prompt: Sequence[int], length: int = 40) -
     return [*prompt, *answer.tokens]
 
 
-def recorded(draft: Draft, text: list[int], start: int, sampling: SamplingSettings, batch: int = 7) -> GuessTable:
+def recorded(draft: Draft, text: list[int], start: int, sampling: SamplingSettings, batch: int = 7) -> RecordedTrees:
     return Recorder(TARGET, draft, RULE, batch).record(text, start, sampling)
 
 
-def replayed(draft: Draft, table: GuessTable, text: Sequence[int], sampling: SamplingSettings) -> MergedDraft:
+def replayed(draft: Draft, table: RecordedTrees, text: Sequence[int], sampling: SamplingSettings) -> MergedDraft:
     """Drafting from the table, after `text`."""
     merged = MergedDraft(RecordedDraft(table, draft.kind, draft.calibrator, draft.context_limit))
     merged.start(TokenChooser(sampling, VOCABULARY, torch.device("cpu")))
@@ -181,7 +181,7 @@ def test_prompt_lookup_needs_no_recording() -> None:
 
 @given(text=st.lists(st.integers(0, 2), min_size=1, max_size=60), data=st.data())
 def test_hindsight_says_what_lookup_said_when_it_had_read_no_further(text: list[int], data: st.DataObject) -> None:
-    hindsight, reader = HindsightLookup(text), LookupDraft()
+    hindsight, reader = WholeTextLookup(text), LookupDraft()
     reader.forget()
     until = data.draw(st.integers(1, len(text)), "until")
     path = data.draw(st.lists(st.integers(0, 2), max_size=3), "path")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from specgym.controllers.rules.phases import PHASE_1, PHASE_2, fixed_tree
 from specgym.env.common.errors import ParameterError, TraceError, UnrecordedError
 from specgym.env.replay.decoder import TextReplay
-from specgym.env.replay.tabulation import Corpus, tabulate
+from specgym.env.replay.tabulation import TraceTable, tabulate
 from specgym.env.tree.parameters import PLAIN, SOURCES, TreeParameters
 from tests.env.replay.test_decoder import Recorded, record
 from tests.env.replay.test_recording import CALIBRATOR
@@ -40,9 +40,9 @@ def recorded(request: pytest.FixtureRequest) -> Recorded:
     return record(target, draft, prompts=5)
 
 
-def corpus(recorded: Recorded, greedy: bool) -> Corpus:
+def corpus(recorded: Recorded, greedy: bool) -> TraceTable:
     texts = [text for text in recorded.replay.texts.values() if text.settings.greedy == greedy]
-    return Corpus(texts, recorded.replay.header)
+    return TraceTable(texts, recorded.replay.header)
 
 
 class TestTabulate:
@@ -80,8 +80,8 @@ class TestTabulate:
 class TestCorpus:
     def test_greedy_and_sampled_texts_do_not_mix(self, recorded: Recorded) -> None:
         with pytest.raises(ParameterError, match="all greedy or all sampled"):
-            Corpus(list(recorded.replay.texts.values()), recorded.replay.header)
+            TraceTable(list(recorded.replay.texts.values()), recorded.replay.header)
 
     def test_no_text_is_an_error(self, recorded: Recorded) -> None:
         with pytest.raises(TraceError, match="got none"):
-            Corpus([], recorded.replay.header)
+            TraceTable([], recorded.replay.header)

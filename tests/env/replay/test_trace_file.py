@@ -14,7 +14,7 @@ import pytest
 
 from specgym.env.common.errors import TraceError
 from specgym.env.replay.traces.file import TraceWriter, read_trace
-from specgym.env.replay.traces.recorded_trees import GuessTable
+from specgym.env.replay.traces.recorded_trees import RecordedTrees
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import SamplingSettings
@@ -33,10 +33,10 @@ HEADER = TraceHeader(
 )
 
 
-def table(seed: int, start: int, positions: int) -> GuessTable:
+def table(seed: int, start: int, positions: int) -> RecordedTrees:
     """A root at every position but one, and a few children."""
     random = np.random.default_rng(seed)
-    made = GuessTable(3)
+    made = RecordedTrees(3)
 
     def found(rows: int) -> Candidates:
         log_probs = -np.sort(random.exponential(size=(rows, 3))).astype(np.float16).astype(np.float64)
@@ -71,7 +71,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "some.sgt"
 
 
-def same(one: GuessTable, other: GuessTable) -> bool:
+def same(one: RecordedTrees, other: RecordedTrees) -> bool:
     names = ("tokens", "log_probs", "entropy", "parent", "rank", "position", "child")
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 

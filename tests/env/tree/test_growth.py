@@ -161,11 +161,13 @@ def test_entropy_does_not_bind_what_lookup_alone_proposed() -> None:
 def test_a_level_is_drafted_if_it_can_bring_its_price() -> None:
     draft = TableDraft([[0.4, 0.3], [0.5, 0.4]])  # what the levels below the root would expand: 0.7, 0.63, 0.567
     shape = {"base_depth": 9, "max_depth": 9, "min_branch": 2, "mid_branch": 2, "max_branch": 2}
-    assert [grow_tree(0, TreeParameters(**shape, level_price=price), draft).depth.max() for price in (0.71, 0.69)] == [
+    assert [
+        grow_tree(0, TreeParameters(**shape, min_level_reach=price), draft).depth.max() for price in (0.71, 0.69)
+    ] == [
         1,
         2,
     ]
-    few = TreeParameters(**shape, level_price=0.5, frontier_width=2)  # 0.7, 0.2 + 0.16
+    few = TreeParameters(**shape, min_level_reach=0.5, frontier_width=2)  # 0.7, 0.2 + 0.16
     assert grow_tree(0, few, draft).depth.max() == 2
 
 
@@ -217,7 +219,7 @@ def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParam
         np.testing.assert_array_equal(tree.log_prob[children(tree, node)], log_probs[:wanted])
 
     by_depth = [[other for other in expanded if tree.depth[other] == depth] for depth in range(tree.depth.max() + 1)]
-    assert all(reach[level].sum() >= parameters.level_price for level in by_depth[1:] if level)
+    assert all(reach[level].sum() >= parameters.min_level_reach for level in by_depth[1:] if level)
     assert all(reach[1:] >= parameters.min_reach)
 
     # A node below the root is expanded if and only if it is likely enough, unless likelier ones fill the frontier.
@@ -233,4 +235,4 @@ def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParam
         elif likely and depth < parameters.max_depth:
             level = by_depth[depth]
             full = len(level) == parameters.frontier_width and reach[level].min() >= reach[node]
-            assert full or (not level and parameters.level_price > 0)
+            assert full or (not level and parameters.min_level_reach > 0)

@@ -159,9 +159,9 @@ class TestRank:
         candidates = TokenChooser(SamplingSettings(), 6, CPU).rank(LOGITS[None], [3], 4)
         expected = exact_distribution(LOGITS, SamplingSettings(1.0))
         assert candidates.tokens.tolist() == [[0, 3, 1, 5]]
-        told = as_told(np.log(expected[[0, 3, 1, 5]]))
-        np.testing.assert_allclose(candidates.log_probs[0], told, rtol=1e-9)
-        np.testing.assert_allclose(candidates.confidence, np.exp(told[:1]), rtol=1e-9)
+        to_candidates = as_told(np.log(expected[[0, 3, 1, 5]]))
+        np.testing.assert_allclose(candidates.log_probs[0], to_candidates, rtol=1e-9)
+        np.testing.assert_allclose(candidates.confidence, np.exp(to_candidates[:1]), rtol=1e-9)
 
     @pytest.mark.parametrize("settings", SETTINGS, ids=str)
     def test_a_recording_in_float16_holds_what_is_offered_to_the_bit(self, settings: SamplingSettings) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from specgym.agents.distillation.data.batches import Batch, collate, trimmed_index
 from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import Shelf, shelf_bytes, shelf_room
+from specgym.agents.distillation.data.device_dataset import DeviceDataset, shelf_bytes, shelf_room
 from specgym.agents.distillation.data.teacher import TOP, Teacher
 from specgym.controllers.evaluation.results.provenance import machine
 from tests.support.distilling import make_lessons_of
@@ -35,8 +35,8 @@ def lessons(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def shelf(model: PreTrainedModel, lessons: list[Lesson]) -> Shelf:
-    return Shelf(Teacher(model, LAYERS), [lesson.tokens for lesson in lessons])
+def shelf(model: PreTrainedModel, lessons: list[Lesson]) -> DeviceDataset:
+    return DeviceDataset(Teacher(model, LAYERS), [lesson.tokens for lesson in lessons])
 
 
 class TestBatches:
@@ -46,7 +46,7 @@ class TestBatches:
         wider=st.integers(0, 40),
     )
     def test_a_batch_is_what_the_lessons_of_a_state_shard_make(
-        self, shelf: Shelf, lessons: list[Lesson], chosen: list[int], nobody: int, wider: int
+        self, shelf: DeviceDataset, lessons: list[Lesson], chosen: list[int], nobody: int, wider: int
     ) -> None:
         expected = collate([lessons[index] for index in chosen], TRIMMED)
         width = expected.tokens.shape[1] + wider
@@ -61,14 +61,14 @@ class TestBatches:
         assert known.any(), "the test would be vacuous"
         assert not known[len(chosen) :].any(), "a conversation without tokens teaches nothing"
 
-    def test_types_are_those_of_collated_batches(self, shelf: Shelf, lessons: list[Lesson]) -> None:
+    def test_types_are_those_of_collated_batches(self, shelf: DeviceDataset, lessons: list[Lesson]) -> None:
         found, expected = shelf.batch(torch.tensor([0]), 8, TRIMMED), collate(lessons[:1], TRIMMED)
         for field in fields(Batch):
             assert getattr(found, field.name).dtype == getattr(expected, field.name).dtype
 
     def test_progress_is_told_token_by_token(self, model: PreTrainedModel, lessons: list[Lesson]) -> None:
         told: list[int] = []
-        Shelf(Teacher(model), [lesson.tokens for lesson in lessons], told.append)
+        DeviceDataset(Teacher(model), [lesson.tokens for lesson in lessons], told.append)
         assert sum(told) == sum(LENGTHS)
 
 
@@ -76,7 +76,7 @@ class TestRoom:
     def test_its_size_is_that_of_what_it_holds(self) -> None:
         model = tiny_llama(dtype=torch.bfloat16, vocab_size=2 * TOP)
         texts = [torch.arange(length) for length in LENGTHS]
-        shelf = Shelf(Teacher(model, LAYERS), texts)
+        shelf = DeviceDataset(Teacher(model, LAYERS), texts)
         held = sum(tensor.nbytes for tensor in (shelf._tokens, *shelf._states.values()))
         assert shelf_bytes(sum(LENGTHS), 2 * 32) == held
 

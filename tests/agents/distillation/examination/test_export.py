@@ -16,7 +16,7 @@ from specgym.agents.distillation.examination.agreement import Agreement
 from specgym.agents.distillation.examination.card import Provenance, card
 from specgym.agents.distillation.examination.export import export
 from specgym.agents.distillation.model.students import FeatureStudent
-from specgym.agents.distillation.pipeline import Graduate
+from specgym.agents.distillation.pipeline import DistilledDraft
 from specgym.env.common.files import FileWriteError
 from specgym.env.decoding.pair import encode_chat, load_pair
 from specgym.env.drafts import CausalDraft, FeatureDraft
@@ -37,7 +37,7 @@ CALIBRATION = {"greedy": [{"depth": 1, "children": 4321, "first": 0.7899, "raw":
 
 
 @pytest.fixture(scope="module")
-def folders(graduates: dict[str, Graduate], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(graduates: dict[str, DistilledDraft], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where each kind of draft was exported to."""
     folders = {}
     for kind, graduate in graduates.items():
@@ -53,7 +53,7 @@ def target(easy_model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
 
 class TestDraft:
     def test_a_feature_drafts_weights_are_the_graduates(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path]
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path]
     ) -> None:
         assert {path.name for path in folders["feature"].iterdir()} == {"draft.safetensors", *ALWAYS}
         network = load_network(folders["feature"] / "draft.safetensors")
@@ -61,7 +61,7 @@ class TestDraft:
             assert network.state_dict()[name].equal(tensor if tensor.dtype == torch.int64 else tensor.bfloat16())
 
     def test_a_feature_draft_that_learned_on_scaled_states_is_written_as_it_works(
-        self, easy_model: PreTrainedModel, graduates: dict[str, Graduate], tmp_path: Path
+        self, easy_model: PreTrainedModel, graduates: dict[str, DistilledDraft], tmp_path: Path
     ) -> None:
         network = tiny_network(vocabulary=80, feature_layers=(0,))
         expected = network.reduce.weight.detach().bfloat16()
@@ -73,7 +73,7 @@ class TestDraft:
         assert load_network(tmp_path / "draft.safetensors").reduce.weight.equal(expected)
 
     def test_a_causal_draft_is_a_folder_as_transformers_reads_it(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path]
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path]
     ) -> None:
         names = {path.name for path in folders["causal"].iterdir()}
         assert names > {"config.json", "model.safetensors", "tokenizer.json", *ALWAYS}
@@ -114,13 +114,13 @@ class TestDraft:
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_the_graduate_stays_as_it_is(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         assert {weight.dtype for weight in graduates[kind].student.module.parameters()} == {torch.float32}
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_its_calibrator_is_the_fitted_one(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         saved, fitted = (
             load_calibrator(folders[kind] / "calibrator.json"),
@@ -132,7 +132,7 @@ class TestDraft:
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_a_place_that_cannot_be_written_to_is_named(
-        self, graduates: dict[str, Graduate], tmp_path: Path, kind: str
+        self, graduates: dict[str, DistilledDraft], tmp_path: Path, kind: str
     ) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(FileWriteError, match=f"Could not write {tmp_path / 'file'}"):
@@ -142,7 +142,7 @@ class TestDraft:
 @pytest.mark.parametrize("kind", CONFIGS)
 class TestRecord:
     def test_it_holds_the_figures_in_full(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         record = json.loads((folders[kind] / "training.json").read_text(encoding="utf-8"))
         graduate = graduates[kind]
@@ -158,7 +158,7 @@ class TestRecord:
         assert record["config"] == json.loads(json.dumps(dataclasses.asdict(CONFIGS[kind])))
 
     def test_the_card_is_written_from_it(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         text = (folders[kind] / "README.md").read_text(encoding="utf-8")
         title = {"feature": "# A feature draft for a-target\n", "causal": "# A standalone draft for a-target\n"}
@@ -175,7 +175,7 @@ class TestRecord:
             assert fact in text
 
     def test_the_cards_figures_are_the_measured_ones_cut(
-        self, graduates: dict[str, Graduate], folders: dict[str, Path], kind: str
+        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         lines = (folders[kind] / "README.md").read_text(encoding="utf-8").splitlines()
         for (name, part), label in itertools.product(graduates[kind].examination.agreement.items(), ("top1", "top4")):

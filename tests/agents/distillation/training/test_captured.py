@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import Shelf
+from specgym.agents.distillation.data.device_dataset import DeviceDataset
 from specgym.agents.distillation.data.teacher import Teacher
 from specgym.agents.distillation.model.draft_shapes import FeatureShape, new_network
 from specgym.agents.distillation.model.scales import layer_scales
@@ -51,8 +51,8 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that takes the same batches from a shelf or from lessons."""
 
-    def shelve() -> Shelf:
-        return Shelf(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
+    def shelve() -> DeviceDataset:
+        return DeviceDataset(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
 
     student = make_student(target, lessons)
     return Trainer(student, lessons, CONFIG, checkpoint, padded=True, shelve=shelve if shelved else None)
@@ -111,9 +111,9 @@ class TestShelfUpdates:
     ) -> None:
         asked = []
 
-        def shelve() -> Shelf:
+        def shelve() -> DeviceDataset:
             asked.append(1)
-            return Shelf(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
+            return DeviceDataset(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
 
         for expected in (1, 1):
             trainer = Trainer(

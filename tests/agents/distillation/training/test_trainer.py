@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import Shelf
+from specgym.agents.distillation.data.device_dataset import DeviceDataset
 from specgym.agents.distillation.data.teacher import Teacher
 from specgym.agents.distillation.examination.agreement import measure_agreement
 from specgym.agents.distillation.model.draft_shapes import CausalShape, FeatureShape, new_causal, new_network
@@ -132,8 +132,8 @@ class Begin(Protocol):
 
 @pytest.fixture
 def begin(target: PreTrainedModel, lessons: list[Lesson], kind: str) -> Begin:
-    def shelve() -> Shelf:
-        return Shelf(Teacher(target, (0,)), [lesson.tokens for lesson in lessons])
+    def shelve() -> DeviceDataset:
+        return DeviceDataset(Teacher(target, (0,)), [lesson.tokens for lesson in lessons])
 
     def make(path: Path | None = None, seed: int = 0, config: TrainingConfig = CONFIG) -> Trainer:
         way: dict[str, Any] = {"padded": True, "shelve": shelve} if kind == "shelf" else {}

@@ -14,7 +14,7 @@ from specgym.controllers.run import run
 from specgym.env.latency.families import CommonCosts, compute_bound, overhead_bound
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.decoder import TextReplay
-from specgym.env.replay.tabulation import Corpus
+from specgym.env.replay.tabulation import TraceTable
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request
 from tests.env.replay.test_decoder import Recorded, record
@@ -41,7 +41,7 @@ def recorded(request: pytest.FixtureRequest) -> Recorded:
     return record(target, draft, prompts=6)
 
 
-def corpus(recorded: Recorded, longest: int = 40) -> Corpus:
+def corpus(recorded: Recorded, longest: int = 40) -> TraceTable:
     """The greedy texts, cut short: they end where they are cut."""
     texts = [text for text in recorded.replay.texts.values() if text.settings.greedy]
     cut = [
@@ -49,13 +49,13 @@ def corpus(recorded: Recorded, longest: int = 40) -> Corpus:
         for text in texts
         if len(text.tokens) >= text.prompt + longest
     ]
-    return Corpus(cut, recorded.replay.header)
+    return TraceTable(cut, recorded.replay.header)
 
 
 class Ways:
     """All ways to go through a text, one by one."""
 
-    def __init__(self, texts: Corpus, profile: LatencyProfile, text: int) -> None:
+    def __init__(self, texts: TraceTable, profile: LatencyProfile, text: int) -> None:
         self.text, self.header, self.costs = texts.texts[text], texts.header, profile.costs(True)
         self.replay = TextReplay(self.text, texts.header)
         self.limit = self.text.prompt + self.text.max_new_tokens

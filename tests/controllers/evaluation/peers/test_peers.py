@@ -36,7 +36,7 @@ from specgym.controllers.evaluation.peers.comparison import (
 from specgym.controllers.evaluation.peers.libraries.gguf_file import write_gguf
 from specgym.controllers.evaluation.peers.messages import Setup, Task, cut_at_end
 from specgym.controllers.evaluation.peers.runner import PeerRunner
-from specgym.controllers.evaluation.peers.worker import Desk, serve
+from specgym.controllers.evaluation.peers.worker import WorkerServer, serve
 from specgym.controllers.evaluation.results.comparison_report import comparison_lines, turned_over
 from specgym.controllers.evaluation.results.schema import PeerFacts
 from specgym.env.common.errors import LimitError, PairError, ParameterError, UnknownNameError
@@ -199,7 +199,7 @@ class TestWorker:
         answers = io.StringIO()
         questions = [{"ask": "generate", "peer": "nobody", "task": {}}, {"ask": "version"}]
         lines = io.StringIO("".join(json.dumps(question) + "\n" for question in questions) + "oops\n")
-        serve(Desk(LIBRARIES["transformers"]), lines, answers)
+        serve(WorkerServer(LIBRARIES["transformers"]), lines, answers)
         replies = [json.loads(line) for line in answers.getvalue().splitlines()]
         assert [set(reply) for reply in replies] == [{"error"}, {"answer"}, {"error"}]
         assert replies[0]["error"] == "KeyError: 'nobody'"
