@@ -7,8 +7,6 @@ from typing import Protocol, runtime_checkable
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["Controller"]
-
 
 @runtime_checkable
 class Controller(Protocol):

@@ -35,8 +35,6 @@ from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["speculative_generate"]
-
 _WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 _BUILT_IN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)  # the decoder keeps these itself
 

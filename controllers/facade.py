@@ -12,8 +12,6 @@ from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, lo
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["Pair", "load"]
-
 
 @dataclass(frozen=True)
 class Pair(ModelPair):

@@ -7,8 +7,6 @@ from specgym.controllers.rules.throughput import Gate, last_round, machine_costs
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 
-__all__ = ["GuardedController"]
-
 
 class GuardedController:
     """Lets another controller choose, but decodes plainly while that has brought fewer tokens than it would have.

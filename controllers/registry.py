@@ -24,8 +24,6 @@ from specgym.controllers.rules.published import confidence_stop, eagle2, opt_tre
 from specgym.env.common.errors import ParameterError, UnknownNameError
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 
-__all__ = ["DEFAULT", "controller_names", "make_controller", "register", "register_finder"]
-
 DEFAULT = "goodput"
 """the controller where none is named: the best of the rules; learned ones know only machines like those they saw"""
 _GROUP = "specgym.controllers"

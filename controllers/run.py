@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from specgym.controllers.controller import Controller
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome
 
-__all__ = ["Generation", "SteeredRound", "run", "steer"]
-
 
 @dataclass(frozen=True, slots=True)
 class SteeredRound:

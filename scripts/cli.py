@@ -5,8 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 
-__all__ = ["run_command"]
-
 
 def run_command() -> None:
     """Runs the script that the first argument names."""

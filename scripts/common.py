@@ -20,8 +20,6 @@ from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, load_pair
 from specgym.env.tree.rounds import check_limit
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["INTERRUPTED", "PairOptions", "SamplingOptions", "console", "main", "set_threads"]
-
 INTERRUPTED = 130
 """exit status after Ctrl-C, by the shells' convention"""
 

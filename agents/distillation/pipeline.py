@@ -57,8 +57,6 @@ from specgym.env.models.states import HiddenStates
 from specgym.env.prompts import BUILTIN_SOURCES, load_prompts
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["Distillation", "DistillationConfig", "DistilledDraft"]
-
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`"""
 

@@ -20,8 +20,6 @@ from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.common.errors import ParameterError
 from specgym.env.gym.features import FeatureVector
 
-__all__ = ["Model", "check_installed", "make_logger", "make_model", "model_act", "model_weights"]
-
 Model: TypeAlias = Any
 """an algorithm of Stable-Baselines3, whose types are not checked here"""
 

@@ -21,8 +21,6 @@ from stable_baselines3 import PPO
 from specgym.agents.learning.envs import LearningEnv
 from specgym.env.common.arrays import FloatArray
 
-__all__ = ["LEAST", "TEMPERATURE", "AllActionsRegression"]
-
 TEMPERATURE = 0.1
 """gain that makes a choice e times as likely in training [tokens]"""
 LEAST = 4.0

@@ -15,8 +15,6 @@ from specgym.env.gym.grid import ParameterGrid
 from specgym.env.replay.traces.records import TraceHeader
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["ALGORITHMS", "LearningConfig", "LearningPlan"]
-
 ALGORITHMS = ("ppo", "recurrent_ppo", "hindsight")
 
 _GRID = ParameterGrid(

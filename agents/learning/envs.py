@@ -18,8 +18,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.gym.features import FEATURES, FeatureVector
 from specgym.env.replay.vector import Price, ReplayVectorEnv
 
-__all__ = ["DrawnMachines", "LearningEnv", "ObservationView", "ReplayVecEnv", "hide"]
-
 
 class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not checked here
     """A `ReplayVectorEnv` as a `VecEnv`.

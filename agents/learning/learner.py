@@ -27,8 +27,6 @@ from specgym.env.common.checkpoint import load_checkpoint, save_checkpoint
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.interrupts import interrupts_held
 
-__all__ = ["CHECKPOINT", "Learner"]
-
 CHECKPOINT = "checkpoint.safetensors"
 
 Progress = Callable[[int, TrainingHistory], None]

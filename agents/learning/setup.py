@@ -20,8 +20,6 @@ from specgym.env.replay.sources import find_profile, find_trace, profile_label
 from specgym.env.replay.tabulation import check_covered
 from specgym.env.replay.traces.file import Trace
 
-__all__ = ["TrainingSetup"]
-
 
 class TrainingSetup:
     """Texts to learn from and to be judged on, played on some machines.

@@ -17,8 +17,6 @@ import numpy as np
 
 from specgym.env.common.arrays import BoolArray, FloatArray
 
-__all__ = ["Prices"]
-
 _FIRST = 1e-6  # weight of the price to begin with against anything that is measured
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Evaluation", "TrainingHistory"]
-
 _NEAR = 0.98  # of the last score
 
 

@@ -17,8 +17,6 @@ from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS
 from specgym.controllers.evaluation.results.provenance import run_facts
 from specgym.env.common.files import atomic_path, write_text
 
-__all__ = ["RESULTS", "best_seed", "keep_best", "speed", "write_report"]
-
 RESULTS = "training.json"
 
 

@@ -16,8 +16,6 @@ from specgym.env.replay.sources import ProfileSource, choose_texts
 from specgym.env.replay.traces.file import Trace
 from specgym.env.replay.vector import ReplayVectorEnv
 
-__all__ = ["Act", "Played", "Throughput", "Validation"]
-
 _TOLD = ("tokens", "accepted", "drafted", "rounds", "seconds", "plain_steps")  # rounds are counted here
 
 Act = Callable[[FeatureVector, BoolArray], npt.NDArray[np.int64]]

@@ -18,8 +18,6 @@ from specgym.env.common.errors import UnknownNameError
 from specgym.env.gym.features import FeatureVector
 from specgym.env.gym.grid import DIMENSIONS, ParameterGrid
 
-__all__ = ["FORMS", "Absolute", "ActionForm", "Increments", "grid_of", "make_form"]
-
 
 class ActionForm(Protocol):
     """From a policy's choices and what is observed to actions of a grid, with the last action as all that is

@@ -28,8 +28,6 @@ from specgym.env.replay.traces.records import TraceHeader
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR
 from specgym.env.tree.parameters import PLAIN, Source, TreeParameters
 
-__all__ = ["CORRECTIONS", "Corrections", "PriceGrid", "base_price", "covered_prices"]
-
 Costs = TypeVar("Costs", float, FloatArray)
 
 CORRECTIONS = "corrections"

@@ -10,8 +10,6 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import UnknownNameError
 from specgym.env.gym.features import FEATURES
 
-__all__ = ["GROUPS", "columns_of"]
-
 _PREFIXES = {
     "position": ("context", "generated", "remaining"),
     "sampling": ("sampling",),

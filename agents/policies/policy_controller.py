@@ -16,8 +16,6 @@ from specgym.env.gym.features import feature_vector
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["SHIPPED", "PolicyController", "find_policy", "register_policies", "register_shipped"]
-
 SHIPPED = Path(__file__).parent / "shipped"
 """folder of the policies that are shipped, each in a folder named after it"""
 

@@ -25,8 +25,6 @@ from specgym.env.common.files import atomic_path, write_text
 from specgym.env.gym.features import FEATURES, VERSION
 from specgym.env.gym.grid import ParameterGrid
 
-__all__ = ["FORMAT", "SETTINGS", "WEIGHTS", "Architecture", "Policy", "PolicyError", "load_policy", "save_policy"]
-
 FORMAT = "specgym policy 1"
 """schema and version of ``policy.json``"""
 SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"

@@ -11,8 +11,6 @@ from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS, PolicyError, 
 from specgym.env.common.errors import ParameterError
 from specgym.env.models.hub.store import HUB_ID, HUB_TIMEOUT
 
-__all__ = ["check_pushable", "fetch_policy", "push_policy"]
-
 
 def check_pushable(name: str) -> None:
     """Makes sure that a policy may be pushed, as far as can be told before there is one.

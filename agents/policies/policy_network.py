@@ -14,8 +14,6 @@ import numpy.typing as npt
 from specgym.env.common.arrays import IntArray
 from specgym.env.gym.features import FeatureVector
 
-__all__ = ["PolicyNetwork", "Weights", "expected_shapes"]
-
 Weights: TypeAlias = "dict[str, npt.NDArray[np.float32]]"
 """tensors by name, with the shapes of `expected_shapes`"""
 

@@ -23,8 +23,6 @@ from specgym.controllers.evaluation.live.paired_runs import BASELINE
 from specgym.controllers.evaluation.results.schema import PromptRow
 from specgym.env.common.arrays import FloatArray
 
-__all__ = ["RIVALS", "Cells", "findings", "over_seeds", "paired", "seed_rows"]
-
 RIVALS = ("history", BEST_STATIC, "goodput")
 """what learned policies are measured against besides plain decoding"""
 _RESAMPLES = 2_000

@@ -14,8 +14,6 @@ from specgym.env.gym.grid import ParameterGrid
 from specgym.env.replay.traces.records import TraceHeader
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["FORMS", "FULL", "LEARNED", "Lesson", "StudyPlan"]
-
 LEARNED = ("ppo", "corrections", "corrections_draft")
 """the policies on the ladder"""
 FULL = "corrections_draft"

@@ -18,8 +18,6 @@ from specgym.env.gym.features import FeatureVector
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.traces.file import Trace
 
-__all__ = ["batch_act", "play_policies"]
-
 
 def play_policies(
     policies: Sequence[Policy], names: Sequence[str], trace: Trace, profiles: dict[str, LatencyProfile], split: str

@@ -12,8 +12,6 @@ from specgym.controllers.evaluation.results.schema import PromptRow
 from specgym.env.common.errors import ModelFileError, ParameterError
 from specgym.env.common.files import write_text
 
-__all__ = ["Stages", "rows_from", "rows_record"]
-
 
 class Stages:
     """Results of stages by name, kept from run to run.

@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 
 from specgym.controllers.evaluation.results.plots import cut
 
-__all__ = ["FIGURES"]
-
 # Okabe and Ito's palette: distinguishable for the colour-blind too.
 _LEARNED, _RULE, _BOUND, _RIVAL = "#0072B2", "#7F7F7F", "#009E73", "#D55E00"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

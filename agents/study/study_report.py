@@ -16,8 +16,6 @@ from specgym.agents.study.study_plots import FIGURES
 from specgym.controllers.evaluation.results.plots import cut
 from specgym.env.common.files import atomic_path, write_text
 
-__all__ = ["SCHEMA", "csv_tables", "markdown", "write_study"]
-
 SCHEMA = "specgym study 1"
 _NOTHING = "-"
 

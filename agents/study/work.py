@@ -23,8 +23,6 @@ from specgym.env.replay.tabulation import covered_grid
 from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["Judged", "StudyWork", "Taught"]
-
 Told = Callable[[str, int, int], None]
 """`told(what, done, all)`: how far a stage is"""
 Rows = dict[str, list[PromptRow]]

@@ -16,8 +16,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation, PastRound
 from specgym.env.tree.parameters import PLAIN, Source, TreeParameters
 
-__all__ = ["BanditController", "banditspec", "tapout"]
-
 Reward = Callable[[PastRound, TreeParameters, MachineCosts], tuple[float, float]]
 """what a round counts for, and by how much: an arm is worth the sum of the first over the sum of the second"""
 

@@ -7,8 +7,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import Source, TreeParameters
 
-__all__ = ["AdaEdlController", "GammaTuneController", "HeuristicController"]
-
 
 class HeuristicController:
     """Two tokens more after a chain that was accepted whole, one fewer after any other.

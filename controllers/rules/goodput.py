@@ -10,8 +10,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation, PastRound
 from specgym.env.tree.parameters import PLAIN, Source, TreeParameters
 
-__all__ = ["CAPTURE", "GoodputController"]
-
 Choice = Literal["auto", "model", "lookup", "both"]
 
 CAPTURE = 0.5

@@ -14,8 +14,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import Source, TreeParameters
 
-__all__ = ["PHASE_1", "PHASE_2", "HistoryController", "StaticController", "fixed_tree"]
-
 PHASE_1 = TreeParameters(
     base_depth=4,
     max_depth=4,

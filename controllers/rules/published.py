@@ -10,8 +10,6 @@ from specgym.controllers.rules.shapes import DEEPEST, FLOOR, chain, spreading
 from specgym.env.common.errors import ParameterError
 from specgym.env.tree.parameters import Source
 
-__all__ = ["confidence_stop", "eagle2", "opt_tree", "svip"]
-
 
 def confidence_stop(threshold: float = 0.4, depth: int = DEEPEST, source: Source = "model") -> StaticController:
     """A chain that ends with the first token whose probability is under a threshold.

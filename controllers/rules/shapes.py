@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from specgym.env.tree.parameters import Source, TreeParameters
 
-__all__ = ["DEEPEST", "FLOOR", "chain", "spreading"]
-
 DEEPEST = 10
 """depth that no rule goes past by default, as deep as traces are recorded [tokens]"""
 FLOOR = 0.05

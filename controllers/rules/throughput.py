@@ -9,8 +9,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR, Observation, PastRound
 from specgym.env.tree.parameters import Source
 
-__all__ = ["Gate", "MachineCosts", "Throughput", "last_round", "machine_costs"]
-
 
 @dataclass(frozen=True)
 class MachineCosts:

@@ -14,8 +14,6 @@ from torch import nn
 from specgym.env.common.errors import ModelFileError, ParameterError
 from specgym.env.common.files import atomic_path
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, history: dict[str, Any], settings: str

@@ -5,19 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "LimitError",
-    "ModelFileError",
-    "NumericalError",
-    "PairError",
-    "ParameterError",
-    "PromptError",
-    "SpecGymError",
-    "TraceError",
-    "UnknownNameError",
-    "UnrecordedError",
-]
-
 
 class SpecGymError(Exception):
     """Anything that a user of SpecGym can set right; scripts print it without a traceback."""

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from specgym.env.common.errors import SpecGymError
 
-__all__ = ["FileWriteError", "atomic_path", "check_writable", "write_text"]
-
 
 class FileWriteError(SpecGymError, OSError):
     """A file that could not be written; whatever stood there before is untouched."""

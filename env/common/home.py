@@ -7,8 +7,6 @@ from pathlib import Path
 
 from specgym.env.common.errors import ParameterError
 
-__all__ = ["cache_home"]
-
 
 def cache_home() -> Path:
     """Returns the folder for weights, prompts and profiles; it need not exist yet.

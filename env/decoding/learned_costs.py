@@ -13,8 +13,6 @@ import math
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR
 from specgym.env.tree.rounds import RoundOutcome, check_limit
 
-__all__ = ["LearnedCosts"]
-
 _ROW_PULL = 512.0  # weight of the assumed cost of a row: two rounds of 16 nodes
 _LEVEL_PULL = 16.0  # of a level: one round of four levels
 _OUTLIER = 2.0  # a stage that took this many times what was expected was held up by something else, and counts as that

@@ -19,8 +19,6 @@ from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds, Stopwat
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["LiveDecoder"]
-
 _NO_NODES: IntArray = np.empty(0, np.int64)
 
 

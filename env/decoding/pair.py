@@ -22,19 +22,6 @@ from specgym.env.models.hub.loading import load_causal_model, load_config, load_
 from specgym.env.models.hub.store import describe_weights, locate_model
 from specgym.env.models.target import CachedModel, TargetModel
 
-__all__ = [
-    "DEFAULT_TARGET",
-    "DTYPES",
-    "EIGHT_BITS",
-    "PAIRS",
-    "ModelPair",
-    "check_text",
-    "encode_chat",
-    "find_device",
-    "load_pair",
-    "make_draft",
-]
-
 DEFAULT_TARGET = "smollm2-135m-instruct"
 EIGHT_BITS = "int8"
 DTYPES = {

@@ -7,8 +7,6 @@ from collections import deque
 from specgym.env.tree.observation import WINDOW, Costs, Observation, PastRound
 from specgym.env.tree.rounds import FinishReason, Request, RoundOutcome, check_fits
 
-__all__ = ["DecodingSession"]
-
 
 class DecodingSession:
     """A request, the text so far and the rounds that made it.

@@ -13,8 +13,6 @@ from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["Draft"]
-
 
 class Draft(Protocol):
     """Guesses the target's next tokens. One request at a time."""

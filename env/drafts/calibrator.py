@@ -22,8 +22,6 @@ from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import write_text
 
-__all__ = ["CalibrationMap", "Calibrator", "load_calibrator", "margins"]
-
 _FORMAT = "specgym calibrator 1"
 _EDGE = 1e-6  # probabilities are kept this far from 0 and 1
 

@@ -15,8 +15,6 @@ from specgym.env.tree.rounds import Stopwatch
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["CausalDraft"]
-
 _NOTHING: IntArray = np.empty(0, np.int64)
 
 

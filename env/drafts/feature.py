@@ -20,8 +20,6 @@ from specgym.env.tree.rounds import Stopwatch
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["FeatureDraft"]
-
 _NOTHING: IntArray = np.empty(0, np.int64)
 _PART = 256  # tokens of a text that are read at once: what a forward needs meanwhile grows with them
 

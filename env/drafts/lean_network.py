@@ -19,8 +19,6 @@ from specgym.env.models.fast.lean import LeanLayer, LeanNorm, LeanStack, RotaryT
 from specgym.env.models.fast.native import Fusion
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
 
-__all__ = ["LeanDraft"]
-
 
 class LeanDraft:
     """The forward of one network, with its weights as they are now.

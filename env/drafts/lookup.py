@@ -19,8 +19,6 @@ from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["LATEST", "LookupDraft"]
-
 LATEST = 32
 """occurrences of an n-gram that are looked at, the latest ones"""
 

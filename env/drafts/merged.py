@@ -22,8 +22,6 @@ from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["LOOK_AHEAD", "MergedDraft", "either", "merge", "recalibrated"]
-
 LOOK_AHEAD = 4
 """candidates of the root that are kept when it is expanded before the round [nodes]"""
 

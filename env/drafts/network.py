@@ -25,8 +25,6 @@ from specgym.env.common.files import atomic_path
 from specgym.env.models.attention import attend
 from specgym.env.models.cache import KeyValueBuffer
 
-__all__ = ["DecoderLayer", "FeatureDraftConfig", "FeatureDraftNetwork", "load_network", "save_network"]
-
 _FORMAT = "specgym feature draft 2"
 
 

@@ -18,21 +18,6 @@ import numpy.typing as npt
 
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation
 
-__all__ = [
-    "FEATURES",
-    "LEVEL_HALF",
-    "ROW_HALF",
-    "VERSION",
-    "Feature",
-    "FeatureVector",
-    "feature_table",
-    "feature_values",
-    "feature_vector",
-    "saturate",
-    "unsaturate",
-    "unsaturate_number",
-]
-
 LEVEL_HALF, ROW_HALF = 0.25, 0.05
 """costs of a level and of a row that are shown as 1/2 [plain steps]"""
 

@@ -14,8 +14,6 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import ParameterError, UnknownNameError
 from specgym.env.tree.parameters import PLAIN, SOURCES, STOPS, Source, TreeParameters
 
-__all__ = ["DIMENSIONS", "ParameterGrid"]
-
 DIMENSIONS = ("base_depth", "high_confidence", "early_stop", "deep", "source", "branch")
 """what each number of an action chooses, in order"""
 

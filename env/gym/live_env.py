@@ -16,8 +16,6 @@ from specgym.env.tree.observation import Costs
 from specgym.env.tree.rounds import Decoder, Request, check_fits
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["LiveSpeculation", "prompt_requests"]
-
 
 class LiveSpeculation(SpeculationEnv):
     """``specgym/Live-v0``: real models, wall clock. Everything else is `SpeculationEnv`'s.

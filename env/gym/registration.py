@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-__all__ = ["register_environments"]
-
 _ENTRIES = {
     # id: what makes one, what makes many that are stepped together, and whether rewards vary (with the wall clock)
     "specgym/Live-v0": ("specgym.env.gym.live_env:LiveSpeculation", None, True),

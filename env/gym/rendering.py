@@ -15,8 +15,6 @@ from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.tree.rounds import RoundOutcome
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["Tokenizer", "draw_image", "draw_text", "token_names"]
-
 _COLOURS = {"root": "#4c4c4c", "accepted": "#2a9d4a", "lookup": "#e9a23b", "model": "#9db4d6"}
 _LONGEST_NAME = 14
 _MOST_NAMES = 48  # more do not fit beside each other

@@ -9,8 +9,6 @@ import numpy as np
 from specgym.env.common.errors import LimitError, ParameterError
 from specgym.env.tree.rounds import Request
 
-__all__ = ["RequestQueue", "Requests"]
-
 Requests = Sequence[Request] | Callable[[np.random.Generator], Request]
 """a list, gone through in random order again and again, or a function that draws the next request"""
 

@@ -22,8 +22,6 @@ from specgym.env.gym.rendering import Tokenizer, draw_image, draw_text, token_na
 from specgym.env.gym.requests import RequestQueue, Requests
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome, measure_plain_step
 
-__all__ = ["SpeculationEnv", "check_observable", "check_price"]
-
 
 class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
     """Choose how deep and how wide to speculate, once a round; tokens are reward and time is its price.

@@ -21,8 +21,6 @@ from specgym.env.common.errors import SpecGymError
 from specgym.env.common.files import atomic_path, write_text
 from specgym.env.common.home import cache_home
 
-__all__ = ["compile_seconds", "compiled_path", "find_library", "load_library"]
-
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _PATIENCE = 120  # seconds that compiling may take

@@ -19,8 +19,6 @@ import torch
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.kernels.build import find_library
 
-__all__ = ["best", "gumbel", "noisy", "ranked", "to_candidates"]
-
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
 

@@ -18,8 +18,6 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.kernels.build import find_library
 from specgym.env.kernels.transfer import to_device_async
 
-__all__ = ["move_rows"]
-
 _SOURCE = Path(__file__).with_name("moving.cpp")
 
 

@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["to_device_async"]
-
 
 def to_device_async(numbers: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """Numbers on a device, without waiting until a GPU has them."""

@@ -21,8 +21,6 @@ from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import ParameterError
 from specgym.env.latency.curve import Curve, UnmeasuredError, check_seconds
 
-__all__ = ["RoundCosts"]
-
 
 @dataclass(frozen=True)
 class RoundCosts:

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from specgym.env.common.arrays import FloatArray
 from specgym.env.common.errors import LimitError, ParameterError
 
-__all__ = ["Curve", "UnmeasuredError", "check_seconds"]
-
 
 class UnmeasuredError(LimitError):
     """A cost that a profile does not know; it is never made up. Args: what was counted, what came, the most known."""

@@ -26,8 +26,6 @@ from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.curve import Curve
 from specgym.env.latency.latency_profile import LatencyProfile
 
-__all__ = ["FAMILIES", "STEP", "CommonCosts", "bandwidth_bound", "compute_bound", "drawn_machine", "overhead_bound"]
-
 STEP = 1e-3
 """time of a plain step of a family's profile, greedy and at context 0 [s]"""
 _MOST_ROWS = 512

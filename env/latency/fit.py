@@ -21,8 +21,6 @@ from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.curve import Curve
 from specgym.env.latency.latency_profile import LatencyProfile, Point, ProfileError
 
-__all__ = ["Knots", "Sample", "at_one_speed", "fit_costs", "fit_profile", "monotone", "summarise"]
-
 _SHORTEST = 1e-9  # of a time, so that it has a logarithm [s]
 _GUESS = 1e-3  # weight of a cell that nobody measured against one measurement
 

@@ -12,8 +12,6 @@ from specgym.env.common.files import write_text
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.curve import Curve
 
-__all__ = ["FORMAT", "Check", "LatencyProfile", "Point", "ProfileError", "load_profile"]
-
 JSON: TypeAlias = Any
 
 FORMAT = "specgym latency profile 1"

@@ -24,8 +24,6 @@ from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["TEMPERATURE", "Grid", "ladder", "longest_text", "measure", "plan", "shape"]
-
 _ROOM = 128  # tokens left for a visit's rounds; a visit that needs more ends early
 _APART = 64  # tokens between two contexts; the visits of closer ones could hardly be told apart
 _BRANCH = 4  # most children of a node in a forced tree

@@ -13,8 +13,6 @@ from specgym.env.tree.growth import Candidates, Expand
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["FilledLookup", "Level", "TimedDraft"]
-
 _UNLIKELY = -20.0  # log-probability of a token that nobody proposed
 
 

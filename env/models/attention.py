@@ -12,8 +12,6 @@ from transformers import AttentionInterface
 
 from specgym.env.common.arrays import BoolArray
 
-__all__ = ["ATTENTION", "additive_mask", "attend"]
-
 ATTENTION = "specgym_tree"
 
 

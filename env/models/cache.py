@@ -12,8 +12,6 @@ from specgym.env.kernels.moving import move_rows
 from specgym.env.models.fast.graphs import has_fixed_shapes
 from specgym.env.models.fast.resident import return_freed
 
-__all__ = ["KeyValueBuffer", "TreeCache", "reserve_all"]
-
 _STEP = 256  # rows that a buffer grows by at least
 
 

@@ -8,8 +8,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-__all__ = ["SlotCache"]
-
 
 class _Extent:
     """What the layers share; they do not hold the cache itself, so that it goes as soon as nobody needs it.

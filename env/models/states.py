@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 
 from specgym.env.common.errors import PairError
 
-__all__ = ["HiddenStates", "decoder_layers"]
-
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The model's decoder layers, whatever its family calls them; empty if it does not hold them as a list."""

@@ -17,8 +17,6 @@ from specgym.env.models.fast.lean import lean_model
 from specgym.env.models.hub.compatibility import check_target, context_limit
 from specgym.env.models.states import HiddenStates
 
-__all__ = ["CachedModel", "TargetModel", "end_of_sequence"]
-
 
 class CachedModel:
     """A causal language model with a cache of its own that rows of a tree can be appended to.

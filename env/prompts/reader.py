@@ -12,8 +12,6 @@ from typing import Any
 from specgym.env.common.errors import LimitError, PromptError, UnknownNameError
 from specgym.env.prompts.human_eval import load_tasks
 
-__all__ = ["BUILTIN_SOURCES", "Prompt", "load_prompts", "parse_prompts"]
-
 BUILTIN_SOURCES = ("builtin", "human-eval")
 """The sources that have a name; every other source is the path of a file."""
 

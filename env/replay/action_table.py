@@ -16,8 +16,6 @@ from specgym.env.gym.grid import DIMENSIONS, ParameterGrid
 from specgym.env.replay.tabulation import Outcomes, TraceTable, tabulate
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["ActionTable", "OutcomeIndex"]
-
 _FACTS = ("accepted", "drafted", "depth", "asked", "lookup_nodes", "kept")
 
 

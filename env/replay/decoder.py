@@ -28,8 +28,6 @@ from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds
 from specgym.env.tree.sampling import SamplingSettings
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["ReplayDecoder", "RoundFacts", "TextReplay"]
-
 
 @dataclass(frozen=True, slots=True)
 class RoundFacts:

@@ -31,8 +31,6 @@ from specgym.env.replay.vector_features import (
 )
 from specgym.env.tree.observation import WINDOW
 
-__all__ = ["EpisodeStates", "ReplayTables", "Rounds"]
-
 
 @dataclass(frozen=True)
 class Rounds:

@@ -13,8 +13,6 @@ from specgym.env.replay.action_table import OutcomeIndex
 from specgym.env.replay.vector_features import MACHINE_COLUMNS, table_of
 from specgym.env.tree.observation import Observation
 
-__all__ = ["RoundTimes"]
-
 
 class RoundTimes:
     """Latency profiles side by side, each for the ways of decoding that there are texts of: a machine each.

@@ -13,8 +13,6 @@ from specgym.env.replay.decoder import ReplayDecoder
 from specgym.env.replay.sources import ProfileSource, TraceSource, choose_texts, find_profile, find_trace, text_request
 from specgym.env.replay.tabulation import covered_grid
 
-__all__ = ["ReplaySpeculation"]
-
 
 class ReplaySpeculation(SpeculationEnv):
     """``specgym/Replay-v0``: recorded texts and a latency profile. Everything else is `SpeculationEnv`'s.

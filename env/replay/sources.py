@@ -15,21 +15,6 @@ from specgym.env.replay.traces.packing import PACKED, unpack_trace
 from specgym.env.replay.traces.records import SPLITS, TraceText
 from specgym.env.tree.rounds import Request
 
-__all__ = [
-    "DEFAULT_PROFILE",
-    "DEFAULT_TRACE",
-    "ProfileSource",
-    "TraceSource",
-    "choose_texts",
-    "find_profile",
-    "find_trace",
-    "playable",
-    "profile_label",
-    "profile_names",
-    "shipped_profiles",
-    "text_request",
-]
-
 _HERE = Path(__file__).parent
 _PROFILES = _HERE.parent / "latency" / "shipped"
 DEFAULT_TRACE = _HERE / "traces" / "shipped" / "smollm2-135m-instruct.sgt.xz"

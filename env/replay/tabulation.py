@@ -27,8 +27,6 @@ from specgym.env.tree.growth import Candidates, Expand, grow
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.tree import TokenForest
 
-__all__ = ["Outcomes", "TraceTable", "covered_grid", "tabulate"]
-
 _TOGETHER = 4096  # trees that grow together: their arrays stay within a few MiB
 
 

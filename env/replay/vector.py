@@ -24,8 +24,6 @@ from specgym.env.replay.sources import ProfileSource, TraceSource, choose_texts,
 from specgym.env.replay.tabulation import covered_grid
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["Price", "ReplayVectorEnv", "VectorStep"]
-
 VectorStep: TypeAlias = "tuple[FeatureVector, FloatArray, BoolArray, BoolArray, dict[str, Any]]"
 """observations, rewards, terminations, truncations and infos"""
 Price: TypeAlias = "float | FloatArray"

@@ -21,20 +21,6 @@ from specgym.env.replay.traces.recorded_trees import RecordedLookup
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation
 from specgym.env.tree.tree import TokenForest
 
-__all__ = [
-    "LAST_COLUMNS",
-    "MACHINE_COLUMNS",
-    "MARKS",
-    "PLACE_COLUMNS",
-    "WINDOW_COLUMNS",
-    "Marks",
-    "last_features",
-    "place_observations",
-    "round_marks",
-    "table_of",
-    "window_features",
-]
-
 _PLACE = ("position", "generated", "remaining", "greedy", "lookup_match", "lookup_rate", "root_log_probs")
 _WINDOW = ("rounds", "speculating", "accepted_mean", "accepted_of_depth", "accepted_of_nodes")
 _DEPTHS = tuple(

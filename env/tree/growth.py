@@ -16,8 +16,6 @@ from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.tree import TokenForest, TokenTree, best_of_each
 
-__all__ = ["Candidates", "Expand", "grow", "grow_tree"]
-
 Forest = TypeVar("Forest", bound=TokenForest)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-__all__ = ["LEVEL_PRIOR", "ROOT_CHILDREN", "ROW_PRIOR", "WINDOW", "Costs", "Observation", "PastRound"]
-
 WINDOW = 10
 """rounds that are remembered [rounds]"""
 ROOT_CHILDREN = 4

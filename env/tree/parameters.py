@@ -8,8 +8,6 @@ from typing import Any, Literal, get_args
 
 from specgym.env.common.errors import ParameterError
 
-__all__ = ["PLAIN", "SOURCES", "STOPS", "Source", "TreeParameters"]
-
 Source = Literal["model", "lookup", "both"]
 """where the nodes of a tree come from: the draft model, prompt lookup, or the two merged"""
 SOURCES: tuple[Source, ...] = get_args(Source)

@@ -16,18 +16,6 @@ from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.sampling import SamplingSettings
 from specgym.env.tree.tree import TokenTree
 
-__all__ = [
-    "Decoder",
-    "FinishReason",
-    "Request",
-    "RoundOutcome",
-    "RoundSeconds",
-    "Stopwatch",
-    "check_fits",
-    "check_limit",
-    "measure_plain_step",
-]
-
 
 class FinishReason(enum.Enum):
     """Why a text is at its end."""

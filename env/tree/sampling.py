@@ -22,8 +22,6 @@ from specgym.env.common.errors import NumericalError, ParameterError
 from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, to_candidates
 from specgym.env.tree.growth import Candidates
 
-__all__ = ["GumbelNoise", "SamplingSettings", "TokenChooser"]
-
 
 @dataclass(frozen=True)
 class SamplingSettings:

@@ -6,8 +6,6 @@ import numpy as np
 
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 
-__all__ = ["TokenForest", "TokenTree", "best_of_each"]
-
 
 class TokenForest:
     """Trees of draft tokens, each under the last committed token of its text, its root.

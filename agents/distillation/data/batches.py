@@ -11,17 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from specgym.agents.distillation.data.corpus import Lesson
 
-__all__ = [
-    "Batch",
-    "collate",
-    "frequent_tokens",
-    "known_tokens",
-    "padded_shape",
-    "plan_batches",
-    "plan_padded",
-    "trimmed_index",
-]
-
 _WIDTH = 64  # widths of `padded_shape` are multiples of it
 
 

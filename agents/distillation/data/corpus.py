@@ -23,20 +23,6 @@ from specgym.agents.distillation.data.prompt_templates import KINDS
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path
 
-__all__ = [
-    "KINDS",
-    "Lesson",
-    "TextShard",
-    "load_lessons",
-    "read_lessons",
-    "read_shard",
-    "read_texts",
-    "recorded_layers",
-    "shard_path",
-    "split_lessons",
-    "write_shard",
-]
-
 _STATES = ("features", "teacher_ids", "teacher_log_probs")
 
 

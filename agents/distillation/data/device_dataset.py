@@ -11,8 +11,6 @@ from specgym.agents.distillation.data.batches import Batch, known_tokens
 from specgym.agents.distillation.data.teacher import TOP, Teacher, read_states
 from specgym.controllers.evaluation.results.provenance import machine
 
-__all__ = ["DeviceDataset", "shelf_bytes", "shelf_room"]
-
 
 class DeviceDataset:
     """Conversations one behind the other; each token with what a state shard would hold of it.

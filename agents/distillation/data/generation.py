@@ -23,8 +23,6 @@ from specgym.env.models.attention import ATTENTION
 from specgym.env.models.slots import SlotCache
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["Conversation", "GenerationConfig", "SelfDialogue"]
-
 _REFILL = 16  # conversations are begun when this share of the slots is free: a forward for each would take long
 _READ_TOKENS = 16_384  # tokens that are read in one forward, padding included
 

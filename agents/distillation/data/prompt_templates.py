@@ -15,8 +15,6 @@ import numpy as np
 
 from specgym.agents.distillation.data.texts import functions, passages
 
-__all__ = ["GIVEN", "KINDS", "OPENINGS", "WEIGHTS", "Turn", "draw_turn"]
-
 FREE = ""
 """No opening: the target writes the whole user turn."""
 

@@ -13,8 +13,6 @@ from transformers import PreTrainedModel
 from specgym.agents.distillation.data.corpus import Lesson, TextShard
 from specgym.env.models.states import HiddenStates
 
-__all__ = ["TOP", "Teacher", "read_states", "teacher_states"]
-
 TOP = 32
 """next tokens remembered per position: they hold nearly all of the probability"""
 

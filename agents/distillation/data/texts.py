@@ -12,8 +12,6 @@ from functools import cache
 from pydoc_data.topics import topics
 from types import ModuleType
 
-__all__ = ["functions", "passages"]
-
 _PASSAGE = (500, 1300)  # characters: 120 to 330 tokens
 _FUNCTION = (250, 1100)
 _MODULES = (  # noqa: SIM905 - one a line would take a page

@@ -24,8 +24,6 @@ from specgym.agents.distillation.model.students import FeatureStudent
 from specgym.agents.distillation.training.trainer import Trainer, TrainingConfig
 from specgym.env.drafts.network import save_network
 
-__all__ = ["Finding", "Variant", "train_variant", "variants"]
-
 _TRIAL = 24  # batches that a batch's time is measured on
 _GLANCE = 4  # the same where there is no time for as many
 

@@ -7,8 +7,6 @@ from typing import Any
 from specgym.controllers.evaluation.results.plots import cut
 from specgym.controllers.evaluation.results.report import speedup_cell
 
-__all__ = ["ablation_page"]
-
 _HEADERS = ("variant", "weights", "batches", "ms a batch", "top-1 by step (all answers)", "(greedy)", "top-4",
             "speed-up", "τ")  # fmt: skip
 

@@ -10,8 +10,6 @@ import torch
 from specgym.agents.distillation.data.corpus import Lesson
 from specgym.agents.distillation.model.students import Student
 
-__all__ = ["Agreement", "agreement_at_work", "answer_rows", "measure_agreement"]
-
 
 @dataclass(frozen=True)
 class Agreement:

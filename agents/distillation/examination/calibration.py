@@ -25,19 +25,6 @@ from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.common.files import atomic_path
 from specgym.env.drafts.calibrator import CalibrationMap, Calibrator, margins
 
-__all__ = [
-    "DEPTHS",
-    "RANKS",
-    "Calibration",
-    "DepthError",
-    "Examples",
-    "collect",
-    "depth_errors",
-    "draw_reliability",
-    "expected_calibration_error",
-    "fit_map",
-]
-
 RANKS = 4
 """children of a node that are looked at: as many as the widest branching of the rules"""
 DEPTHS = 8

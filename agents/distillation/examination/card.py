@@ -8,8 +8,6 @@ from typing import Any
 
 from specgym.controllers.evaluation.results.plots import cut
 
-__all__ = ["Provenance", "card"]
-
 _CALIBRATED_ON = "fitted on one half of the held-out prompts, measured on the other"
 
 

@@ -12,8 +12,6 @@ from specgym.agents.distillation.examination.agreement import Agreement, agreeme
 from specgym.agents.distillation.examination.calibration import Calibration, collect
 from specgym.agents.distillation.model.students import Student
 
-__all__ = ["Examination", "examine"]
-
 
 @dataclass(frozen=True)
 class Examination:

@@ -22,8 +22,6 @@ from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path, check_writable, write_text
 from specgym.env.drafts.network import save_network
 
-__all__ = ["export", "export_calibration"]
-
 
 def export(
     graduate: DistilledDraft,

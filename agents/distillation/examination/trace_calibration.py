@@ -17,8 +17,6 @@ from specgym.env.replay.sources import playable
 from specgym.env.replay.traces.file import Trace
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 
-__all__ = ["fit_on_trace", "trace_examples"]
-
 
 def fit_on_trace(trace: Trace) -> Calibration:
     """A calibrator fitted on the train and validation splits, with its errors on the test split.

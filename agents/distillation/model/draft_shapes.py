@@ -16,8 +16,6 @@ from specgym.env.drafts.network import DecoderLayer, FeatureDraftConfig, Feature
 from specgym.env.models.states import decoder_layers
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["CausalShape", "FeatureShape", "check_width", "load_earlier", "new_causal", "new_network"]
-
 _EMBEDDING_SCALE = 0.05  # spread of a causal draft's embedding at first
 
 

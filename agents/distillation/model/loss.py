@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-__all__ = ["soft_cross_entropy"]
-
 _CPU_ROWS, _GPU_ROWS = 64, 8192  # rows at a time: 64 of 8,192 float32 numbers stay in a core's cache
 
 

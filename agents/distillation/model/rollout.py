@@ -14,8 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from specgym.env.drafts.network import FeatureDraftNetwork
 
-__all__ = ["rollout"]
-
 
 def rollout(
     network: FeatureDraftNetwork, tokens: torch.Tensor, features: torch.Tensor, steps: int

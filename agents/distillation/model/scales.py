@@ -13,8 +13,6 @@ import torch
 
 from specgym.agents.distillation.data.corpus import Lesson
 
-__all__ = ["layer_scales"]
-
 _LESSONS = 40  # about 12,000 tokens, of which the typical one is wanted
 
 

@@ -17,8 +17,6 @@ from specgym.agents.distillation.model.loss import soft_cross_entropy
 from specgym.agents.distillation.model.rollout import rollout
 from specgym.env.drafts.network import FeatureDraftNetwork
 
-__all__ = ["CausalStudent", "FeatureStudent", "Student"]
-
 
 class Student(Protocol):
     """A draft in training."""

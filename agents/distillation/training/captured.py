@@ -20,8 +20,6 @@ from specgym.agents.distillation.model.students import FeatureStudent
 from specgym.agents.distillation.training.updates import BETAS, descend
 from specgym.env.models.fast.graphs import Graph, Graphs
 
-__all__ = ["ShelfUpdates", "unchanged"]
-
 _Shape: TypeAlias = tuple[int, int, int]
 """conversations, tokens of each, and steps of the draft on its own features"""
 

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from specgym.agents.distillation.training.draft_checkpoint import History
 from specgym.env.common.files import atomic_path
 
-__all__ = ["Curves"]
-
 _SMOOTHING = 50  # batches
 
 

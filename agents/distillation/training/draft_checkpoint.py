@@ -11,8 +11,6 @@ from torch import nn
 from specgym.env.common import checkpoint
 from specgym.env.common.errors import ModelFileError
 
-__all__ = ["History", "load_checkpoint", "save_checkpoint"]
-
 
 @dataclass
 class History:

@@ -22,8 +22,6 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.common.interrupts import interrupts_held
 from specgym.env.tree.rounds import check_limit
 
-__all__ = ["Trainer", "TrainingConfig"]
-
 
 @dataclass(frozen=True)
 class TrainingConfig:

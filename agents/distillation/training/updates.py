@@ -11,8 +11,6 @@ from torch import nn
 from specgym.agents.distillation.data.corpus import Lesson
 from specgym.agents.distillation.model.students import Student
 
-__all__ = ["BETAS", "LessonUpdates", "Updates", "descend"]
-
 BETAS = (0.9, 0.95)
 """AdamW's decay rates"""
 

@@ -25,8 +25,6 @@ from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request, RoundOutcome
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["FRAME", "ProfileCheck"]
-
 _PLAINS = 8  # plain rounds before and behind
 FRAME = 2 * _PLAINS + 12
 """tokens that a text of the check takes besides those asked for: of plain rounds, one that warms up, and what the last

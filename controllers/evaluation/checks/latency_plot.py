@@ -13,8 +13,6 @@ from specgym.env.common.files import atomic_path
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile, Point
 
-__all__ = ["plot_profile"]
-
 _STAGES = {"root": "first draft level", "level": "further draft level", "verify": "verification"}
 _COLOURS = ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7")  # Okabe and Ito's palette, contexts in this order
 

@@ -19,8 +19,6 @@ from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["ExactnessCase", "check_drafts", "check_layers", "check_transformers", "shallow_draft"]
-
 
 @dataclass(frozen=True)
 class ExactnessCase:

@@ -9,8 +9,6 @@ import torch
 
 from specgym.env.models.target import TargetModel
 
-__all__ = ["Agreement", "find_agreement"]
-
 
 @dataclass(frozen=True)
 class Agreement:

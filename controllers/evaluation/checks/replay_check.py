@@ -19,8 +19,6 @@ from specgym.env.replay.recording.recorder import Recorder, SupersetRule
 from specgym.env.tree.rounds import Decoder, Request, RoundOutcome, RoundSeconds
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["RULE", "check_replay"]
-
 RULE = SupersetRule(floor=0.03, fixed=(fixed_tree().parameters, PHASE_1))
 """covers every registered controller"""
 

@@ -24,8 +24,6 @@ from specgym.env.replay.traces.records import TraceText
 from specgym.env.replay.vector import ReplayVectorEnv
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["Speed", "recording_speed", "single_speeds", "vector_speeds"]
-
 
 @dataclass(frozen=True)
 class Speed:

@@ -18,8 +18,6 @@ from specgym.env.latency.costs import RoundCosts
 from specgym.env.replay.tabulation import Outcomes, TraceTable, tabulate
 from specgym.env.tree.parameters import TreeParameters
 
-__all__ = ["Choices", "Playback", "clairvoyant", "collect_choices", "myopic", "play_static"]
-
 
 @dataclass(frozen=True)
 class Playback:

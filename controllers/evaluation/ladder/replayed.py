@@ -23,17 +23,6 @@ from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.rounds import Request
 
-__all__ = [
-    "BEST_STATIC",
-    "BOUNDS",
-    "CLAIRVOYANT",
-    "MYOPIC",
-    "LadderEvaluation",
-    "Progressed",
-    "best_static",
-    "ladder_names",
-]
-
 BEST_STATIC, MYOPIC, CLAIRVOYANT = "best_static", "myopic", "clairvoyant"
 BOUNDS = (MYOPIC, CLAIRVOYANT)
 

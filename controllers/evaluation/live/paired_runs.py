@@ -19,8 +19,6 @@ from specgym.env.prompts import Prompt
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings, TokenChooser
 
-__all__ = ["BASELINE", "SUITES", "Benchmark", "Measurements"]
-
 BASELINE = "autoregressive"
 
 SUITES = {

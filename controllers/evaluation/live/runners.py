@@ -16,17 +16,6 @@ from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import FinishReason, Request, check_fits
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = [
-    "TRANSFORMERS",
-    "ControllerRunner",
-    "Runner",
-    "RunnerError",
-    "TransformersRunner",
-    "check_runner",
-    "make_runner",
-    "parse_rivals",
-]
-
 TRANSFORMERS = "transformers"
 """name of the reference: transformers' own `generate`, without a draft"""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LIBRARIES", "PEERS", "Library", "Peer", "with_references"]
-
 
 @dataclass(frozen=True)
 class Library:

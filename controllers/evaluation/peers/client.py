@@ -16,8 +16,6 @@ from typing import Any
 from specgym.controllers.evaluation.live.runners import RunnerError
 from specgym.controllers.evaluation.peers.catalogue import Library
 
-__all__ = ["PATIENCE", "PeerError", "Worker", "without_folders"]
-
 PATIENCE = 900.0
 """longest that a worker may think about one question, loading and compiling included [s]"""
 

@@ -25,19 +25,6 @@ from specgym.env.models.hub.store import locate_model
 from specgym.env.prompts import Prompt
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = [
-    "OURS",
-    "Field",
-    "check_peers",
-    "find_assistant",
-    "make_setup",
-    "open_peers",
-    "ours",
-    "parse_pythons",
-    "references",
-    "start_workers",
-]
-
 OURS = "goodput"
 """our best rule, which every peer is measured against"""
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-__all__ = ["Answer", "OpenPeer", "Setup", "Stopwatch", "Task", "cut_at_end", "timed"]
-
 
 @dataclass(frozen=True)
 class Setup:

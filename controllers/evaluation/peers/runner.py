@@ -11,8 +11,6 @@ from specgym.controllers.evaluation.peers.messages import Answer, Setup, Task
 from specgym.controllers.run import Generation
 from specgym.env.tree.rounds import FinishReason, Request, check_fits
 
-__all__ = ["PeerRunner"]
-
 
 class PeerRunner:
     """A peer in a worker.

@@ -16,8 +16,6 @@ from typing import Any, TextIO
 from specgym.controllers.evaluation.peers.catalogue import LIBRARIES, Library
 from specgym.controllers.evaluation.peers.messages import OpenPeer, Setup, Task
 
-__all__ = ["WorkerServer", "serve"]
-
 
 class WorkerServer:
     """Answers questions about the peers of one library.

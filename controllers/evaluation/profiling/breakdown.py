@@ -27,20 +27,6 @@ from specgym.controllers.evaluation.profiling.rates import MachineRates
 from specgym.controllers.evaluation.profiling.startup import Startup
 from specgym.controllers.evaluation.results.schema import Machine
 
-__all__ = [
-    "ACCOUNT_VERSION",
-    "Account",
-    "Cell",
-    "Floor",
-    "Memory",
-    "Ratio",
-    "make_cells",
-    "make_ratios",
-    "other_share",
-    "seconds_by_operator",
-    "unknown_operators",
-]
-
 JSON: TypeAlias = Any
 _Round = TypeVar("_Round", TimedRound, ProfiledRound)
 

@@ -24,8 +24,6 @@ from specgym.controllers.evaluation.profiling.operators import GROUPS
 from specgym.controllers.evaluation.profiling.profiled_rounds import PARTS
 from specgym.env.common.files import atomic_path, write_text
 
-__all__ = ["account_markdown", "account_notes", "account_tables", "plot_account", "write_account", "write_record"]
-
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
 _FIGURE = "account.png"

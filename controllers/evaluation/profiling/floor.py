@@ -20,8 +20,6 @@ from specgym.env.drafts.network import FeatureDraftNetwork
 from specgym.env.models.fast.lean import state_dtype
 from specgym.env.models.target import CachedModel
 
-__all__ = ["ForwardShape", "Work", "draft_shape", "model_shape"]
-
 
 @dataclass(frozen=True)
 class Work:

@@ -13,8 +13,6 @@ from specgym.env.decoding.live import LiveDecoder
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["MAX_NEW_TOKENS", "WARM_UP", "Growth", "check_growth"]
-
 MAX_NEW_TOKENS = 16
 """length of an answer [tokens]"""
 WARM_UP = 100

@@ -15,8 +15,6 @@ from specgym.env.models.fast.resident import return_freed
 if sys.platform != "win32":
     import resource
 
-__all__ = ["forget_peak", "library_pages", "memory_held", "memory_owned", "memory_peak"]
-
 _RESET, _STATE, _MAPPINGS = (Path("/proc/self", name) for name in ("clear_refs", "statm", "smaps"))
 
 

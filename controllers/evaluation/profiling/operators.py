@@ -17,8 +17,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from specgym.env.models.fast.native import watched
 
-__all__ = ["GROUPS", "OTHER", "OVERHEAD", "Operator", "group_of", "record_operators", "seconds_by_group"]
-
 OVERHEAD = "overhead"
 OTHER = "other"
 

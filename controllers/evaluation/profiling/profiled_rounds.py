@@ -26,8 +26,6 @@ from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request, RoundOutcome
 from specgym.env.tree.tree import TokenTree
 
-__all__ = ["PARTS", "WORKING", "AccountGrid", "Accountant", "Chooser", "ProfiledRound", "TimedRound", "tree_of"]
-
 WORKING = ("draft", "verify", "commit")
 """the parts of a round in which operators run"""
 PARTS = (*WORKING, "controller", "rest")

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["MachineRates", "last_level_cache", "measure_rates", "multiply_rate", "read_rate"]
-
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNKNOWN_CACHE = 64 * 2**20  # taken for the last-level cache where the system does not tell [bytes]
 _TIMES_CACHE = 8  # size of the buffer that is read, in last-level caches

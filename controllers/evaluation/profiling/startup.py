@@ -11,8 +11,6 @@ from typing import TypeVar
 from specgym.env.kernels.build import compile_seconds
 from specgym.env.tree.rounds import Stopwatch
 
-__all__ = ["Startup", "process_age", "without_compiling"]
-
 _Result = TypeVar("_Result")
 
 _PROCESS, _SYSTEM = Path("/proc/self/stat"), Path("/proc/uptime")

@@ -20,8 +20,6 @@ from specgym.controllers.evaluation.results.plots import cut
 from specgym.controllers.evaluation.results.schema import CategorySummary, ControllerSummary, PeerFacts, Results
 from specgym.env.common.files import atomic_path
 
-__all__ = ["COMPARISON_LEGEND", "comparison_lines", "peer_facts", "peer_lines", "plot_comparison", "turned_over"]
-
 COMPARISON_LEGEND = (
     "Ours/peer: throughput of {baseline} over that of the peer on the same prompts, with a 95 % interval; over 1, ours "
     "is faster. τ: tokens per target forward. Same: greedy outputs identical to those of the peer's own plain decoding."

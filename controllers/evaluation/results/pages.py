@@ -11,8 +11,6 @@ from specgym.controllers.evaluation.results.report import agreement, load_result
 from specgym.env.common.errors import ParameterError
 from specgym.env.common.files import write_text
 
-__all__ = ["render", "update"]
-
 _SETTINGS = ("prompt_count", "prompts", "max_new_tokens", "temperature", "dtype", "target", "draft_kind")
 _BLOCK = re.compile(
     r"(<!-- results: (?P<path>[^\n#]+?)(#(?P<title>[^\n]+?))? -->\n).*?(<!-- end of results -->)", re.DOTALL

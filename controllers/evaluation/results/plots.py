@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from specgym.controllers.evaluation.results.schema import SHARES, ControllerSummary, Results
 from specgym.env.common.files import atomic_path
 
-__all__ = ["cut", "plot_speedups", "plot_time_shares"]
-
 # Okabe and Ito's palette: distinguishable for the colour-blind too.
 _FASTER, _SLOWER, _UNDECIDED = "#0072B2", "#D55E00", "#7F7F7F"
 _SHARE_COLOURS = dict(zip(SHARES, ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "#D0D0D0"), strict=True))

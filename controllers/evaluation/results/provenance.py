@@ -22,8 +22,6 @@ import torch
 
 from specgym.controllers.evaluation.results.schema import Machine
 
-__all__ = ["command_line", "described_cpu", "git_revision", "library_versions", "machine", "run_facts", "shareable"]
-
 _SOURCE_TREE = Path(__file__).resolve().parents[3]
 _LIBRARIES = (
     "specgym",

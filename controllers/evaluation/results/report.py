@@ -31,18 +31,6 @@ from specgym.controllers.evaluation.results.schema import STAGE_KEYS, Controller
 from specgym.env.common.errors import ParameterError
 from specgym.env.common.files import write_text
 
-__all__ = [
-    "agreement",
-    "csv_text",
-    "load_results",
-    "markdown",
-    "planning",
-    "speedup_cell",
-    "summary",
-    "table",
-    "write_results",
-]
-
 _NOTHING = "-"
 _INCOMPLETE = "INCOMPLETE: the run was stopped before its end; these numbers are of the part that was measured."
 _HEADERS = ("controller", "tokens/s", "speed-up", "τ", "accepted", "tree", "time %", "same")

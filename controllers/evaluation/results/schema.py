@@ -15,21 +15,6 @@ from typing import Any, NoReturn, TypeAlias, get_args, get_origin, get_type_hint
 
 from specgym.env.common.errors import ParameterError
 
-__all__ = [
-    "KINDS",
-    "PARTS",
-    "SCHEMA_VERSION",
-    "SHARES",
-    "STAGE_KEYS",
-    "CategorySummary",
-    "ControllerSummary",
-    "Failure",
-    "Machine",
-    "PeerFacts",
-    "PromptRow",
-    "Results",
-]
-
 JSON: TypeAlias = Any
 
 SCHEMA_VERSION = 1

@@ -19,8 +19,6 @@ from scipy.stats import bootstrap
 from specgym.controllers.evaluation.results.schema import SHARES, CategorySummary, ControllerSummary, Failure, PromptRow
 from specgym.env.common.errors import ParameterError
 
-__all__ = ["RESAMPLES", "paired_ratio", "summarise"]
-
 RESAMPLES = 9_999
 _BATCH = 500  # resamples held in memory at a time
 

@@ -21,8 +21,6 @@ from specgym.env.models.cache import KeyValueBuffer
 from specgym.env.models.fast.graphs import Graph, Graphs
 from specgym.env.models.fast.layer import MOST_ROWS
 
-__all__ = ["FixedForward", "FixedInputs", "Results", "Shape", "shape_for"]
-
 _COLUMNS = 256  # of a cache at least
 
 Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]

@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-__all__ = ["Graph", "Graphs", "has_fixed_shapes"]
-
 _FIXED_ON = frozenset({"cuda"})
 _WARM_UPS = 2  # runs before one is captured: on their first ones libraries choose kernels and take memory
 

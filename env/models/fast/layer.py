@@ -16,8 +16,6 @@ from typing import List, Optional, Tuple  # noqa: UP035  # what TorchScript read
 
 import torch
 
-__all__ = ["MOST_ROWS", "as_written", "decoder_layer", "has_kernel", "layer_function", "padded_rows", "project"]
-
 MOST_ROWS = 64
 """rows of a tree that have kernels of their own, at most"""
 

@@ -29,8 +29,6 @@ from specgym.env.models.fast.native import Fusion, LayerShape, NativeForward, Na
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
 from specgym.env.models.fast.resident import return_pages
 
-__all__ = ["LeanLayer", "LeanModel", "LeanNorm", "LeanStack", "RotaryTables", "lean_model", "state_dtype"]
-
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 # Whose angle at a position does not depend on the length of the text.
 _ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})

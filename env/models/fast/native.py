@@ -26,18 +26,6 @@ from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.kernels.build import find_library
 from specgym.env.models.cache import KeyValueBuffer
 
-__all__ = [
-    "Fusion",
-    "LayerShape",
-    "NativeForward",
-    "NativeLayer",
-    "NativeMatrix",
-    "Stretch",
-    "can_run",
-    "in_eight_bits",
-    "watched",
-]
-
 _SOURCE = Path(__file__).with_name("native.cpp")
 _LANES = 16  # results in a block of weights
 _WIDTHS = 2 * _LANES  # that features are multiples of

@@ -25,8 +25,6 @@ from specgym.env.models.fast.layer import MOST_ROWS, has_kernel, project
 from specgym.env.models.fast.native import NativeMatrix, can_run
 from specgym.env.models.fast.resident import return_pages
 
-__all__ = ["Packing", "Projection", "best_packing", "can_pack", "row_invariant"]
-
 Packing: TypeAlias = Literal["native", "int8", "library", "none"]
 """where weights are kept: rearranged for our own functions, as they are or rounded to eight bits; rearranged for
 oneDNN's; or not rearranged"""

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["return_freed", "return_pages"]
-
 _PAGES = Path("/proc/self/pagemap")
 _ENTRY = 8  # bytes that the page map has of a page
 _HELD, _SWAPPED, _OF_A_FILE = (np.uint64(1) << np.uint64(bit) for bit in (63, 62, 61))

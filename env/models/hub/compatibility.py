@@ -12,8 +12,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from specgym.env.common.errors import PairError
 
-__all__ = ["check_draft", "check_target", "check_vocabulary", "context_limit"]
-
 WHAT_WORKS = "Use a causal LM with full attention, such as Llama, Qwen2/3 or SmolLM2."
 
 # transformers marks most of its recurrent models itself; these it does not mark.

@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import nn
 
-__all__ = ["fingerprint"]
-
 _SAMPLES = 4096
 
 

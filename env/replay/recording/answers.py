@@ -13,8 +13,6 @@ from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request, check_fits
 from specgym.env.tree.sampling import TokenChooser
 
-__all__ = ["Answer", "write_answers"]
-
 
 @dataclass(frozen=True)
 class Answer:

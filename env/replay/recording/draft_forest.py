@@ -20,8 +20,6 @@ from specgym.env.drafts.feature import FeatureDraft
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import TokenChooser
 
-__all__ = ["CausalForest", "DraftForest", "FeatureForest", "draft_forest"]
-
 
 class DraftForest(Protocol):
     """Guesses after many positions of a text. Candidates come with their entropies."""

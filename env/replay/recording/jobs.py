@@ -23,8 +23,6 @@ from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["RecordingJob", "plan_jobs", "record_text", "record_texts", "split_of", "trace_header"]
-
 Progress = Callable[[str, int], None]
 """`progress(stage, positions)`: so many more are done"""
 

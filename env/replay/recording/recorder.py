@@ -25,8 +25,6 @@ from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.sampling import SamplingSettings, TokenChooser
 from specgym.env.tree.tree import TokenForest
 
-__all__ = ["Recorder", "SupersetRule"]
-
 _UNBOUNDED = 2**31  # more than any level or tree holds
 
 

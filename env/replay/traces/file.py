@@ -34,8 +34,6 @@ from specgym.env.common.errors import TraceError
 from specgym.env.common.files import atomic_path
 from specgym.env.replay.traces.records import TraceHeader, TraceText, pack, unpack
 
-__all__ = ["Trace", "TraceWriter", "read_frames", "read_trace", "trace_content"]
-
 _MAGIC = b"specgym trace 1\n"
 _FRAME = struct.Struct("<4sIQI")
 

@@ -24,8 +24,6 @@ from specgym.env.common.home import cache_home
 from specgym.env.replay.traces.file import read_frames, trace_content
 from specgym.env.replay.traces.records import Array, TraceHeader, columns_of, split
 
-__all__ = ["PACKED", "pack_trace", "unpack_trace"]
-
 PACKED = ".xz"
 """what packed traces end with"""
 

@@ -12,8 +12,6 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.tree import TokenForest
 
-__all__ = ["RecordedDraft", "RecordedLookup", "RecordedTrees"]
-
 
 class RecordedTrees:
     """Expansions of a draft, a row each: the root of a position's tree, or a node of it, and what may follow.

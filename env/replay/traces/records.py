@@ -14,8 +14,6 @@ from specgym.env.replay.traces.recorded_trees import RecordedTrees
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import SamplingSettings
 
-__all__ = ["SPLITS", "Array", "TraceHeader", "TraceText", "columns_of", "pack", "split", "unpack"]
-
 SPLITS = ("train", "validation", "test")
 
 Array = npt.NDArray[Any]

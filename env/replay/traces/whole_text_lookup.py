@@ -9,8 +9,6 @@ import numpy as np
 
 from specgym.env.drafts.lookup import LATEST, LookupDraft
 
-__all__ = ["WholeTextLookup"]
-
 
 class WholeTextLookup(LookupDraft):
     """Says at any position what `LookupDraft` says there when it has read no further.

@@ -13,8 +13,6 @@ from economize.techniques.lookup import LookupConfig
 from specgym.controllers.evaluation.peers.libraries.transformers_peers import load_model
 from specgym.controllers.evaluation.peers.messages import Answer, OpenPeer, Setup, Task, cut_at_end, timed
 
-__all__ = ["open_peer"]
-
 _CYCLES = {"economize": 1, "economize-lookup": 6, "economize-assisted": 4, "economize-hybrid": 4}
 """tokens of a cycle, the exact one included: the library's default, for lookup what its manual shows [tokens]"""
 

@@ -13,8 +13,6 @@ from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
 from specgym.controllers.evaluation.peers.libraries.transformers_peers import load_model
 from specgym.controllers.evaluation.peers.messages import Answer, OpenPeer, Setup, Task, cut_at_end, timed
 
-__all__ = ["open_peer"]
-
 
 def open_peer(name: str, setup: Setup) -> OpenPeer:
     """Loads one of flashspec's peers.

@@ -20,8 +20,6 @@ from specgym.controllers.evaluation.peers.client import PeerError
 from specgym.env.common.files import atomic_path
 from specgym.env.models.hub.loading import load_config
 
-__all__ = ["write_gguf"]
-
 _KINDS = {
     "bfloat16": gguf.GGMLQuantizationType.BF16,
     "float16": gguf.GGMLQuantizationType.F16,

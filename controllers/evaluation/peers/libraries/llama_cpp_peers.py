@@ -9,8 +9,6 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from specgym.controllers.evaluation.peers.messages import Answer, OpenPeer, Setup, Task, cut_at_end, timed
 
-__all__ = ["open_peer"]
-
 _LOOKUP_TOKENS = 2  # what the library's manual advises where there is no GPU
 
 

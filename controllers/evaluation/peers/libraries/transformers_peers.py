@@ -13,8 +13,6 @@ from transformers import AutoModelForCausalLM, CompileConfig, PreTrainedModel, S
 
 from specgym.controllers.evaluation.peers.messages import Answer, OpenPeer, Setup, Task, cut_at_end, timed
 
-__all__ = ["load_model", "open_peer"]
-
 _LOOKUP_TOKENS = 10
 
 
