@@ -1,1 +1,1 @@
-"""Errors, files, arrays and interruptions: small tools that every floor uses."""
+"""Errors, files, arrays and interrupts: small tools for every floor."""

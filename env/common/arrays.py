@@ -1,4 +1,4 @@
-"""The array types that the code names in its signatures."""
+"""Array types for signatures."""
 
 from __future__ import annotations
 

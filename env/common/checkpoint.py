@@ -1,8 +1,9 @@
-"""A training run on disk: weights, optimiser and progress in one file that appears at once or not at all."""
+"""Checkpoints of training runs: weights, optimiser and progress in one file, written completely or not at all."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        module: what is trained.
+        module: the trained module.
         optimizer: Adam or AdamW over `module.parameters()`, in their order.
-        history: how far it is, as JSON can hold it.
-        settings: everything that decides the run; a checkpoint of other settings is refused.
+        history: progress of the run, as JSON values.
+        settings: everything that determines the run; a checkpoint of other settings is refused.
 
     Raises:
         FileWriteError: see `atomic_path`.
@@ -34,17 +35,17 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     notes = {"settings": settings, "history": json.dumps(history)}
-    # Tied weights share memory, which the format refuses: every tensor gets its own.
+    # The format refuses tensors that share memory, as tied weights do, so every tensor is copied.
     with atomic_path(path) as temporary:
         save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, temporary, notes)
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, settings: str) -> dict[str, Any]:
-    """Puts `module` and `optimizer` into the state that `save_checkpoint` saw, and returns the history.
+    """Restores the states of `module` and `optimizer`, and returns the history.
 
     Raises:
         ModelFileError: the file is corrupt.
-        ParameterError: it belongs to a run with other settings.
+        ParameterError: the file belongs to a run with other settings.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,14 +63,13 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
 
 
 def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    states: dict[int, dict[str, torch.Tensor]] = {}
     weights: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        owner, rest = name.split(".", 1)
-        if owner == "module":
-            weights[rest] = tensor
+    states: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        if key.startswith("module."):
+            weights[key.removeprefix("module.")] = tensor
         else:
-            index, field_name = rest.split(".")
-            states.setdefault(int(index), {})[field_name] = tensor
+            _, index, name = key.split(".")
+            states[int(index)][name] = tensor
     module.load_state_dict(weights)
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(states)})

@@ -1,4 +1,4 @@
-"""Errors that name what was expected, what came and what to do."""
+"""Errors, whose messages say what was expected, what came and what to do."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 
 
 class SpecGymError(Exception):
-    """Anything that a user of SpecGym can set right; scripts print it without a traceback."""
+    """An error that the user can correct; scripts print it without a traceback."""
 
 
 class UnknownNameError(SpecGymError, ValueError):
-    """A name that no registry knows; the message offers the closest ones.
+    """An unknown name; the message suggests the closest known ones.
 
     Args:
-        what: the kind of thing that was looked for, such as ``"controller"``.
-        name: what came.
-        known: the names there are.
+        what: the kind of thing, such as ``"controller"``.
+        name: the unknown name.
+        known: the known names.
     """
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
@@ -27,32 +27,42 @@ class UnknownNameError(SpecGymError, ValueError):
 
 
 class ParameterError(SpecGymError, ValueError):
-    """A setting outside its range."""
+    """A setting is outside its range."""
 
 
 class LimitError(SpecGymError, ValueError):
-    """A request that does not fit: empty or too long a prompt, or limits that are not positive."""
+    """A request does not fit: the prompt is empty or too long, or a limit is not positive."""
 
 
 class PromptError(SpecGymError, ValueError):
-    """A prompt file that cannot be read; the message names the file and the line."""
+    """A prompt file cannot be read; the message names the file and the line."""
 
 
 class PairError(SpecGymError, ValueError):
-    """A target, or a target and a draft, that cannot work here; the message says why."""
+    """A target, or a target and a draft, cannot work here; the message says why."""
 
 
 class ModelFileError(SpecGymError):
-    """Files of a model that are missing, corrupt or cannot be fetched."""
+    """Files of a model are missing, corrupt or cannot be fetched."""
 
 
 class NumericalError(SpecGymError, ArithmeticError):
-    """A model returned NaN or infinite logits; the caches of the request are discarded."""
+    """A model returned NaN or infinite logits; the text cannot go on."""
 
 
 class TraceError(SpecGymError):
-    """A trace that is missing, corrupt, of another version or of another pair; the message names the file."""
+    """A trace is missing, corrupt, of another version or of another pair; the message names the file."""
 
 
 class UnrecordedError(SpecGymError, LookupError):
-    """A request for something that a trace does not hold: replay is exact or an error."""
+    """A trace does not hold what was requested: replay is exact or an error."""
+
+
+def check_limit(name: str, value: int) -> None:
+    """Refuses a limit that is not positive.
+
+    Raises:
+        LimitError: it is below 1.
+    """
+    if value < 1:
+        raise LimitError(f"{name} must be 1 or more; got {value}.")

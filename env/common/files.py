@@ -1,30 +1,34 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Files that are written completely or not at all, the cache's folder, wheels from pip, and filled lines of a text."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from specgym.env.common.errors import SpecGymError
+from specgym.env.common.errors import ParameterError, SpecGymError
 
 
 class FileWriteError(SpecGymError, OSError):
-    """A file that could not be written; whatever stood there before is untouched."""
+    """A file could not be written. A file that stood there before is unchanged."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` and moves it into place when the block succeeds.
+    """Yields a temporary path beside `path`, and moves that file to `path` when the block succeeds.
 
     Args:
-        path: where the file shall stand; missing parent folders are made.
+        path: the file to write; missing parent folders are made.
 
     Raises:
-        FileWriteError: the file could not be written (disk full, no permission). The temporary file is gone and a
-            previous file at `path` is as it was.
+        FileWriteError: the file could not be written (disk full, no permission). The temporary file is removed, and a
+            previous file at `path` is unchanged.
     """
     temporary: Path | None = None
     try:
@@ -52,11 +56,70 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure that files can be written to `folder`, before any work is done for them.
+    """Checks that files can be written to `folder`, so that a long run does not fail at its end.
 
     Raises:
         FileWriteError: they cannot.
     """
-    with atomic_path(folder / ".writable") as temporary:
-        temporary.write_text("", encoding="utf-8")
+    write_text(folder / ".writable", "")
     (folder / ".writable").unlink(missing_ok=True)
+
+
+def filled_lines(text: str) -> list[tuple[int, str]]:
+    """Returns the lines of `text` that are not blank, each with its number from 1 on."""
+    # Not splitlines(): a JSON string may hold line separators such as U+2028.
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def cache_home() -> Path:
+    """Returns the folder for weights, prompts and compiled functions; it may not exist yet.
+
+    The folder is `$SPECGYM_HOME`, or else `specgym` in the user's cache folder, `$XDG_CACHE_HOME` or `~/.cache`. A
+    leading `~` is expanded. An empty variable counts as unset, and so does a relative `$XDG_CACHE_HOME`, as the XDG
+    specification requires.
+
+    Raises:
+        ParameterError: the path needs the user's home folder, which cannot be found.
+    """
+    try:
+        if chosen := os.environ.get("SPECGYM_HOME"):
+            return Path(chosen).expanduser()
+        shared = Path(os.environ.get("XDG_CACHE_HOME", "")).expanduser()
+        return (shared if shared.is_absolute() else Path("~/.cache").expanduser()) / "specgym"
+    except RuntimeError as error:
+        raise ParameterError(
+            f"Expected a home folder for the cache, but there is none ({error}). "
+            "Set SPECGYM_HOME to the full path of a folder that you can write to."
+        ) from error
+
+
+def download_wheel(
+    requirement: str, folder: Path, error: type[SpecGymError], remedy: str, timeout: float | None = None
+) -> Path:
+    """Downloads a wheel to `folder` with pip. Neither the wheel nor its dependencies are installed.
+
+    Args:
+        requirement: the package and its version, ``name==version``.
+        folder: an empty folder.
+        error: the error to raise if there is no pip, or pip cannot get the wheel.
+        remedy: what the user can do about it; ends the message.
+        timeout: longest time that pip may take; None for no limit [s].
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(folder.absolute()), requirement]
+    command += [] if sys.stderr.isatty() else ["--quiet"]
+    # pip's progress bar goes to standard error (2), since standard output is for results. pip runs in the new folder:
+    # a file called pip.py in the user's own would run in its place.
+    options: dict[str, Any] = {"cwd": folder, "stdout": 2, "stderr": subprocess.PIPE, "timeout": timeout}
+    try:
+        done = subprocess.run(command, encoding="utf-8", errors="replace", check=False, **options)
+    except (OSError, subprocess.SubprocessError) as problem:
+        raise error(f"pip could not download {requirement}: {problem}. {remedy}") from problem
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = done.stderr.splitlines() or ["it gave no reason."]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        if "No module named pip" in done.stderr:
+            reason += f". Run `{shlex.quote(sys.executable)} -m ensurepip`."
+        raise error(f"pip could not download {requirement}: {reason} {remedy}")
+    return wheels[0]

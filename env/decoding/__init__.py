@@ -1,1 +1,1 @@
-"""Live decoding: rounds on real models. Read this after `specgym.env.tree`."""
+"""Live decoding: rounds on real models. Read `live.py` after `specgym.env.tree`."""

@@ -1,31 +1,31 @@
-"""What more speculation costs on this machine, learned from the rounds themselves: no calibration, and it follows load.
+"""Costs of speculation, learned from the wall time of past rounds: no profile is needed, and the costs follow load.
 
-A verification is taken to cost ``plain + row * nodes`` seconds, and drafting ``beginning + level * levels``. All four
-are found by least squares over past rounds, which count less the older they are, with a pull to what is assumed of a
-machine that nothing is known of. The pull is what decides while all trees have about the same size, from which no slope
-can be told.
+The model: a verification costs ``plain + row * nodes`` seconds, and drafting costs ``start + level * levels``. All four
+numbers are least-squares fits over past rounds, with exponentially decaying weights and a pull to prior costs. The pull
+decides while all trees have about the same size, because such rounds do not determine a slope.
 """
 
 from __future__ import annotations
 
 import math
 
+from specgym.env.common.errors import check_limit
 from specgym.env.tree.observation import LEVEL_PRIOR, ROW_PRIOR
-from specgym.env.tree.rounds import RoundOutcome, check_limit
+from specgym.env.tree.rounds import RoundOutcome
 
 _ROW_PULL = 512.0  # weight of the assumed cost of a row: two rounds of 16 nodes
-_LEVEL_PULL = 16.0  # of a level: one round of four levels
-_OUTLIER = 2.0  # a stage that took this many times what was expected was held up by something else, and counts as that
+_LEVEL_PULL = 16.0  # weight of the assumed cost of a level: one round of four levels
+_OUTLIER = 2.0  # longest time of a stage, in predicted times; more is an interruption and is cut to this
 
 
 class LearnedCosts:
-    """Costs of a level and of a row in plain steps, as observations tell them, learned from wall time.
+    """Costs of a draft level and of a verified row in plain steps, learned from wall time.
 
     Args:
         window: rounds after which a round counts less by a factor of e [rounds].
 
     Raises:
-        LimitError: a window that is not positive.
+        LimitError: the window is not positive.
     """
 
     def __init__(self, window: int = 256) -> None:
@@ -39,13 +39,11 @@ class LearnedCosts:
         return self._verifying.start
 
     def note(self, outcome: RoundOutcome) -> None:
-        """Takes a round into account that read no prompt."""
+        """Learns from a round that did not read the prompt."""
         seconds, levels = outcome.seconds, len(outcome.level_rows)
-        self._verifying.note(outcome.drafted, seconds.verify + seconds.commit)
-        self._verifying.solve(per_start=ROW_PRIOR)
+        self._verifying.fit(outcome.drafted, seconds.verify + seconds.commit, per_start=ROW_PRIOR)
         if levels:
-            self._drafting.note(levels, seconds.draft)
-            self._drafting.solve(LEVEL_PRIOR * self.plain)
+            self._drafting.fit(levels, seconds.draft, assumed=LEVEL_PRIOR * self.plain)
 
     def level_cost(self, context: int) -> float:
         """See `Costs`; 0 before the first round [plain steps]."""
@@ -59,11 +57,11 @@ class LearnedCosts:
 
 
 class _Line:
-    """Least squares of ``seconds = start + slope * size``, with a pull of the slope to what is assumed of it.
+    """Least-squares fit of ``seconds = start + slope * size``, with a pull of the slope to a prior.
 
     Args:
-        keep: what a round still counts after another one.
-        pull: weight of the assumption, in squared sizes.
+        keep: factor on the weight of past rounds at each new round.
+        pull: weight of the prior, in squared sizes.
     """
 
     def __init__(self, keep: float, pull: float) -> None:
@@ -71,7 +69,13 @@ class _Line:
         self.rounds = self._sizes = self._squares = self._seconds = self._products = 0.0
         self.start = self.slope = 0.0
 
-    def note(self, size: int, seconds: float) -> None:
+    def fit(self, size: int, seconds: float, assumed: float = 0.0, per_start: float = 0.0) -> None:
+        """Adds a round and fits start and slope, neither below 0.
+
+        The slope is pulled to ``assumed + per_start * start`` seconds. A slope with a prior in starts needs a positive
+        start. If the fit has none (noise, or times that grow faster than in proportion), the mean time is used with
+        slope 0. Any other line without a start goes through the origin.
+        """
         if self.rounds:
             seconds = min(seconds, _OUTLIER * (self.start + self.slope * size))
         keep = self._keep
@@ -80,13 +84,6 @@ class _Line:
         self._squares = keep * self._squares + size * size
         self._seconds = keep * self._seconds + seconds
         self._products = keep * self._products + seconds * size
-
-    def solve(self, assumed: float = 0.0, per_start: float = 0.0) -> None:
-        """Fits both, the slope pulled to `assumed` seconds and `per_start` starts; neither is less than nothing.
-
-        Where the slope is told in starts there has to be one: of noise, or of what grows faster than in proportion, the
-        mean says more. Any other line without a start goes through the origin.
-        """
         pull, corner = self._pull, self._sizes - self._pull * per_start
         first, last = self.rounds + pull * per_start**2, self._squares + pull
         left, right = self._seconds - pull * per_start * assumed, self._products + pull * assumed

@@ -1,10 +1,9 @@
-"""Loading a target and its draft, checked to be a pair before anything runs."""
+"""Loads a target and its draft, and checks before anything runs that they work together."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from specgym.env.decoding.live import LiveDecoder
 from specgym.env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from specgym.env.drafts.calibrator import Calibrator, load_calibrator
 from specgym.env.drafts.network import load_network
-from specgym.env.models.fast.resident import return_freed
+from specgym.env.kernels.moving import trim_heap
 from specgym.env.models.hub.compatibility import check_draft, check_target, check_vocabulary
-from specgym.env.models.hub.loading import load_causal_model, load_config, load_tokenizer
+from specgym.env.models.hub.loading import check_folder, load_tokenizer, open_model
 from specgym.env.models.hub.store import describe_weights, locate_model
 from specgym.env.models.target import CachedModel, TargetModel
 
@@ -28,16 +27,15 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
-    EIGHT_BITS: torch.bfloat16,  # of everything but the weights of linear layers
+    EIGHT_BITS: torch.bfloat16,  # everything except the weights of linear layers
 }
 LOOKUP = "lookup"
-
 CALIBRATOR = "calibrator.json"
 
 _WEIGHTS = Path(__file__).parents[1] / "drafts" / "weights" / DEFAULT_TARGET
 _SHIPPED = {"feature": _WEIGHTS / "draft.safetensors", "standalone": _WEIGHTS / "standalone"}
 PAIRS = {DEFAULT_TARGET: _SHIPPED, "HuggingFaceTB/SmolLM2-135M-Instruct": _SHIPPED}
-"""the registered pairs: a target, by its name or hub id, and the drafts shipped for it, the best first"""
+"""drafts shipped for each registered target, by the target's name or hub id, the best draft first"""
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,20 @@ class ModelPair:
     draft: Draft
     tokenizer: PreTrainedTokenizerBase
     target_name: str
-    """what the user called the target"""
+    """the user's name for the target"""
     draft_name: str
-    """what the user called the draft, or the name of the one shipped"""
+    """the user's name for the draft, or the name of the shipped one"""
     weights: str
-    """where the target's weights came from"""
+    """where the target's weights were found"""
 
     def decoder(self) -> LiveDecoder:
-        """A decoder of this pair, which learns what rounds cost. The two share their caches with every other decoder of
-        the pair.
-        """
+        """A decoder of this pair that learns what rounds cost. All decoders of a pair share the models' caches."""
         return LiveDecoder(self.target, self.draft, LearnedCosts())
 
     def with_draft(self, draft: str) -> ModelPair:
-        """The same target with another draft, named as in `load_pair`; raises as that does."""
+        """The same target with another draft, named as in `load_pair`. Raises the same errors."""
         draft = _resolve(draft, self.target_name)
-        guesser = make_draft(draft, self.target, self.tokenizer)
-        return dataclasses.replace(self, draft=guesser, draft_name=_short(draft))
+        return replace(self, draft=make_draft(draft, self.target, self.tokenizer), draft_name=_short(draft))
 
 
 def load_pair(
@@ -75,65 +70,65 @@ def load_pair(
     Args:
         target: a registered name, a local folder or a hub id.
         draft: ``"lookup"``, a draft shipped for the target (``"feature"`` or ``"standalone"``), a feature draft's
-            safetensors file, or a causal language model as for `target`; None takes the best one shipped for the
-            target, and prompt lookup where there is none.
+            safetensors file, or a causal language model named like a target. None takes the best draft shipped for the
+            target, or prompt lookup if there is none.
         dtype: a name in `DTYPES`.
         device: ``"cpu"`` or a CUDA device.
 
     Raises:
         UnknownNameError: no such model.
-        ModelFileError: weights, a configuration or a tokenizer that are missing, corrupt or cannot be fetched.
-        PairError: models that cannot work, or not together.
-        ParameterError: an unknown `dtype`, one that this machine has not, or a device that is not there.
+        ModelFileError: weights, a configuration or a tokenizer are missing, corrupt or cannot be fetched.
+        PairError: a model cannot work here, or the two cannot work together.
+        ParameterError: an unknown `dtype`, one that this machine does not support, or a device that it does not have.
     """
     if dtype not in DTYPES:
         raise ParameterError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     place = find_device(device)
     folder = locate_model(target)
-    check_target(load_config(folder))
+    check_folder(folder, check_target)
     chosen = _resolve(draft, target)
     tokenizer = load_tokenizer(folder)
     if _is_model(chosen):
         _checked_draft(chosen, tokenizer)  # before the target's weights are read
-    model = TargetModel(load_causal_model(folder, DTYPES[dtype], place), eight_bits=dtype == EIGHT_BITS)
-    guesser = make_draft(chosen, model, tokenizer)
-    return_freed()  # loading leaves much behind
-    return ModelPair(model, guesser, tokenizer, target, _short(chosen), describe_weights(folder))
+    model = TargetModel(open_model(folder, DTYPES[dtype], place), eight_bits=dtype == EIGHT_BITS)
+    loaded = make_draft(chosen, model, tokenizer)
+    trim_heap()  # loading frees much memory
+    return ModelPair(model, loaded, tokenizer, target, _short(chosen), describe_weights(folder))
 
 
 def make_draft(draft: str, target: TargetModel, tokenizer: PreTrainedTokenizerBase | None = None) -> Draft:
-    """A draft for a target that is loaded, with the calibrator that lies beside its weights.
+    """Loads a draft for a loaded target, with the calibrator that lies beside its weights.
 
     Args:
-        draft: ``"lookup"``, a feature draft's file, or, given `tokenizer`, a causal language model by folder or hub id.
+        draft: ``"lookup"`` or a feature draft's file. With `tokenizer` also a causal language model, by folder or hub
+            id.
         target: the target.
         tokenizer: the target's.
 
     Raises:
         ModelFileError: files are missing or corrupt.
-        PairError: it is made for another target.
+        PairError: the draft was made for another target.
         UnknownNameError: no such model.
     """
     if draft == LOOKUP:
         return LookupDraft()
     if tokenizer is not None and _is_model(draft):
         folder = _checked_draft(draft, tokenizer)
-        model = CachedModel(load_causal_model(folder, target.dtype, target.device), eight_bits=target.eight_bits)
+        model = CachedModel(open_model(folder, target.dtype, target.device), eight_bits=target.eight_bits)
         return CausalDraft(model, target.vocabulary, _calibrator(folder))
     network = load_network(Path(draft))
     unknown = network.token_ids[(network.token_ids < 0) | (network.token_ids >= target.vocabulary)]
     if len(unknown):
         first = int(unknown[0])
         raise PairError(f"The feature draft proposes token {first}; the target knows {target.vocabulary} tokens.")
-    embedding = target.model.get_input_embeddings()
     calibrator = _calibrator(Path(draft).parent)
-    return FeatureDraft(network, embedding, target.context_limit, calibrator, eight_bits=target.eight_bits)
+    return FeatureDraft(network, target.embedding, target.context_limit, calibrator, eight_bits=target.eight_bits)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tuple[int, ...]:
-    """Token ids of a conversation whose last turn waits for an answer; user and assistant take turns.
+    """Encodes a conversation that waits for an answer as token ids. User and assistant take turns.
 
-    Tokenizers without a chat template get the turns as plain text.
+    A tokenizer without a chat template encodes the turns as plain text.
 
     Raises:
         LimitError: a user's turn is empty.
@@ -151,14 +146,14 @@ def check_text(text: str) -> None:
     """Refuses a prompt without text.
 
     Raises:
-        LimitError: there is nothing but white space.
+        LimitError: there is only white space.
     """
     if not text.strip():
         raise LimitError(f"The prompt is empty: expected some text to answer; got {text!r}.")
 
 
 def _resolve(draft: str | None, target: str) -> str:
-    """A shipped draft's place in place of its name."""
+    """The path of a draft that was named as shipped, or the default; any other name unchanged."""
     shipped = PAIRS.get(target, {})
     if draft is None:
         return str(next(iter(shipped.values()), LOOKUP))
@@ -166,7 +161,7 @@ def _resolve(draft: str | None, target: str) -> str:
 
 
 def _short(draft: str) -> str:
-    """What to call a draft in results: a shipped one by its name."""
+    """The name of a draft in results: the shipped draft's name, or a file without its folder."""
     names = {str(place): name for name, place in _SHIPPED.items()}
     return names.get(draft, Path(draft).name if draft.endswith(".safetensors") else draft)
 
@@ -181,15 +176,15 @@ def _calibrator(folder: Path) -> Calibrator | None:
 
 
 def _checked_draft(draft: str, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """The folder of a causal draft model that fits the target's tokenizer."""
+    """The folder of a causal draft model, checked to have the target's vocabulary."""
     folder = locate_model(draft)
-    check_draft(load_config(folder))
+    check_folder(folder, check_draft)
     check_vocabulary(tokenizer, load_tokenizer(folder))
     return folder
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name, if tensors can be put there. Raises `ParameterError` otherwise."""
+    """Returns a device on which tensors can be created. Raises `ParameterError` otherwise."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

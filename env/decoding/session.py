@@ -1,4 +1,4 @@
-"""What live decoding and replay share: the text under way, its limit, its rounds, and what a controller sees of it."""
+"""A text being decoded: its tokens, limits and past rounds, and what a controller sees. Base of live and replay."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from specgym.env.tree.rounds import FinishReason, Request, RoundOutcome, check_f
 
 
 class DecodingSession:
-    """A request, the text so far and the rounds that made it.
+    """A request, its text so far and its past rounds.
 
     Args:
         context_limit: longest text that the target reads [tokens].
         end_tokens: tokens that end a text.
 
     Attributes:
-        request: the request that was started last.
+        request: the latest request.
         tokens: prompt and text so far [token ids].
         last: the last round.
-        under_way: whether there is a text that can go on.
+        under_way: whether there is a text to continue.
     """
 
     def __init__(self, context_limit: int, end_tokens: frozenset[int]) -> None:
@@ -30,7 +30,7 @@ class DecodingSession:
         self.under_way = False
 
     def _open(self, request: Request) -> None:
-        """Begins a text; nothing is under way until its first round is whole.
+        """Begins a text, which is under way once its first round is complete.
 
         Raises:
             LimitError: the prompt leaves no room in the target's context.
@@ -47,11 +47,17 @@ class DecodingSession:
             raise RuntimeError("No text is under way: call start() with a request first.")
 
     def _deepest(self) -> int:
-        """Most draft tokens on a path: the target adds one of its own, and the limit may not be overshot."""
+        """Most draft tokens on a path: with the target's own token, the round may just reach the limit."""
         return max(self.limit - len(self.tokens) - 1, 0)
 
     def _observation(self, root: tuple[float, ...], match: tuple[int, float], costs: Costs | None) -> Observation:
-        """What a controller may see; `root` and `match` are what draft model and prompt lookup say of the root."""
+        """Returns what a controller may see now.
+
+        Args:
+            root: the draft model's log-probabilities of the root's children; empty if it was not run.
+            match: prompt lookup's longest match and its probability at the root.
+            costs: costs to report; None for zeros.
+        """
         length = len(self.tokens)
         return Observation(
             position=length - 1,
@@ -70,10 +76,9 @@ class DecodingSession:
         )
 
     def _take(self, tokens: list[int]) -> list[int]:
-        """Adds tokens to the text, up to the first one that ends it; returns those added."""
-        if not self.request.ignore_end:
-            ends = [index for index, token in enumerate(tokens) if token in self.end_tokens]
-            tokens = tokens[: ends[0] + 1] if ends else tokens
+        """Adds tokens to the text up to the first end token, and returns the added ones."""
+        ends = [] if self.request.ignore_end else [end for end, token in enumerate(tokens) if token in self.end_tokens]
+        tokens = tokens[: ends[0] + 1] if ends else tokens
         self.tokens.extend(tokens)
         return tokens
 
@@ -86,7 +91,7 @@ class DecodingSession:
         return FinishReason.TOKEN_LIMIT if len(self.tokens) == asked else FinishReason.CONTEXT_LIMIT
 
     def _close_round(self, outcome: RoundOutcome) -> RoundOutcome:
-        """Takes note of a round that is whole; the first one, which reads the prompt, is no part of the history."""
+        """Records a complete round. The first one, which reads the prompt, stays out of the history."""
         if len(self.tokens) - len(outcome.tokens) > len(self.request.prompt):
             self.recent.append(PastRound(outcome.drafted, outcome.depth, outcome.accepted))
         self.last, self.under_way = outcome, outcome.finished is None

@@ -1,4 +1,4 @@
-"""What a draft is to the engine."""
+"""The interface of drafts."""
 
 from __future__ import annotations
 
@@ -15,42 +15,45 @@ from specgym.env.tree.tree import TokenTree
 
 
 class Draft(Protocol):
-    """Guesses the target's next tokens. One request at a time."""
+    """Proposes the target's next tokens, for one request at a time. Drafts inherit the defaults."""
 
     kind: str
     """name of the kind, as in results"""
-    feature_layers: tuple[int, ...] | None
-    """layers of the target whose hidden states `commit` must bring, before the last one's; None if it needs none"""
-    context_limit: int | None
-    """longest text it can follow; None for no bound [tokens]"""
-    calibrator: Calibrator | None
-    """what its probabilities are worth with its target, where that was measured"""
-    forward_seconds: float
-    """wall time spent in forwards so far, never reset [s]"""
+    feature_layers: tuple[int, ...] | None = None
+    """target layers whose hidden states `commit` needs besides those of the last layer; None if it needs no states"""
+    context_limit: int | None = None
+    """longest text that the draft can read; None for no bound [tokens]"""
+    calibrator: Calibrator | None = None
+    """maps the draft's probabilities to acceptance by its target; None if not fitted"""
+    forward_seconds: float = 0.0
+    """wall time of all forwards so far, never reset [s]"""
+    pending: Sequence[int] = ()
+    """committed tokens that the draft has not read yet [token ids]"""
 
     @property
     def owed(self) -> int:
-        """Committed tokens that the next `expand` of a root feeds first: the rows of that forward [tokens]."""
+        """Number of pending tokens: the rows of the next root's forward [tokens]."""
+        return len(self.pending)
 
     def start(self, chooser: TokenChooser) -> None:
-        """Forgets the last request. Candidates are ranked by `chooser`, with the target's noise."""
+        """Starts a new request. `chooser` ranks candidates, with the target's noise."""
 
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
-        """Takes in tokens that the target has settled; the work may wait until the next `expand`.
+        """Adds committed tokens to the text. A draft may read them as late as the next `expand`.
 
         Args:
-            tokens: the tokens that follow everything committed before; the last one is the next tree's root.
+            tokens: the new tokens; the last one is the next tree's root.
             features: the target's hidden states at the position *before* each token, `[tokens, width]`; None unless
-                the draft has `feature_layers`. The first token of a text has none: it comes without a row.
-            path: nodes of the last tree that stand for all but the last of `tokens`, `int64[tokens - 1]`; empty if
-                there was no tree.
+                the draft has `feature_layers`. The first token of a text has no row.
+            path: nodes of the last tree for all `tokens` except the last one, `int64[tokens - 1]`; empty if there was
+                no tree.
         """
 
     def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
-        """The k best continuations after each of `nodes`, which are of one depth and follow in growing order.
+        """Returns the k best continuations after each of `nodes`, which have one depth and ascend.
 
-        The first call after a `commit` is for the root alone. Later calls may leave out nodes of a level, and levels at
-        the end of a tree, but the parents of all nodes were expanded by the call before. Between two commits there may
-        be no call at all. The candidates for a smaller k are the first of those for a larger one. With `entropy` a
-        draft that has a distribution tells its entropies too.
+        The first call after a `commit` expands the root alone. A later call may leave out nodes of a level, but the
+        previous call has expanded the parents of all its nodes. There may be no call between two commits. Candidates
+        for a smaller k are the first of those for a larger k. With `entropy`, a draft that has a distribution adds its
+        entropies.
         """

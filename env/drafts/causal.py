@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model with the target's vocabulary as a draft."""
+"""A causal draft: any Hugging Face causal language model with the target's vocabulary."""
 
 from __future__ import annotations
 
@@ -8,54 +8,46 @@ import numpy as np
 import torch
 
 from specgym.env.common.arrays import IntArray
+from specgym.env.drafts.base import Draft
 from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.models.target import CachedModel
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.rounds import Stopwatch
 from specgym.env.tree.sampling import TokenChooser
-from specgym.env.tree.tree import TokenTree
-
-_NOTHING: IntArray = np.empty(0, np.int64)
+from specgym.env.tree.tree import NO_NODES, TokenTree
 
 
-class CausalDraft:
-    """Drafts with a smaller model of the same vocabulary; its cache keeps what the target accepted.
+class CausalDraft(Draft):
+    """Drafts with a smaller model of the same vocabulary, whose cache keeps the rows of accepted nodes.
 
     Args:
         model: the draft model.
-        vocabulary: the target's number of tokens; logits past it (a padded vocabulary) are left out.
-        calibrator: fitted for it with its target, if there is one.
+        vocabulary: the target's number of tokens; logits past it (a padded vocabulary) are dropped.
+        calibrator: the calibrator for this draft and its target, if there is one.
     """
 
     kind = "causal"
-    feature_layers: tuple[int, ...] | None = None
 
     def __init__(self, model: CachedModel, vocabulary: int, calibrator: Calibrator | None = None) -> None:
         self.model, self.calibrator = model, calibrator
         self.vocabulary = vocabulary
-        self.context_limit: int | None = model.context_limit
-        self.forward_seconds = 0.0
-
-    @property
-    def owed(self) -> int:
-        """See `Draft.owed`."""
-        return len(self.pending)
+        self.context_limit = model.context_limit
 
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
         self.chooser = chooser
         self.model.cache.reset()
-        self.pending: list[int] = []  # committed tokens that the cache does not hold yet
-        self.committed = 0  # rows of the cache that stand for committed tokens
-        self.expanded = _NOTHING  # nodes of the tree in the order of their rows behind those
+        self.pending: list[int] = []
+        self.committed = 0  # rows of the cache that hold committed tokens
+        self.expanded = NO_NODES  # nodes of the tree, in the order of their rows after the committed ones
 
     def commit(self, tokens: Sequence[int], features: torch.Tensor | None, path: IntArray) -> None:
-        """Keeps the accepted nodes that were expanded; the rest is owed and fed with the next root."""
+        """Keeps the rows of accepted nodes that were expanded. The next root's forward reads the other tokens."""
         rows = np.flatnonzero(np.isin(self.expanded, path))
         self.model.cache.keep_path(self.committed, rows)
         self.committed += len(rows)
-        self.pending.extend(tokens[len(rows) :])  # what was expanded of a path is its beginning
-        self.expanded = _NOTHING
+        self.pending.extend(tokens[len(rows) :])  # the expanded nodes of a path are its beginning
+        self.expanded = NO_NODES
 
     def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `Draft.expand`."""
@@ -66,8 +58,8 @@ class CausalDraft:
             self.pending = []
         else:
             self.expanded = np.concatenate([self.expanded, nodes])
-            visible = tree.ancestors[np.ix_(nodes, self.expanded)]
-            # The root is the last committed row: its children stand at `committed`.
+            visible = tree.ancestors[np.ix_(nodes, self.expanded)]  # [nodes, expanded]
+            # The root is the last committed row, so its children have position `committed`.
             logits = self.model.extend_tree(tree.token[nodes], self.committed - 1 + tree.depth[nodes], visible)
         self.forward_seconds += watch.lap()
         positions = (self.committed + tree.depth[nodes]).tolist()

@@ -1,7 +1,7 @@
 """Draft model and prompt lookup in one tree.
 
-A level of a tree is expanded by the model, in one forward for those of its nodes that the model proposed, and by
-lookup, which costs next to nothing. What lookup alone proposed, lookup alone continues: the model has no state there.
+The model expands the nodes of a level that it proposed itself, in one forward. Lookup expands all nodes, at almost no
+cost. Nodes that only lookup proposed are continued by lookup alone, because the model has no state there.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
 
 LOOK_AHEAD = 4
-"""candidates of the root that are kept when it is expanded before the round [nodes]"""
-
-_ROOT: IntArray = np.zeros(1, np.int64)
+"""candidates of the root that are kept when an observation expands it before the round [nodes]"""
 
 
 class MergedDraft:
-    """A draft model, if there is one, and prompt lookup, as a round's parameters ask for them.
+    """A draft model, if there is one, and prompt lookup, as a round's `source` selects them.
 
-    Rounds that leave the model out cost it nothing: what was committed meanwhile is owed to its next forward. Where the
-    text has grown past what the model can read, lookup goes on alone.
+    A round without the model causes no forward: the model's next forward reads the tokens committed meanwhile. Where
+    the text is longer than the model can read, lookup continues alone.
 
     Args:
-        draft: the pair's draft; if it is prompt lookup itself, lookup answers for every source.
+        draft: the pair's draft. If it is prompt lookup, lookup serves every source.
 
     Attributes:
         level_rows: rows of each forward of the model since the last commit [rows].
+        lookup_nodes: nodes that lookup expanded since the last commit [nodes].
     """
 
     def __init__(self, draft: Draft) -> None:
@@ -70,30 +69,29 @@ class MergedDraft:
     def _new_round(self) -> None:
         self.level_rows: list[int] = []
         self.lookup_nodes = 0
-        self.ahead: Candidates | None = None  # the model's, for the root
+        self.ahead: Candidates | None = None  # the model's candidates for the root, if observed
 
     def look_ahead(self, root: int) -> FloatArray:
-        """Has the model expand the root before the round's parameters are chosen; the round then does without.
+        """Runs the model on the root before the round's parameters are chosen. The round then uses the result.
 
         Returns:
-            Log-probabilities, not calibrated, of the root's best children, at most `LOOK_AHEAD`, `float64[children]`;
-            empty if there is no model or it cannot read the text.
+            Uncalibrated log-probabilities of the root's best children, at most `LOOK_AHEAD`, `float64[children]`; empty
+            if there is no model or it cannot read the text.
         """
         if self.model is None or not self._readable(self.model, 0):
             return np.empty(0)
         if self.ahead is None:
-            self.ahead = self._forward(self.model, TokenTree(root), _ROOT, LOOK_AHEAD, entropy=True)
-        offered: FloatArray = self.ahead.log_probs[self.ahead.log_probs > -np.inf]
-        return offered
+            self.ahead = self._forward(self.model, TokenTree(root), np.zeros(1, np.int64), LOOK_AHEAD, entropy=True)
+        return np.asarray(self.ahead.log_probs[self.ahead.log_probs > -np.inf])
 
     def expander(self, parameters: TreeParameters) -> Expand[TokenTree]:
-        """What `grow_tree` asks for candidates in a round of these parameters.
+        """Returns the function from which `grow_tree` gets candidates in a round of these parameters.
 
         Raises:
-            ParameterError: after `look_ahead`, more children a node than that kept.
+            ParameterError: more children a node than an earlier `look_ahead` of this round kept.
         """
-        asks_model = parameters.speculates and parameters.source != "lookup"
-        if asks_model and self.ahead is not None and parameters.max_branch > LOOK_AHEAD:
+        uses_model = parameters.speculates and parameters.source != "lookup"
+        if uses_model and self.ahead is not None and parameters.max_branch > LOOK_AHEAD:
             raise ParameterError(
                 f"Expected max_branch of {LOOK_AHEAD} or less where the draft was observed before the round; got "
                 f"max_branch={parameters.max_branch}. Lower it, or observe without the draft."
@@ -101,40 +99,37 @@ class MergedDraft:
         return partial(self._expand, parameters)
 
     def _expand(self, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
-        if self.model is None or parameters.source == "lookup":
-            return self._look_up(tree, nodes, k)
-        found = self._ask_model(self.model, parameters, tree, nodes, k)
-        if parameters.source == "model":
-            return found
-        return merge(found, self._look_up(tree, nodes, k), k)
-
-    def _look_up(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
+        proposed = None
+        if self.model is not None and parameters.source != "lookup":
+            proposed = self._expand_by_model(self.model, parameters, tree, nodes, k)
+            if parameters.source == "model":
+                return proposed
         self.lookup_nodes += len(nodes)
-        return self.lookup.expand(tree, nodes, k)
+        looked_up = self.lookup.expand(tree, nodes, k)
+        return looked_up if proposed is None else merge(proposed, looked_up, k)
 
-    def _ask_model(
+    def _expand_by_model(
         self, model: Draft, parameters: TreeParameters, tree: TokenTree, nodes: IntArray, k: int
     ) -> Candidates:
-        """The model's candidates after those nodes that it proposed itself and can read; no offers after others."""
+        """The model's candidates after the nodes that it proposed itself and can read, and none after other nodes."""
         depth = int(tree.depth[nodes[0]])
-        own = ~tree.from_lookup[nodes]
+        own = ~tree.from_lookup[nodes]  # [nodes]
         if not own.any() or not self._readable(model, depth):
-            return _no_offers(len(nodes), k)
-        entropy = parameters.max_entropy > 0
-        if parameters.calibrated and model.calibrator is not None:
-            # The calibrator looks at how far the first one leads.
-            found = self._forward(model, tree, nodes[own], max(k, 2), entropy)
-            found = recalibrated(found, model.calibrator.calibrate(found.log_probs, depth + 1, self.greedy), k)
-        else:
-            found = self._forward(model, tree, nodes[own], k, entropy)
-        return found if own.all() else _spread(found, own)
+            return _no_candidates(len(nodes), k)
+        calibrator = model.calibrator if parameters.calibrated else None
+        width = k if calibrator is None else max(k, 2)  # a calibrator needs the best child's lead over the second
+        candidates = self._forward(model, tree, nodes[own], width, parameters.max_entropy > 0)
+        if calibrator is not None:
+            calibrated = calibrator.calibrate(candidates.log_probs, depth + 1, self.greedy)
+            candidates = recalibrated(candidates, calibrated, k)
+        return candidates if own.all() else _scatter_rows(candidates, own)
 
     def _readable(self, model: Draft, depth: int) -> bool:
         """Whether the model can read the nodes at a depth."""
         return model.context_limit is None or self.length + depth <= model.context_limit
 
     def _forward(self, model: Draft, tree: TokenTree, nodes: IntArray, k: int, entropy: bool) -> Candidates:
-        """What the model says after `nodes`, in a forward that is counted; of the root it may have said it already."""
+        """The model's candidates after `nodes`: from a forward, which is counted, or from an earlier `look_ahead`."""
         at_root = not tree.depth[nodes[0]]
         if at_root and self.ahead is not None:
             return replace(self.ahead, tokens=self.ahead.tokens[:, :k], log_probs=self.ahead.log_probs[:, :k])
@@ -143,25 +138,25 @@ class MergedDraft:
 
 
 def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
-    """The k best candidates of both after each of the same n nodes, best first.
+    """Returns the k best candidates of both drafts after each of the same n nodes, best first.
 
-    A token that both offer is offered once and counts as the model's, so that the model can go on from there. It is
-    taken to be wrong only if both are wrong, each by its own chance: q + p - q p. Of 665 such tokens after the built-in
-    prompts (SmolLM2-135M-Instruct, its first draft, temperature 0) 0.75 were right. This rule foretold 0.74, with a log
-    loss of 0.34; the larger of q and p foretold 0.68, with 0.39, and means of the two did worse.
+    A token that both propose appears once, as the model's, so that the model can continue from there. It is wrong only
+    if both are wrong, taken as independent: it is right with probability q + p - q p. Measured on 665 such tokens of
+    the built-in prompts (SmolLM2-135M-Instruct, its first draft, temperature 0), 0.75 were right. This rule predicted
+    0.74 with a log loss of 0.34. The larger of q and p predicted 0.68 with 0.39, and means of the two did worse.
 
     Args:
-        model: what the model offers, without `from_lookup`.
-        lookup: what prompt lookup offers.
+        model: the model's candidates, without `from_lookup`.
+        lookup: prompt lookup's candidates.
         k: most candidates of a node.
     """
     if not (lookup.log_probs > -np.inf).any():
         return model
-    same = lookup.tokens[:, :, None] == model.tokens[:, None, :]  # [n, lookup's, model's]
+    same = lookup.tokens[:, :, None] == model.tokens[:, None, :]  # [n, lookup's k, model's k]
     same &= (lookup.log_probs > -np.inf)[:, :, None] & (model.log_probs > -np.inf)[:, None, :]
-    support = np.where(same, np.exp(lookup.log_probs)[:, :, None], 0.0).max(axis=1)  # [n, model's]
+    support = np.where(same, np.exp(lookup.log_probs)[:, :, None], 0.0).max(axis=1)  # [n, model's k]
     alone = np.where(same.any(axis=2), -np.inf, lookup.log_probs)
-    log_probs = np.concatenate([either(model.log_probs, support), alone], axis=1)
+    log_probs = np.concatenate([either(model.log_probs, support), alone], axis=1)  # [n, model's k + lookup's k]
     tokens = np.concatenate([model.tokens, lookup.tokens], axis=1)
     best = np.argsort(-log_probs, axis=1, kind="stable")[:, :k]
     return Candidates(
@@ -174,32 +169,30 @@ def merge(model: Candidates, lookup: Candidates, k: int) -> Candidates:
 
 
 def either(log_probs: FloatArray, support: FloatArray) -> FloatArray:
-    """Log-probability that one of two independent guesses is right; without `support` the first one's, to the bit."""
+    """Log-probability that at least one of two independent guesses is right; `log_probs` where `support` is 0."""
     first = np.exp(log_probs)
-    with np.errstate(divide="ignore"):  # of no offers
+    with np.errstate(divide="ignore"):  # log 0 at empty places
         return np.where(support > 0, np.log(np.minimum(first + (1 - first) * support, 1)), log_probs)
 
 
-def _no_offers(nodes: int, k: int) -> Candidates:
+def _no_candidates(nodes: int, k: int) -> Candidates:
     tokens, log_probs = np.zeros((nodes, k), np.int64), np.full((nodes, k), -np.inf)
     return Candidates(tokens, log_probs, np.zeros(nodes), entropy=np.zeros(nodes))
 
 
-def _spread(found: Candidates, rows: BoolArray) -> Candidates:
-    """`found` as the candidates of `rows`, `bool[n]`, and no offers in others."""
-    spread = _no_offers(len(rows), found.tokens.shape[1])
-    spread.tokens[rows], spread.log_probs[rows] = found.tokens, found.log_probs
-    spread.confidence[rows] = found.confidence
-    if spread.entropy is not None and found.entropy is not None:
-        spread.entropy[rows] = found.entropy
-    return spread
+def _scatter_rows(candidates: Candidates, rows: BoolArray) -> Candidates:
+    """Candidates of n nodes: the given ones in `rows`, `bool[n]`, and none in the others."""
+    scattered = _no_candidates(len(rows), candidates.tokens.shape[1])
+    for name in ("tokens", "log_probs", "confidence", "entropy"):
+        if (values := getattr(candidates, name)) is not None:
+            getattr(scattered, name)[rows] = values
+    return scattered
 
 
-def recalibrated(found: Candidates, log_probs: FloatArray, k: int) -> Candidates:
-    """The first k of `found` with other log-probabilities, best first again."""
-    log_probs = log_probs[:, :k]
-    if (log_probs[:, 1:] <= log_probs[:, :-1]).all():  # as it mostly is
-        return replace(found, tokens=found.tokens[:, :k], log_probs=log_probs)
-    best = np.argsort(-log_probs, axis=1, kind="stable")
-    tokens = np.take_along_axis(found.tokens, best, axis=1)
-    return replace(found, tokens=tokens, log_probs=np.take_along_axis(log_probs, best, axis=1))
+def recalibrated(candidates: Candidates, log_probs: FloatArray, k: int) -> Candidates:
+    """Returns the first k candidates with new log-probabilities, sorted again."""
+    tokens, log_probs = candidates.tokens[:, :k], log_probs[:, :k]
+    if (log_probs[:, 1:] > log_probs[:, :-1]).any():  # rare
+        best = np.argsort(-log_probs, axis=1, kind="stable")
+        tokens, log_probs = np.take_along_axis(tokens, best, axis=1), np.take_along_axis(log_probs, best, axis=1)
+    return replace(candidates, tokens=tokens, log_probs=log_probs)

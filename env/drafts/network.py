@@ -1,19 +1,16 @@
-"""The network of a feature draft: a decoder layer or two on the target's own hidden states.
+"""The network of a feature draft: one or two decoder layers on the target's own hidden states.
 
-After EAGLE (Li et al. 2024, arXiv 2401.15077) and EAGLE-3 (Li et al. 2025, arXiv 2503.01840): the draft does not model
-text from scratch but carries the target's state one token further. Row i holds token i and the target's state at
-i - 1, which may be fused from several of its layers; the output stands for the state at i, from which a head over a
-trimmed vocabulary guesses token i + 1, and which takes the place of the target's state when the draft goes on alone.
+After EAGLE (Li et al. 2024, arXiv 2401.15077) and EAGLE-3 (Li et al. 2025, arXiv 2503.01840): the network predicts the
+target's state one token ahead. Row i reads token i and the target's state at i - 1, which may be fused from several
+layers. The output predicts the state at i, and a head over a trimmed vocabulary predicts token i + 1 from it. Deeper in
+a tree, the predicted state takes the place of the target's.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,8 +19,6 @@ from torch import nn
 
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path
-from specgym.env.models.attention import attend
-from specgym.env.models.cache import KeyValueBuffer
 
 _FORMAT = "specgym feature draft 2"
 
@@ -43,7 +38,7 @@ class FeatureDraftConfig:
     intermediate_size: int
     """width of the gated feed-forward part [numbers]"""
     vocabulary: int
-    """tokens that the head knows [tokens]"""
+    """tokens that the head can propose [tokens]"""
     layers: int = 1
     """decoder layers"""
     feature_layers: tuple[int, ...] = ()
@@ -55,26 +50,25 @@ class FeatureDraftConfig:
 
     @property
     def feature_width(self) -> int:
-        """Numbers that the target shows at a position: those of `feature_layers` and of its last hidden state."""
+        """Width of the target's features at a position: `feature_layers` and the last hidden state together."""
         return (len(self.feature_layers) + 1) * self.hidden_size
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) whose weight takes the input's precision.
+    """Root mean square norm (Zhang and Sennrich 2019, arXiv 1910.07467) with its weight in the input's precision.
 
-    In mixed-precision training weights are float32 and inputs are not, for which torch has no fused kernel.
+    Mixed-precision training has float32 weights and other inputs. For this mix torch has no fused kernel.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x / rms(x)`, scaled, in `x`'s shape and precision."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+        """`x / rms(x)` times the weight, in `x`'s shape and precision."""
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and a gated feed-forward part, each on a normed stream and added to it (as in Llama).
+    """Attention and a gated feed-forward part, each applied to the normed stream and added to it (as in Llama).
 
-    Attention stands between `project` and `finish`, so that training can put its own masks there.
+    Attention itself happens between `project` and `finish`, so that training can use masks of its own.
 
     Args:
         config: shape of the network.
@@ -94,7 +88,12 @@ class DecoderLayer(nn.Module):
     def project(
         self, stream: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key and value `[batch, heads, rows, head_dim]` of a stream `[batch, rows, hidden]`; see `rotary`."""
+        """Query, key and value, `[batch, heads, rows, head_dim]`, of a stream `[batch, rows, hidden]`.
+
+        Args:
+            stream: the layer's input.
+            rotation: see `FeatureDraftNetwork.rotary`.
+        """
         config = self.config
         joint = self.query_key_value(self.attention_norm(stream))
         joint = joint.unflatten(-1, (config.heads + 2 * config.kv_heads, config.head_dim)).transpose(1, 2)
@@ -102,18 +101,19 @@ class DecoderLayer(nn.Module):
         return turned[:, : config.heads], turned[:, config.heads :], joint[:, -config.kv_heads :]
 
     def finish(self, stream: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The stream after the layer, from the one before it and attention's `[batch, heads, rows, dim]`."""
+        """The layer's output, from its input and the attention's result `[batch, heads, rows, dim]`."""
         stream = stream + self.attention_output(attended.transpose(1, 2).flatten(-2))
         gate, up = self.gate_up(self.feed_forward_norm(stream)).chunk(2, dim=-1)
-        after: torch.Tensor = stream + self.down(nn.functional.silu(gate) * up)
-        return after
+        return stream.add(self.down(nn.functional.silu(gate) * up))
 
 
 class FeatureDraftNetwork(nn.Module):
-    """Token and feature in, next feature and logits out.
+    """The weights of a feature draft. `begin`, the layers and `output_norm` compute the next feature.
+
+    Inference runs the same function in `LeanDraft`, and training in a rollout over several steps.
 
     Args:
-        config: its shape.
+        config: shape of the network.
     """
 
     token_ids: torch.Tensor
@@ -127,23 +127,19 @@ class FeatureDraftNetwork(nn.Module):
         self.token_norm = RMSNorm(width, config.norm_eps)
         self.feature_norm = RMSNorm(width, config.norm_eps)
         self.fuse = nn.Linear(2 * width, width, bias=False)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.blocks = [DecoderLayer(config) for _ in range(config.layers)]  # the decoder layers, first to last
+        self.layers = nn.ModuleList(self.blocks)  # registers them under this name
         self.output_norm = RMSNorm(width, config.norm_eps)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
         self.register_buffer("token_ids", torch.arange(config.vocabulary))
 
-    @property
-    def blocks(self) -> list[DecoderLayer]:
-        """The decoder layers, first to last."""
-        return cast("list[DecoderLayer]", list(self.layers))
-
     def begin(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """The stream that enters the layers, `[batch, rows, hidden]`.
+        """The input of the first layer, `[batch, rows, hidden]`.
 
         Args:
             tokens: token embeddings, `[batch, rows, hidden]`.
-            features: the state before each token: the target's after `reduce`, or the draft's own,
-                `[batch, rows, hidden]`.
+            features: the state before each token, `[batch, rows, hidden]`: the target's after `reduce`, or a
+                predicted one.
         """
         stream: torch.Tensor = self.fuse(torch.cat([self.token_norm(tokens), self.feature_norm(features)], dim=-1))
         return stream
@@ -154,35 +150,6 @@ class FeatureDraftNetwork(nn.Module):
         steps = torch.arange(half, device=positions.device, dtype=torch.float32) / half
         angles = positions[:, None].float() * self.config.rope_theta**-steps
         return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        features: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        caches: Sequence[KeyValueBuffer],
-    ) -> torch.Tensor:
-        """Appends rows to the caches, one a layer.
-
-        Args:
-            tokens: see `begin`.
-            features: see `begin`.
-            positions: of the rows, `int64[rows]`.
-            mask: see `attend`.
-            caches: one for each layer.
-
-        Returns:
-            The next features, `[batch, rows, hidden]`.
-        """
-        stream = self.begin(tokens, features)
-        rotation = self.rotary(positions, stream.dtype)
-        for layer, cache in zip(self.blocks, caches, strict=True):
-            query, key, value = layer.project(stream, rotation)
-            keys, values = cache.update(key, value)
-            stream = layer.finish(stream, attend(query, keys, values, mask))
-        output: torch.Tensor = self.output_norm(stream)
-        return output
 
 
 def _rotate(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -196,21 +163,21 @@ def save_network(network: FeatureDraftNetwork, path: Path, notes: dict[str, str]
     """Writes the network in bfloat16 to one safetensors file, atomically.
 
     Args:
-        network: what to save.
+        network: the network.
         path: the file.
-        notes: more metadata, such as which target it was trained for.
+        notes: more metadata, such as the target's name.
 
     Raises:
         FileWriteError: see `atomic_path`.
     """
     tensors = {name: _as_kept(tensor).contiguous() for name, tensor in network.state_dict().items()}
-    shape = json.dumps(dataclasses.asdict(network.config))
+    shape = json.dumps(asdict(network.config))
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={**notes, "format": _FORMAT, "config": shape})
 
 
 def load_network(path: Path) -> FeatureDraftNetwork:
-    """Reads what `save_network` wrote, in bfloat16, ready for inference.
+    """Reads a file of `save_network`, in bfloat16, ready for inference.
 
     Raises:
         ModelFileError: the file is missing, corrupt or of another format.
@@ -228,12 +195,12 @@ def load_network(path: Path) -> FeatureDraftNetwork:
             shape["feature_layers"] = tuple(shape.get("feature_layers", ()))  # JSON knows lists only
             network = FeatureDraftNetwork(FeatureDraftConfig(**shape)).to(torch.bfloat16)
             tensors = {name: _as_kept(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            network.load_state_dict(tensors, assign=True)  # the file's own pages, which `Projection` can return
+            network.load_state_dict(tensors, assign=True)  # the mapped file's pages, which `Projection` can free
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
-        raise ModelFileError(f"{path} is corrupt ({error}). Restore it, or train one with scripts.distill.") from error
+        raise ModelFileError(f"{path} is corrupt ({error}). Restore it or train one with `specgym distill`.") from error
     return network.eval()
 
 
 def _as_kept(tensor: torch.Tensor) -> torch.Tensor:
-    """In the precision of files: token ids as they are, weights in bfloat16."""
+    """The tensor in a file's precision: weights in bfloat16, token ids unchanged."""
     return tensor if tensor.dtype == torch.int64 else tensor.to(torch.bfloat16)

@@ -1,1 +1,1 @@
-"""The Gymnasium environments: actions, observations and rendering."""
+"""The Gymnasium environments, their action spaces, features and pictures."""

@@ -18,25 +18,32 @@ from specgym.env.tree.sampling import SamplingSettings
 
 
 class LiveSpeculation(SpeculationEnv):
-    """``specgym/Live-v0``: real models, wall clock. Everything else is `SpeculationEnv`'s.
+    """``specgym/Live-v0``: real models and the wall clock.
 
+    ## Description
+    Rounds are those of `SpeculationEnv`, played by a `LiveDecoder`. Texts depend on the seed alone, rewards on the
+    time that the machine takes.
+
+    ## Observation, Action, Reward, Episode end
+    See `SpeculationEnv`.
+
+    ## Arguments
     Args:
-        decoder: a decoder that is ready, or a function that makes one; if None, a pair is loaded by the next four
-            arguments. Gymnasium copies arguments when an environment's `spec` is asked for: hand it a function where
-            models are large.
-        target: the target, as in `load_pair`.
-        draft: the draft, likewise.
-        dtype: precision, likewise.
-        device: device, likewise.
-        costs: what observations say of the machine.
-        requests: what to generate; if None, the first turns of `prompts`. A ready decoder needs it.
-        prompts: source of prompts, as in `load_prompts`.
+        decoder: a decoder, or a function that makes one; if None, a pair is loaded by the next four arguments.
+            Gymnasium copies the arguments of an environment for its `spec`, so pass a function where models are large.
+        target: the target, see `load_pair`.
+        draft: the draft, see `load_pair`.
+        dtype: the precision, see `load_pair`.
+        device: the device, see `load_pair`.
+        costs: the machine's costs in observations; unknown if None.
+        requests: texts to generate; if None, the first turns of `prompts`. Required with a ready decoder.
+        prompts: source of prompts, see `load_prompts`.
         limit: most prompts, balanced over their categories; None for all.
         max_new_tokens: most tokens of each answer [tokens].
-        temperature: 0 decodes greedily.
+        temperature: sampling temperature; 0 decodes greedily.
         top_k: see `SamplingSettings`.
         top_p: see `SamplingSettings`.
-        seed: of the sampling noise of the first prompt; the others' follow.
+        seed: seed of the sampling noise of the first prompt; every further prompt has the next seed.
         options: `grid`, `lam`, `plain_step_seconds`, `observes_draft`, `tokenizer` and `render_mode` of
             `SpeculationEnv`.
 
@@ -44,6 +51,9 @@ class LiveSpeculation(SpeculationEnv):
         ParameterError: a decoder without requests, or as in `SpeculationEnv`.
         LimitError: a prompt that does not fit the target's context.
         UnknownNameError, ModelFileError, PairError, PromptError: as in `load_pair` and `load_prompts`.
+
+    ## Version history
+    - v0: first version
     """
 
     def __init__(
@@ -71,32 +81,18 @@ class LiveSpeculation(SpeculationEnv):
             decoder = LiveDecoder(pair.target, pair.draft, costs)
             options = {"tokenizer": pair.tokenizer} | options
             if requests is None:
-                requests = prompt_requests(pair, prompts, limit, max_new_tokens, sampling)
+                requests = _prompt_requests(pair, prompts, limit, max_new_tokens, sampling)
         elif requests is None:
             raise ParameterError("A decoder was given without requests: give requests=[Request(...), ...] too.")
         super().__init__(decoder() if callable(decoder) else decoder, requests, **options)
 
 
-def prompt_requests(
+def _prompt_requests(
     pair: ModelPair, prompts: str, limit: int | None, max_new_tokens: int, sampling: SamplingSettings
 ) -> list[Request]:
-    """Requests for the first turns of a source's prompts, as a chat; each is sampled with a seed of its own.
-
-    Args:
-        pair: whose tokenizer and context they are for.
-        prompts: source, as in `load_prompts`.
-        limit: most prompts; None for all.
-        max_new_tokens: most tokens of each answer [tokens].
-        sampling: how they are sampled; its seed is the first one's, the others' follow.
-
-    Raises:
-        LimitError: a prompt does not fit the target's context, or `max_new_tokens` is not positive.
-        PromptError: as in `load_prompts`.
-    """
+    """Makes requests for the first turns of a source's prompts, each with its own seed after that of `sampling`."""
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in load_prompts(prompts, limit)]
     for tokens in encoded:
         check_fits(len(tokens), pair.target.context_limit)
-    return [
-        Request(tokens, max_new_tokens, dataclasses.replace(sampling, seed=sampling.seed + index))
-        for index, tokens in enumerate(encoded)
-    ]
+    seeded = [dataclasses.replace(sampling, seed=sampling.seed + index) for index in range(len(encoded))]
+    return [Request(tokens, max_new_tokens, settings) for tokens, settings in zip(encoded, seeded, strict=True)]

@@ -1,22 +1,14 @@
-"""The environments' names in Gymnasium. Nothing heavy is imported until one is made."""
+"""Registers the environments with Gymnasium. Heavy libraries are imported when one is made."""
 
 from __future__ import annotations
 
 import gymnasium as gym
 
-_ENTRIES = {
-    # id: what makes one, what makes many that are stepped together, and whether rewards vary (with the wall clock)
-    "specgym/Live-v0": ("specgym.env.gym.live_env:LiveSpeculation", None, True),
-    "specgym/Replay-v0": (
-        "specgym.env.replay.replay_env:ReplaySpeculation",
-        "specgym.env.replay.vector:ReplayVectorEnv",
-        False,
-    ),
-}
-
 
 def register_environments() -> None:
-    """Registers the environments with Gymnasium; `import specgym` calls this. Calling it again changes nothing."""
-    for name, (one, many, nondeterministic) in _ENTRIES.items():
-        if name not in gym.registry:
-            gym.register(name, one, vector_entry_point=many, nondeterministic=nondeterministic)
+    """Registers the environments; `import specgym` calls this. A second call changes nothing."""
+    if "specgym/Live-v0" not in gym.registry:  # its rewards vary with the wall clock
+        gym.register("specgym/Live-v0", "specgym.env.gym.live_env:LiveSpeculation", nondeterministic=True)
+    if "specgym/Replay-v0" not in gym.registry:
+        one, many = "specgym.env.replay.replay_env:ReplaySpeculation", "specgym.env.replay.vector:ReplayVectorEnv"
+        gym.register("specgym/Replay-v0", one, vector_entry_point=many)

@@ -1,4 +1,4 @@
-"""A round's tree for the eye: as text for a terminal, and as a picture."""
+"""Draws the tree of a round, as text for a terminal or as a picture."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from specgym.env.tree.tree import TokenTree
 
 _COLOURS = {"root": "#4c4c4c", "accepted": "#2a9d4a", "lookup": "#e9a23b", "model": "#9db4d6"}
 _LONGEST_NAME = 14
-_MOST_NAMES = 48  # more do not fit beside each other
+_MOST_NAMES = 48  # more do not fit into the picture
 
 
 class Tokenizer(Protocol):
-    """What drawing needs of a tokenizer."""
+    """The part of a tokenizer that drawing needs."""
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of tokens."""
+        """Returns the text of tokens."""
 
 
 def token_names(tokenizer: Tokenizer | None) -> Callable[[int], str]:
-    """How to call tokens: by their text in quotation marks, or by their ids where there is no tokenizer."""
+    """Returns a function that names tokens: by their text in quotation marks, or without a tokenizer by their ids."""
     if tokenizer is None:
         return lambda token: f"#{token}"
     return lambda token: repr(tokenizer.decode([token]))
 
 
 def draw_text(tree: TokenTree, accepted: IntArray, outcome: RoundOutcome, name: Callable[[int], str]) -> str:
-    """The tree as lines of text: of every node its token, its probability after its parent and its reach.
+    """Draws the tree as lines of text: each node with its token, its probability given its parent and its reach.
 
     Args:
-        tree: what was verified.
+        tree: the tree that was verified.
         accepted: its nodes that were committed, `int64[accepted]`.
-        outcome: of that round.
-        name: what to call a token.
+        outcome: the outcome of the round.
+        name: returns the name of a token.
     """
     lines = [_headline(outcome) + "   (* accepted, ~ by lookup alone)", name(int(tree.token[0]))]
-    committed, reach, odds = set(accepted.tolist()), tree.reach, np.exp(tree.log_prob)
+    committed, reach, probability = set(accepted.tolist()), tree.reach, np.exp(tree.log_prob)
     for node, indent in _walk(tree):
         marks = ("*" if node in committed else " ") + ("~" if tree.from_lookup[node] else " ")
-        lines.append(f"{indent}{marks}{name(int(tree.token[node]))}  p={odds[node]:.2f} reach={reach[node]:.3f}")
+        lines.append(f"{indent}{marks}{name(int(tree.token[node]))}  p={probability[node]:.2f} reach={reach[node]:.3f}")
     lines += [f"+ {name(token)}  the target's own" for token in outcome.tokens[len(accepted) :]]
     return "\n".join(lines) + "\n"
 
@@ -61,7 +61,7 @@ def _headline(outcome: RoundOutcome) -> str:
 
 
 def _walk(tree: TokenTree, node: int = 0, indent: str = "") -> Iterator[tuple[int, str]]:
-    """Every node but the root and the branches drawn before it, each child right after those of its elder ones."""
+    """Yields every node below `node`, depth first, with the branches to draw in front of it."""
     children = np.flatnonzero(tree.parent == node).tolist()
     for child in children:
         last = child == children[-1]
@@ -72,7 +72,7 @@ def _walk(tree: TokenTree, node: int = 0, indent: str = "") -> Iterator[tuple[in
 def draw_image(
     tree: TokenTree, accepted: IntArray, outcome: RoundOutcome, name: Callable[[int], str]
 ) -> npt.NDArray[np.uint8]:
-    """The tree as a picture, `uint8[500, 900, 3]`: depth from left to right, nodes as large as their reach.
+    """Draws the tree as a picture, `uint8[500, 900, 3]`: depth from left to right, nodes as large as their reach.
 
     Arguments as for `draw_text`.
     """
@@ -81,30 +81,17 @@ def draw_image(
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     axes.set_axis_off()
     axes.set_title(_headline(outcome) + "   (green: accepted, orange: by lookup alone)", fontsize=9)
-    height, reach = _heights(tree), tree.reach
-    committed = {0, *accepted.tolist()}
+    height, committed = _heights(tree), {0, *accepted.tolist()}
     for node in range(1, len(tree)):
-        parent = int(tree.parent[node])
-        on_path = node in committed
-        axes.plot(
-            [tree.depth[parent], tree.depth[node]],
-            [height[parent], height[node]],
-            color=_COLOURS["accepted" if on_path else "model"],
-            linewidth=3 if on_path else 1,
-            zorder=1,
-        )
-    axes.scatter(
-        tree.depth,
-        height,
-        s=30 + 170 * reach,
-        c=[_colour(tree, node, committed) for node in range(len(tree))],
-        zorder=2,
-    )
+        ends = [int(tree.parent[node]), node]
+        colour, width = (_COLOURS["accepted"], 3) if node in committed else (_COLOURS["model"], 1)
+        axes.plot(tree.depth[ends], height[ends], color=colour, linewidth=width, zorder=1)
+    kinds = np.where(tree.from_lookup, "lookup", "model").tolist()
+    kinds = ["root", *("accepted" if node in committed else kinds[node] for node in range(1, len(tree)))]
+    axes.scatter(tree.depth, height, s=30 + 170 * tree.reach, c=[_COLOURS[kind] for kind in kinds], zorder=2)
     for node in range(len(tree)) if len(tree) <= _MOST_NAMES else sorted(committed):
-        text = name(int(tree.token[node]))[:_LONGEST_NAME]
-        axes.annotate(
-            text, (tree.depth[node], height[node]), (6, 5), textcoords="offset points", fontsize=7, parse_math=False
-        )
+        text, at = name(int(tree.token[node]))[:_LONGEST_NAME], (tree.depth[node], height[node])
+        axes.annotate(text, at, (6, 5), textcoords="offset points", fontsize=7, parse_math=False)
     axes.margins(0.08)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # tokens come in every script
@@ -113,16 +100,8 @@ def draw_image(
     return pixels[:, :, :3].copy()
 
 
-def _colour(tree: TokenTree, node: int, committed: set[int]) -> str:
-    if node == 0:
-        return _COLOURS["root"]
-    if node in committed:
-        return _COLOURS["accepted"]
-    return _COLOURS["lookup" if tree.from_lookup[node] else "model"]
-
-
 def _heights(tree: TokenTree) -> FloatArray:
-    """Where each node stands: leaves one below the other, all others in the middle of their children."""
+    """Returns the height of each node: leaves one below the other, all others in the middle of their children."""
     height = np.zeros(len(tree))
     parents = set(tree.parent.tolist())
     leaves = [node for node in [0, *(node for node, _ in _walk(tree))] if node not in parents]

@@ -1,4 +1,4 @@
-"""What an environment generates: requests in an order that a seed decides."""
+"""The requests of an environment, in an order that a seed decides."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from specgym.env.common.errors import LimitError, ParameterError
 from specgym.env.tree.rounds import Request
 
 Requests = Sequence[Request] | Callable[[np.random.Generator], Request]
-"""a list, gone through in random order again and again, or a function that draws the next request"""
+"""a list, which is shuffled for every pass, or a function that draws the next request"""
 
-_DRAWS = 100  # of a function, before it is given up to find a request that will do
+_FUNCTION_DRAWS = 100  # calls of a function before the search for a request with a round is given up
 
 
 class RequestQueue:
-    """Draws one request after the other.
+    """Draws one request after another.
 
     Args:
         requests: a list or a function.
@@ -33,33 +33,33 @@ class RequestQueue:
 
     @property
     def draws(self) -> int:
-        """Draws after which every request of a list has come, or as many as are enough of a function."""
-        return _DRAWS if callable(self.requests) else 2 * len(self.requests)  # what is left of an order, and one more
+        """The number of draws that contain every request of a list, or a fixed number for a function."""
+        # A list takes at most the rest of one pass and a whole new one.
+        return _FUNCTION_DRAWS if callable(self.requests) else 2 * len(self.requests)
 
     def restart(self) -> None:
-        """Begins a new order."""
+        """Begins a new pass through the list."""
         self._order = []
 
     def draw(self, generator: np.random.Generator) -> Request:
-        """The next request. A list comes in a new order each time that all of it has come."""
+        """Returns the next request. A list is shuffled again after every pass."""
         if callable(self.requests):
             return self.requests(generator)
         if not self._order:
             self._order = generator.permutation(len(self.requests)).tolist()
         return self.requests[self._order.pop()]
 
-    def pick(self, wanted: object) -> Request:
-        """The request itself, or that of an index in the list.
+    def pick(self, choice: object) -> Request:
+        """Returns a request that is given itself, or by its index in the list.
 
         Raises:
-            ParameterError: it is neither.
+            ParameterError: the choice is neither.
         """
-        if isinstance(wanted, Request):
-            return wanted
-        if callable(self.requests) or not isinstance(wanted, int | np.integer):
-            raise ParameterError(f"Expected a request, or its index in a list of them; got {wanted!r}.")
-        if not 0 <= wanted < len(self.requests):
-            raise ParameterError(
-                f"Expected the index of a request, within 0 and {len(self.requests) - 1}; got {wanted}."
-            )
-        return self.requests[int(wanted)]
+        if isinstance(choice, Request):
+            return choice
+        if callable(self.requests) or not isinstance(choice, int | np.integer):
+            raise ParameterError(f"Expected a request, or its index in a list of them; got {choice!r}.")
+        last = len(self.requests) - 1
+        if not 0 <= choice <= last:
+            raise ParameterError(f"Expected the index of a request, within 0 and {last}; got {choice}.")
+        return self.requests[int(choice)]

@@ -1,4 +1,4 @@
-"""The one Gymnasium environment: steering a decoder round by round, whatever decoder it is."""
+"""The Gymnasium environment, which chooses tree parameters for any decoder, round by round."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import LimitError, ParameterError, UnknownNameError
 from specgym.env.drafts.merged import LOOK_AHEAD
 from specgym.env.gym.features import FEATURES, VERSION, FeatureVector, feature_table, feature_vector
-from specgym.env.gym.grid import ParameterGrid
+from specgym.env.gym.grid import ActionSpace, ParameterGrid
 from specgym.env.gym.rendering import Tokenizer, draw_image, draw_text, token_names
 from specgym.env.gym.requests import RequestQueue, Requests
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome, measure_plain_step
 
 
 class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
-    """Choose how deep and how wide to speculate, once a round; tokens are reward and time is its price.
+    """Choose how deep and how wide to speculate, once a round: tokens are the reward, time is the cost.
 
     ## Description
-    An episode is the generation of one text. Its tokens never depend on the actions, only the time to get them does.
-    A step is a round: a token tree is drafted under the chosen parameters, the target verifies it in one forward, and
-    the accepted path and one token of the target's own are committed. The forward that reads the prompt and commits
-    the first token belongs to `reset`.
+    An episode is the generation of one text. Its tokens never depend on the actions; only the time to get them does.
+    A step is a round. A token tree is drafted under the chosen parameters and the target verifies it in one forward.
+    The accepted path and one token of the target's own are committed. `reset` reads the prompt and commits
+    the first token.
 
     ## Observation
-    `Box(0, 1, float32)`, version {version} of these entries:
+    `Box(0, 1, ({entries},), float32)`, version {version} of these features:
 
     {observation}
 
     ## Action
-    `MultiDiscrete`, an index for each dimension of the grid, by default:
+    `MultiDiscrete`, an index for each dimension of the grid. By default:
 
     {action}
 
@@ -53,31 +53,31 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
     | `tokens` | tokens committed in the round |
     | `time` | - `lam` x time of the round / time of a plain round |
 
-    With `lam` = 1 that is the time saved against plain decoding, in plain steps. The time is drafting, verification and
-    commit, the observation of the draft included, and whatever the policy takes for itself excluded.
+    With `lam` = 1 the reward is the time saved against plain decoding, in plain steps. The time includes drafting,
+    verification, commit and the observation of the draft. It excludes the time that the policy takes to act.
 
     ## Episode end
-    Terminated by an end-of-sequence token; truncated by the request's token limit or the target's context.
+    Terminated by an end-of-sequence token. Truncated by the request's token limit or the target's context.
 
     ## Info
-    `observation` and `parameters` are what rule-based controllers see and choose: with ``controller.act(
-    info["observation"])`` put through ``grid.index`` they act here. Besides, `request`, `outcome` and
-    `plain_step_seconds`, and of a step `tokens`, `accepted`, `drafted`, `depth`, `levels` (draft forwards),
+    `observation` and `parameters` are what rule-based controllers read and choose. A controller acts here by
+    ``grid.index(controller.act(info["observation"]))``. Every info also holds `request`, `outcome` and
+    `plain_step_seconds`. The info of a step adds `tokens`, `accepted`, `drafted`, `depth`, `levels` (draft forwards),
     `tree_size` (with the root), `seconds` by part, and `reward_terms`. After `reset`, `outcome` is the prompt's and
     there are no `parameters`.
 
     ## Arguments
     Args:
-        decoder: drives the rounds; nobody else may use it during an episode.
-        requests: what to generate. `reset` takes the next one, in an order that its seed decides, or the one in its
+        decoder: plays the rounds; nothing else may use it during an episode.
+        requests: texts to generate. `reset` takes the next one, in an order that its seed decides, or the one in its
             options: ``{{"request": request}}``, or its index in the list.
-        grid: what actions stand for; `ParameterGrid()` if None.
+        grid: the tree parameters that actions stand for; `ParameterGrid()` if None.
         lam: price of time [tokens per plain step].
-        plain_step_seconds: time of a plain round [s], or a function that tells what one would take now, asked before
-            every round; if None it is measured once, in a few plain rounds at the beginning of the first request.
-        observes_draft: whether observations hold the draft's opinion of the root, at the price of a draft forward
-            every round, which rounds that leave the draft model out pay in vain.
-        tokenizer: for the texts of tokens in pictures.
+        plain_step_seconds: time of a plain round [s], or a function that returns it, called in every round. If None,
+            it is measured once, in a few plain rounds at the beginning of the first request.
+        observes_draft: whether observations hold the draft's probabilities at the root. They cost a draft forward in
+            every round, which is lost in rounds that do not use the draft model.
+        tokenizer: gives the texts of tokens in pictures.
         render_mode: ``"ansi"`` for the last round's tree as text, ``"rgb_array"`` for a picture of it.
 
     Raises:
@@ -103,8 +103,13 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         render_mode: str | None = None,
     ) -> None:
         self.grid = ParameterGrid() if grid is None else grid
-        check_price(lam)
-        _check(self.grid, plain_step_seconds, observes_draft, render_mode)
+        check_time_price(lam)
+        if isinstance(plain_step_seconds, int | float) and not 0 < plain_step_seconds < math.inf:
+            raise ParameterError(f"plain_step_seconds must be a positive time; got {plain_step_seconds}.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UnknownNameError("render_mode", str(render_mode), self.metadata["render_modes"])
+        if observes_draft:
+            check_observable(self.grid)
         self.decoder, self.queue = decoder, RequestQueue(requests)
         self.lam, self.plain_step_seconds, self.observes_draft = lam, plain_step_seconds, observes_draft
         self.token_name, self.render_mode = token_names(tokenizer), render_mode
@@ -116,12 +121,12 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FeatureVector, dict[str, Any]]:
-        """Starts the next request, or the one of the options; those that end with their first token are passed over.
+        """Starts the next request, or the one of the options. Requests that end with their first token are skipped.
 
         Raises:
-            UnknownNameError: an option that there is none of.
+            UnknownNameError: an unknown option.
             ParameterError: the option `request` is neither a request nor an index of one.
-            LimitError: a request that does not fit the decoder's context, or none that has a round to steer.
+            LimitError: a request that does not fit the decoder's context, or no request with a round to steer.
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -129,13 +134,13 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         for name in options or {}:
             if name != "request":
                 raise UnknownNameError("option of reset", name, ["request"])
-        wanted = self.queue.pick(options["request"]) if options else None
+        chosen = self.queue.pick(options["request"]) if options else None
         self.outcome = None
         if self.plain_step_seconds is None:
-            # With a generator of its own: whether time is measured must not move the order.
-            request = wanted or RequestQueue(self.queue.requests).draw(np.random.default_rng(seed))
+            # Measuring draws from a generator of its own, so that it does not change the order of requests.
+            request = chosen or RequestQueue(self.queue.requests).draw(np.random.default_rng(seed))
             self.plain_step_seconds = measure_plain_step(self.decoder, request)
-        return self._seen(self._start(wanted))
+        return self._observe(self._start(chosen))
 
     def step(self, action: npt.ArrayLike) -> tuple[FeatureVector, float, bool, bool, dict[str, Any]]:
         """Plays a round.
@@ -143,25 +148,22 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         Raises:
             ParameterError: an action that is not on the grid.
             ResetNeeded: there is no episode, or it has ended.
-            RuntimeError: somebody else started a request on the decoder meanwhile.
+            RuntimeError: another user started a request on the decoder since `reset`.
             NumericalError: a model returned NaN or infinite logits; the episode cannot go on.
         """
         parameters = self.grid.parameters(action)
         if self.outcome is None or self.outcome.finished is not None:
-            raise ResetNeeded("There is no episode under way: call reset() before step().")
+            raise ResetNeeded("No episode is running: call reset() before step().")
         if self.decoder.request is not self._request:
             raise RuntimeError(
                 "Somebody else started a request on this decoder. Give every environment a decoder and models of its "
                 "own, and call reset()."
             )
-        self.outcome = None  # until the round is whole: after an error the text cannot go on
+        self.outcome = None  # stays None if the round fails: after an error the text cannot go on
         plain = self._plain_step()
         outcome = self.decoder.round(parameters)
-        terms = {
-            "tokens": float(len(outcome.tokens)),
-            "time": -self.lam * outcome.seconds.total / plain,
-        }
-        vector, info = self._seen(outcome)
+        terms = {"tokens": float(len(outcome.tokens)), "time": -self.lam * outcome.seconds.total / plain}
+        vector, info = self._observe(outcome)
         info |= {
             "parameters": parameters,
             "tokens": len(outcome.tokens),
@@ -178,41 +180,36 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         return vector, sum(terms.values()), terminated, truncated, info
 
     def render(self) -> Any:
-        """The last round's tree, as `render_mode` says.
+        """Returns the last round's tree in the form of `render_mode`.
 
         Raises:
             ParameterError: the environment was made without a `render_mode`.
             ResetNeeded: there is no episode.
         """
         if self.render_mode is None:
-            raise ParameterError("This environment was made to draw nothing: make it with render_mode='ansi'.")
+            raise ParameterError("This environment was made without a render_mode: make it with render_mode='ansi'.")
         if self.outcome is None:
             raise ResetNeeded("There is nothing to draw yet: call reset() before render().")
         draw = draw_text if self.render_mode == "ansi" else draw_image
         return draw(self.decoder.tree, self.decoder.accepted, self.outcome, self.token_name)
 
-    def _seen(self, outcome: RoundOutcome) -> tuple[FeatureVector, dict[str, Any]]:
+    def _observe(self, outcome: RoundOutcome) -> tuple[FeatureVector, dict[str, Any]]:
         observation = self.decoder.observe(self.observes_draft)
         self.outcome = outcome
-        info = {
-            "observation": observation,
-            "request": self._request,
-            "outcome": outcome,
-            "plain_step_seconds": self._plain_step(),
-        }
-        return feature_vector(observation), info
+        info = {"observation": observation, "request": self._request, "outcome": outcome}
+        return feature_vector(observation), info | {"plain_step_seconds": self._plain_step()}
 
     def _plain_step(self) -> float:
-        """Time of a plain round at the root [s]."""
-        step = self.plain_step_seconds
-        assert step is not None, "reset() has measured it"
-        return step() if callable(step) else step
+        """Returns the time of a plain round at the root [s]."""
+        seconds = self.plain_step_seconds
+        assert seconds is not None, "reset() has measured it"
+        return seconds() if callable(seconds) else seconds
 
-    def _start(self, wanted: Request | None) -> RoundOutcome:
-        draws = 1 if wanted else self.queue.draws
+    def _start(self, chosen: Request | None) -> RoundOutcome:
+        draws = 1 if chosen else self.queue.draws
         for _ in range(draws):
-            # The copy is this episode's own: by it the decoder's user is known.
-            self._request = dataclasses.replace(wanted or self.queue.draw(self.np_random))
+            # The request is copied, so that its identity tells whether the decoder still belongs to this episode.
+            self._request = dataclasses.replace(chosen or self.queue.draw(self.np_random))
             outcome = self.decoder.start(self._request)
             if outcome.finished is None:
                 return outcome
@@ -222,39 +219,25 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         )
 
 
-if SpeculationEnv.__doc__:  # python -OO leaves none
+if SpeculationEnv.__doc__:  # python -OO strips docstrings
     SpeculationEnv.__doc__ = SpeculationEnv.__doc__.format(
         version=VERSION,
+        entries=len(FEATURES),
         observation=textwrap.indent(feature_table(), "    ").strip(),
         action=textwrap.indent(ParameterGrid().table(), "    ").strip(),
     )
 
 
-def check_price(lam: float) -> None:
-    """Refuses a price of time that cannot be. Raises `ParameterError`."""
+def check_time_price(lam: float) -> None:
+    """Refuses a price of time that is negative or not finite. Raises `ParameterError`."""
     if not 0 <= lam < math.inf:
         raise ParameterError(f"lam must be 0 or a positive number of tokens per plain step; got {lam}.")
 
 
-def check_observable(grid: ParameterGrid) -> None:
+def check_observable(grid: ActionSpace) -> None:
     """Refuses a grid of trees that are too wide where the draft is observed. Raises `ParameterError`."""
-    widest = max(grid.base.max_branch, *grid.branch)
-    if widest > LOOK_AHEAD:
+    if grid.widest > LOOK_AHEAD:
         raise ParameterError(
-            f"With observes_draft a node may have at most {LOOK_AHEAD} children; the grid has trees of {widest}. "
+            f"With observes_draft a node may have at most {LOOK_AHEAD} children; the grid has trees of {grid.widest}. "
             "Leave them out, or set observes_draft=False."
         )
-
-
-def _check(
-    grid: ParameterGrid,
-    plain_step_seconds: float | Callable[[], float] | None,
-    observes_draft: bool,
-    render_mode: str | None,
-) -> None:
-    if isinstance(plain_step_seconds, int | float) and not 0 < plain_step_seconds < math.inf:
-        raise ParameterError(f"plain_step_seconds must be a positive time; got {plain_step_seconds}.")
-    if render_mode not in (None, *SpeculationEnv.metadata["render_modes"]):
-        raise UnknownNameError("render_mode", str(render_mode), SpeculationEnv.metadata["render_modes"])
-    if observes_draft:
-        check_observable(grid)

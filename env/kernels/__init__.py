@@ -1,1 +1,1 @@
-"""Compiled functions that any model needs: choosing tokens and moving cache rows."""
+"""Tools that every model uses: compiled functions to choose tokens and move cache rows, and memory of the system."""

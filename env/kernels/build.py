@@ -1,8 +1,7 @@
-"""C++ of our own, compiled by the system's compiler when it is first needed, which takes a while, and kept.
+"""Compiles this package's C++ with the system's compiler on first use, and keeps the libraries.
 
-Whoever calls it has another way, slower and with nearly the same numbers, for machines without a compiler, without the
-processor that the code is written for, or without a folder to write to. `SPECGYM_NATIVE=0` in the environment asks for
-that.
+Every caller has another way, slower and with nearly the same numbers. That way is taken without a compiler, without a
+processor that the code supports, without a folder to write to, and if the environment says `SPECGYM_NATIVE=0`.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ import time
 from pathlib import Path
 
 from specgym.env.common.errors import SpecGymError
-from specgym.env.common.files import atomic_path, write_text
-from specgym.env.common.home import cache_home
+from specgym.env.common.files import atomic_path, cache_home, write_text
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-_PATIENCE = 120  # seconds that compiling may take
+_TIMEOUT = 120  # seconds that compiling may take
 _SOURCES = tuple(sorted(Path(__file__).parents[1].rglob("*.cpp")))
-_TOOK = ".seconds"  # of the file that says how long it took
+_SECONDS = ".seconds"  # suffix of the file with the time that compiling took
 
 
 @functools.cache
 def find_library(source: Path) -> ctypes.CDLL | None:
-    """The functions of a file of C++, or None if they are not wanted or this machine cannot have them."""
-    if not _wanted():
+    """Returns the library of a C++ file, or None if it is switched off or this machine cannot build it."""
+    if os.environ.get("SPECGYM_NATIVE") == "0":
         return None
     try:
         return load_library(source)
@@ -40,67 +38,63 @@ def find_library(source: Path) -> ctypes.CDLL | None:
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The functions of a file of C++.
+    """Returns the library of a C++ file.
 
     Raises:
-        OSError: no compiler, or a library that cannot be loaded.
-        SubprocessError: it cannot be compiled.
-        FileWriteError: it cannot be written.
+        OSError: there is no compiler, or the library cannot be loaded.
+        SubprocessError: the file cannot be compiled.
+        FileWriteError: the library cannot be written.
     """
     path = compiled_path(source)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # not what was written: made anew
+    except OSError:  # the file is damaged: compile it again
         path.unlink(missing_ok=True)
         return ctypes.CDLL(str(compiled_path(source)))
 
 
 def compiled_path(source: Path) -> Path:
-    """The library of a file of C++, compiled for this machine unless it is there; raises as `load_library` does."""
+    """Returns the library's file, which is compiled for this machine if needed. Raises as `load_library` does."""
     compiler = _compiler()
-    path = _place(source, compiler)
+    path = _library_path(source, compiler)
     if not path.exists():
         began = time.perf_counter()
         with atomic_path(path) as temporary:
             command = [compiler, *_FLAGS, "-o", str(temporary), str(source)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
-        write_text(path.with_suffix(_TOOK), f"{time.perf_counter() - began:.3f}\n")
+            subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
+        write_text(path.with_suffix(_SECONDS), f"{time.perf_counter() - began:.3f}\n")
     return path
 
 
 def compile_seconds() -> float | None:
-    """How long it took this machine to compile what it has of this package's C++ [s]; None if it has nothing."""
-    if not _wanted():
+    """Returns how long compiling this package's C++ took on this machine [s]; None if nothing is compiled."""
+    if os.environ.get("SPECGYM_NATIVE") == "0":
         return None
     try:
-        paths = [_place(source, _compiler()).with_suffix(_TOOK) for source in _SOURCES]
-        took = [float(path.read_text(encoding="ascii")) for path in paths if path.exists()]
+        paths = [_library_path(source, _compiler()).with_suffix(_SECONDS) for source in _SOURCES]
+        seconds = [float(path.read_text(encoding="ascii")) for path in paths if path.exists()]
     except (OSError, ValueError, SpecGymError):
         return None
-    return sum(took) if took else None
+    return sum(seconds) if seconds else None
 
 
 def _compiler() -> str:
-    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if found is None:
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
         raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
-    return found
+    return compiler
 
 
-def _place(source: Path, compiler: str) -> Path:
-    """Where the library of a file stands, by all that it depends on."""
+def _library_path(source: Path, compiler: str) -> Path:
+    """Returns a file name that depends on everything that the library depends on."""
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.hpp")))]
-    made_of = [*texts, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
-    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
-    return cache_home() / "native" / f"{name}.so"
-
-
-def _wanted() -> bool:
-    return os.environ.get("SPECGYM_NATIVE") != "0"
+    parts = [*texts, " ".join([compiler, *_FLAGS]).encode(), _processor().encode()]
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return cache_home() / "native" / f"{digest[:16]}.so"
 
 
 def _processor() -> str:
-    """What tells processors with different instructions apart."""
+    """Returns a text that differs for processors with different instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

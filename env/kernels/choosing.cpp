@@ -1,6 +1,6 @@
-// What choosing a token takes for every token of the vocabulary; see choosing.py for who calls it.
+// The parts of choosing a token that go over the whole vocabulary; called by choosing.py.
 //
-// In plain C++ that compilers turn into vector instructions: loops over lanes of which none depends on another.
+// Plain C++ that compilers turn into vector instructions: loops over lanes that do not depend on each other.
 
 #include <algorithm>
 #include <cmath>
@@ -13,7 +13,7 @@
 namespace {
 
 constexpr std::int64_t LANES = 64;
-constexpr std::int64_t BLOCK = 128;  // tokens whose noise is made at once
+constexpr std::int64_t BLOCK = 128;  // tokens whose noise is computed at once
 
 std::uint32_t mix(std::uint32_t bits) {  // Wellons, "lowbias32"
     bits = (bits ^ bits >> 16) * 0x7FEB352Du;
@@ -21,10 +21,10 @@ std::uint32_t mix(std::uint32_t bits) {  // Wellons, "lowbias32"
     return bits ^ bits >> 16;
 }
 
-// Of a positive, normal number: with x = 2^e m, m from sqrt(1/2) to sqrt(2), by the series of 2 artanh((m - 1) / (m + 1)).
-// Its even and its odd terms are added up apart: neither waits for the other.
+// The natural logarithm of a positive, normal number x = 2^e m, with m from sqrt(1/2) to sqrt(2), by the series of
+// 2 artanh((m - 1) / (m + 1)). Even and odd terms have sums of their own, so neither waits for the other.
 inline double logarithm(double x) {
-    // Without signed shifts and conversions of 64 bits, which AVX2 has not: e + 1023 is counted, and joins 2^52's bits.
+    // AVX2 has no signed shifts and conversions of 64 bits. So `counted` is e + 1023, and is joined to the bits of 2^52.
     std::uint64_t bits;
     std::memcpy(&bits, &x, sizeof x);
     constexpr std::uint64_t ONE = 0x3FF0000000000000u, ROOT_OF_TWO = 0x3FF6A09E667F3BCDu;
@@ -39,12 +39,13 @@ inline double logarithm(double x) {
     return (power - (0x1p52 + 1023)) * 0.693147180559945309417 + 2 * s * (even + square * odd);
 }
 
-// Standard Gumbel noise of `count` tokens. Loops of their own, or compilers mix lanes of 32 and of 64 bits badly.
+// Standard Gumbel noise of `count` tokens. The loops are separate, because compilers vectorise a loop badly that mixes
+// lanes of 32 and of 64 bits.
 void gumbel_of(std::uint32_t key, std::uint32_t second, std::int64_t first, std::int64_t count, float* noise) {
     double values[BLOCK];
     for (std::int64_t lane = 0; lane < count; ++lane) {
         const std::uint32_t bits = mix(mix(static_cast<std::uint32_t>(first + lane) ^ key) ^ second);
-        // The middle of one of 2^32 cells of (0, 1), the first of which is that of the lowest signed number.
+        // The middle of one of 2^32 cells of (0, 1); the lowest signed number has the first cell.
         values[lane] = (static_cast<double>(static_cast<std::int32_t>(bits)) + 2147483648.5) * 0x1p-32;
     }
     for (std::int64_t lane = 0; lane < count; ++lane) values[lane] = -logarithm(values[lane]);
@@ -61,35 +62,35 @@ inline float value_of(std::uint16_t logit) {  // bfloat16
 
 struct Best {
     float value[LANES];
-    std::int32_t token[LANES], strange[LANES];
+    std::int32_t token[LANES], has_nan[LANES];
 };
 
-// The best of a row with or without noise; NaN if there is one. Of equal ones the first.
+// The best token of a row, the first one of equal scores; the value is NaN if the row has a NaN.
 template <class Logit, bool NOISY>
 void best_of_row(const Logit* logits, const float* noise, std::int64_t vocabulary, double* value, std::int64_t* token) {
     Best best;
     for (std::int64_t lane = 0; lane < LANES; ++lane)
         best.value[lane] = -std::numeric_limits<float>::infinity(), best.token[lane] = static_cast<std::int32_t>(lane),
-        best.strange[lane] = 0;
+        best.has_nan[lane] = 0;
     const std::int64_t whole = vocabulary / LANES * LANES;
-    const auto see = [&](std::int64_t first, std::int64_t lane) {
+    const auto compare = [&](std::int64_t first, std::int64_t lane) {
         const float plain = value_of(logits[first + lane]), now = NOISY ? plain + noise[first + lane] : plain;
         const bool more = now > best.value[lane];
         best.value[lane] = more ? now : best.value[lane];
         best.token[lane] = more ? static_cast<std::int32_t>(first + lane) : best.token[lane];
-        best.strange[lane] |= now != now;
+        best.has_nan[lane] |= now != now;
     };
     for (std::int64_t first = 0; first < whole; first += LANES)
-        for (std::int64_t lane = 0; lane < LANES; ++lane) see(first, lane);
-    for (std::int64_t lane = 0; lane < vocabulary - whole; ++lane) see(whole, lane);
+        for (std::int64_t lane = 0; lane < LANES; ++lane) compare(first, lane);
+    for (std::int64_t lane = 0; lane < vocabulary - whole; ++lane) compare(whole, lane);
     *value = best.value[0], *token = best.token[0];
-    bool strange = false;
+    bool has_nan = false;
     for (std::int64_t lane = 0; lane < std::min(LANES, vocabulary); ++lane) {
-        strange |= best.strange[lane] != 0;
+        has_nan |= best.has_nan[lane] != 0;
         if (best.value[lane] > *value || (best.value[lane] == *value && best.token[lane] < *token))
             *value = best.value[lane], *token = best.token[lane];
     }
-    if (strange) *value = std::numeric_limits<double>::quiet_NaN();
+    if (has_nan) *value = std::numeric_limits<double>::quiet_NaN();
 }
 
 template <class Logit>
@@ -103,11 +104,11 @@ void best_of_rows(const Logit* logits, const float* const* noise, std::int64_t r
     }
 }
 
-// By a polynomial on [-log(2) / 2, log(2) / 2] (Cephes), for x from -87 to 0; of NaN, NaN.
+// exp(x) for x from -87 to 0, by a polynomial on [-log(2) / 2, log(2) / 2] (Cephes); NaN stays NaN.
 inline float exponential(float x) {
     const float power = std::nearbyint(x * 1.44269504f);
     const float rest = x - power * 0.693359375f + power * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;  // written out: a loop in here would keep compilers from vector instructions
+    float sum = 1.9875691500e-4f;  // written out: compilers do not vectorise a loop in here
     sum = sum * rest + 1.3981999507e-3f;
     sum = sum * rest + 8.3334519073e-3f;
     sum = sum * rest + 4.1665795894e-2f;
@@ -120,7 +121,7 @@ inline float exponential(float x) {
     return sum * scale;
 }
 
-// Sums over a row of exp(score - most), and of that times (score - most); the second one only if it is asked for.
+// Sums over a row of exp(score - most), and with MOMENT also of exp(score - most) * (score - most).
 struct Sums {
     double whole, moment;
 };
@@ -129,7 +130,7 @@ template <bool MOMENT>
 Sums sums_of(const float* scores, std::int64_t width, float most) {
     float sums[LANES] = {}, moments[LANES] = {}, below[LANES];
     const auto add = [&](const float* some, std::int64_t count) {
-        // A loop of its own: together with what follows, compilers make branches of it. What is impossible adds nothing.
+        // A separate loop, because compilers make branches of it otherwise. Impossible tokens add nothing.
         for (std::int64_t lane = 0; lane < count; ++lane) {
             const float value = some[lane] - most;
             below[lane] = value < -87.0f ? -87.0f : value;
@@ -148,7 +149,7 @@ Sums sums_of(const float* scores, std::int64_t width, float most) {
     return result;
 }
 
-// Of the softmax of the scores [nats]: log(sum(exp)) less the mean score, both counted from the highest one.
+// The entropy of the softmax of the scores [nats]: log(sum(exp)) minus the mean score, both relative to the highest.
 float entropy_of(const float* scores, std::int64_t width) {
     float most = scores[0];
     for (std::int64_t number = 1; number < width; ++number) most = scores[number] > most ? scores[number] : most;
@@ -156,7 +157,7 @@ float entropy_of(const float* scores, std::int64_t width) {
     return static_cast<float>(std::log(sums.whole) - sums.moment / sums.whole);
 }
 
-// The `count` best of a row, best first; of equal ones the first.
+// The `count` best entries of a row, best first; equal scores stay in order.
 void take_best(const float* scores, std::int64_t width, std::int64_t count, float* values, std::int64_t* numbers) {
     std::int64_t held = 0;
     for (std::int64_t first = 0; first < width; first += LANES) {
@@ -179,13 +180,13 @@ void take_best(const float* scores, std::int64_t width, std::int64_t count, floa
     }
 }
 
-// What ranking a row takes, and where its results go.
+// The arguments of ranking that all rows share.
 struct Ranking {
-    const std::int64_t* tokens;  // of the entries, which the noise is of; null if it is of the entries
+    const std::int64_t* tokens;  // whose noise each entry gets; null if entry n is token n
     std::int64_t width, count;
     float* values;
     std::int64_t* numbers;
-    float* entropies;  // null if they are not wanted
+    float* entropies;  // null if they are not computed
 };
 
 template <class Logit>
@@ -213,7 +214,7 @@ void rank_rows(const Logit* logits, const float* const* noise, std::int64_t rows
                  scores + omp_get_thread_num() * ranking.width);
 }
 
-// A log-probability as it is told: the nearest bfloat16, and of that the nearest number of half precision.
+// A log-probability as candidates have it: rounded to bfloat16, and then to half precision.
 double rounded(float value) {
     if (value != value) return value;
     std::uint32_t bits;
@@ -221,7 +222,8 @@ double rounded(float value) {
     bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u;
     std::memcpy(&value, &bits, sizeof value);
     if (std::abs(value) >= 65520) return std::copysign(std::numeric_limits<double>::infinity(), value);
-    return std::abs(value) < 0x1p-14f ? std::nearbyint(value * 0x1p24) * 0x1p-24 : value;  // the rest has bits enough
+    // Numbers of normal size are exact in half precision.
+    return std::abs(value) < 0x1p-14f ? std::nearbyint(value * 0x1p24) * 0x1p-24 : value;
 }
 
 }  // namespace
@@ -235,7 +237,7 @@ void specgym_gumbel(std::uint32_t key, std::uint32_t second, std::int64_t vocabu
         gumbel_of(key, second, first, std::min(BLOCK, vocabulary - first), noise + first);
 }
 
-// The best token of each row and its score: the logit, with the row's noise if there is some.
+// The best token of each row and its score: the logit plus the row's noise, if any.
 void specgym_best_bfloat16(const std::uint16_t* logits, const float* const* noise, std::int64_t rows,
                            std::int64_t vocabulary, std::int64_t threads, double* values, std::int64_t* tokens) {
     best_of_rows(logits, noise, rows, vocabulary, threads, values, tokens);
@@ -246,9 +248,9 @@ void specgym_best_float32(const float* logits, const float* const* noise, std::i
     best_of_rows(logits, noise, rows, vocabulary, threads, values, tokens);
 }
 
-// The `count` likeliest of each row and their log-probabilities under the softmax of the scores: the logits, with the
-// row's noise if there is some, of the tokens that the logits are for; and entropies without noise, if they are wanted.
-// `scores` is working memory for a row of each thread.
+// The `count` likeliest entries of each row, and their log-probabilities under the softmax of the scores. A score is the
+// logit plus the row's noise for the entry's token, if any. Entropies are without noise. `scores` is working memory, one
+// row for each thread.
 void specgym_rank_bfloat16(const std::uint16_t* logits, const float* const* noise, const std::int64_t* tokens,
                            std::int64_t rows, std::int64_t width, std::int64_t count, std::int64_t threads, float* scores,
                            float* values, std::int64_t* numbers, float* entropies) {
@@ -261,13 +263,13 @@ void specgym_rank_float32(const float* logits, const float* const* noise, const 
     rank_rows(logits, noise, rows, {tokens, width, count, values, numbers, entropies}, scores, threads);
 }
 
-// The first `kept` of each row's `count` log-probabilities and entries as they are told: rounded, and as tokens. NaN may
-// come with entries that are none.
-void specgym_told(const float* values, const std::int64_t* entries, const std::int64_t* tokens, std::int64_t rows,
-                  std::int64_t count, std::int64_t kept, double* told, std::int64_t* ids) {
+// The first `kept` of each row's `count` log-probabilities, rounded, and their tokens. Where the value is NaN, the entry
+// may be out of range.
+void specgym_candidates(const float* values, const std::int64_t* entries, const std::int64_t* tokens, std::int64_t rows,
+                  std::int64_t count, std::int64_t kept, double* log_probs, std::int64_t* ids) {
     for (std::int64_t row = 0; row < rows; ++row)
         for (std::int64_t place = row * count; place < row * count + kept; ++place) {
-            *told++ = rounded(values[place]);
+            *log_probs++ = rounded(values[place]);
             *ids++ = !tokens || values[place] != values[place] ? entries[place] : tokens[entries[place]];
         }
 }

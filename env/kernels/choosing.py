@@ -1,7 +1,7 @@
-"""What choosing a token takes for every token of the vocabulary: noise, the best token, and the best few.
+"""The parts of choosing a token that go over the whole vocabulary: noise, the best token, and the best few.
 
-On a CPU these are loops of our own where they can be compiled (`choosing.cpp`), in a fifth of the time of torch's
-operators: noise and the best token with the very results of theirs, log-probabilities with nearly the same.
+On a CPU they are compiled loops (`choosing.cpp`) where a compiler is there. These take a fifth of the time of torch's
+operators. Noise and the best token have the same bits as torch's, log-probabilities nearly the same.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def _functions() -> ctypes.CDLL | None:
             best_of.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
             rank.argtypes = [*[c_void_p] * 3, *[c_int64] * 4, *[c_void_p] * 4]
             best_of.restype = rank.restype = None
-        library.specgym_told.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
-        library.specgym_told.restype = None
+        library.specgym_candidates.argtypes = [*[c_void_p] * 3, *[c_int64] * 3, *[c_void_p] * 2]
+        library.specgym_candidates.restype = None
     return library
 
 
 def gumbel(key: int, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """Standard Gumbel noise of every token, a pure function of key and token, `float32[vocabulary]`.
+    """Returns standard Gumbel noise for every token, a pure function of key and token, `float32[vocabulary]`.
 
     Args:
         key: 64 bits.
         vocabulary: number of tokens.
-        device: where it is wanted.
+        device: device of the result.
     """
     functions = _functions() if device.type == "cpu" else None
     if functions is None:
@@ -55,19 +55,19 @@ def gumbel(key: int, vocabulary: int, device: torch.device) -> torch.Tensor:
 
 
 def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> tuple[FloatArray, IntArray]:
-    """The highest score of each row, and its token: of equal ones the first; NaN if there is one in the row.
+    """Finds the highest score of each row and its token, the first one of equal scores; NaN if the row has a NaN.
 
     Args:
-        logits: of any precision, `[rows, vocabulary]`.
-        noise: what is added to each row, `float32[vocabulary or more]` each; None for nothing.
+        logits: `[rows, vocabulary]`, in any precision.
+        noise: added to each row, `float32[vocabulary or more]` each; None for no noise.
 
     Returns:
-        `float64[rows]` and `int64[rows]`, read from the device in one transfer; where the score is NaN, the token
-        means nothing.
+        `float64[rows]` and `int64[rows]`, read from the device in one transfer. Where the score is NaN, the token has
+        no meaning.
     """
     if (call := _function("best", logits)) is None:
-        found = noisy(logits, noise).max(dim=-1)
-        return _read(found.values, found.indices)
+        highest = noisy(logits, noise).max(dim=-1)
+        return _read(highest.values, highest.indices)
     logits = logits.contiguous()
     rows, width = logits.shape
     values, tokens = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
@@ -84,22 +84,23 @@ def ranked(
     *,
     entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The likeliest entries of each row under the softmax of the scores, best first.
+    """Finds the likeliest entries of each row under the softmax of the scores, best first.
 
     Args:
-        logits: of any precision, `[rows, vocabulary]`.
-        count: how many.
-        noise: what is added to each row, `float32[tokens]` each; None for nothing.
-        token_ids: of which token the noise of each entry is, `int64[vocabulary]`; None if of the one of its number.
-        entropy: whether the entropy of the softmax of the logits is wanted too.
+        logits: `[rows, vocabulary]`, in any precision.
+        count: number of entries.
+        noise: added to each row, `float32[tokens]` each; None for no noise.
+        token_ids: the token whose noise each entry gets, `int64[vocabulary]`; None if entry n is token n.
+        entropy: whether to compute the entropy of the softmax of the logits as well.
 
     Returns:
         Log-probabilities `float32[rows, count]`, numbers of the entries `int64[rows, count]`, and entropies without
-        noise, `float32[rows]` [nats], or None; NaN in all of a row if there is one in the row.
+        noise, `float32[rows]` [nats], or None. A row with a NaN has NaN everywhere.
     """
     if (call := _function("rank", logits)) is None:
-        found = noisy(logits, noise, token_ids).float().log_softmax(dim=-1).topk(count, dim=-1)
-        return found.values, found.indices, _entropies(logits) if entropy else None
+        top = noisy(logits, noise, token_ids).float().log_softmax(dim=-1).topk(count, dim=-1)
+        nats = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1) if entropy else None
+        return top.values, top.indices, nats
     logits = logits.contiguous()
     rows, width = logits.shape
     threads = min(torch.get_num_threads(), rows)
@@ -119,46 +120,41 @@ def to_candidates(
     token_ids: torch.Tensor | None = None,
     nats: torch.Tensor | None = None,
 ) -> tuple[FloatArray, IntArray, FloatArray | None]:
-    """What `ranked` found, as candidates are told: rounded to bfloat16 and to half precision, and as tokens.
+    """Copies results of `ranked` to the host: as tokens, and rounded to bfloat16 and then to half precision.
 
     Args:
         values: `float32[rows, count]`.
         entries: `int64[rows, count]`.
-        k: how many of each row.
-        token_ids: the token of each entry, `int64[vocabulary]`; None if it is the one of its number.
+        k: number of entries to keep of each row.
+        token_ids: the token of each entry, `int64[vocabulary]`; None if entry n is token n.
         nats: entropies, `float32[rows]`, or None.
 
     Returns:
-        `float64[rows, k]`, `int64[rows, k]` and entropies in half precision, `float64[rows]`, if there are some; read
-        from the device in one transfer. Where a value is NaN, the token means nothing.
+        `float64[rows, k]`, `int64[rows, k]` and entropies in half precision, `float64[rows]`, or None; read from the
+        device in one transfer. Where a value is NaN, the token has no meaning.
     """
     functions = _functions() if values.device.type == "cpu" else None
     if functions is None:
-        return _told(values[:, :k].bfloat16().half(), entries[:, :k], token_ids, nats)
+        values, entries = values[:, :k].bfloat16().half(), entries[:, :k]
+        entries = entries if token_ids is None else token_ids[entries]
+        if nats is None:
+            return *_read(values, entries), None
+        # Entropies travel as the last column.
+        both = torch.cat([values, nats.half()[:, None]], dim=1)
+        numbers, indices = _read(both, torch.nn.functional.pad(entries, (0, 1)))
+        return numbers[:, :-1], indices[:, :-1], numbers[:, -1]
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
     log_probs = torch.empty((rows, k), dtype=torch.float64)
     ids = torch.empty((rows, k), dtype=torch.int64)
-    of_entries = None if token_ids is None else token_ids.data_ptr()
-    numbers, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
-    functions.specgym_told(values.data_ptr(), entries.data_ptr(), of_entries, *numbers, *results)
+    tokens = None if token_ids is None else token_ids.data_ptr()
+    sizes, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
+    functions.specgym_candidates(values.data_ptr(), entries.data_ptr(), tokens, *sizes, *results)
     return log_probs.numpy(), ids.numpy(), None if nats is None else nats.half().double().numpy()
 
 
-def _told(
-    values: torch.Tensor, entries: torch.Tensor, token_ids: torch.Tensor | None, nats: torch.Tensor | None
-) -> tuple[FloatArray, IntArray, FloatArray | None]:
-    """`to_candidates` by torch's operators, of values rounded already; entropies go as a last column of these."""
-    tokens = entries if token_ids is None else token_ids[entries]
-    if nats is None:
-        return *_read(values, tokens), None
-    both = torch.cat([values, nats.half()[:, None]], dim=1)
-    log_probs, ids = _read(both, torch.nn.functional.pad(tokens, (0, 1)))
-    return log_probs[:, :-1], ids[:, :-1], log_probs[:, -1]
-
-
 def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntArray]:
-    """Two tensors of one shape from the device in one transfer; float64 holds every token id exactly."""
+    """Reads two tensors of one shape in one transfer; float64 holds every token id exactly."""
     if values.device.type == "cpu":
         return values.double().numpy(), tokens.numpy()
     both = torch.stack([values.double(), tokens.double()]).cpu().numpy()
@@ -166,7 +162,7 @@ def _read(values: torch.Tensor, tokens: torch.Tensor) -> tuple[FloatArray, IntAr
 
 
 def _function(name: str, logits: torch.Tensor) -> Callable[..., None] | None:
-    """The compiled function for such logits, if there is one."""
+    """Returns the compiled function for such logits, if there is one."""
     functions = _functions() if logits.device.type == "cpu" else None
     dtype = {torch.bfloat16: "bfloat16", torch.float32: "float32"}.get(logits.dtype)
     return None if functions is None or dtype is None else getattr(functions, f"specgym_{name}_{dtype}")
@@ -179,38 +175,33 @@ def _addresses(rows: Sequence[torch.Tensor] | None) -> ctypes.Array[c_void_p] | 
 def noisy(
     logits: torch.Tensor, noise: Sequence[torch.Tensor] | None, token_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Scores: the logits, with noise if there is some; the arguments as for `ranked`."""
+    """Returns scores: the logits plus noise, if any. Arguments as for `ranked`."""
     if noise is None:
         return logits
-    which = slice(logits.shape[1]) if token_ids is None else token_ids
+    columns = slice(logits.shape[1]) if token_ids is None else token_ids
     scores, start = logits.to(torch.float32, copy=True), 0
-    for _, group in itertools.groupby(noise, key=id):  # rows of one depth stand together and share their noise
+    for _, group in itertools.groupby(noise, key=id):  # rows of one depth are neighbours and share their noise
         shared = list(group)
-        scores[start : start + len(shared)] += shared[0][which]
+        scores[start : start + len(shared)] += shared[0][columns]
         start += len(shared)
     return scores
 
 
-def _entropies(logits: torch.Tensor) -> torch.Tensor:
-    nats: torch.Tensor = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)
-    return nats
-
-
 def _gumbel(key: int, tokens: torch.Tensor) -> torch.Tensor:
-    """`gumbel` by torch's operators, of `int32[tokens]`."""
+    """`gumbel` by torch's operators, for `int32[tokens]`."""
     bits = _mix32(_mix32(tokens ^ _signed(key)) ^ _signed(key >> 32))
-    # The middle of one of 2^32 cells of (0, 1), never 0 or 1; float32 would round the last cells to 1.
+    # The middle of one of 2^32 cells of (0, 1), so never 0 or 1; float32 would round the last cells to 1.
     uniform = (bits.to(torch.float64) + (2.0**31 + 0.5)) * 2.0**-32
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
 
 
 def _signed(key: int) -> int:
-    """The low 32 bits of `key` as a signed integer."""
+    """Returns the low 32 bits of `key` as a signed integer."""
     return (key & _LOW) - ((key & 0x80000000) << 1)
 
 
 def _mix32(bits: torch.Tensor) -> torch.Tensor:
-    """A full-avalanche 32-bit mixer (Wellons, "lowbias32") on int32, whose products wrap as unsigned ones do."""
+    """Mixes 32 bits (Wellons, "lowbias32") on int32, whose products wrap as unsigned ones do."""
     bits = bits ^ ((bits >> 16) & 0xFFFF)  # int32 shifts copy the sign: the mask makes them logical
     bits = bits * 0x7FEB352D
     bits = bits ^ ((bits >> 15) & 0x1FFFF)

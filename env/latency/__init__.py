@@ -1,1 +1,1 @@
-"""What rounds cost: measured on a machine, fitted, predicted."""
+"""Costs of rounds: measured on a machine, fitted, predicted."""

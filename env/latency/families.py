@@ -1,15 +1,15 @@
-"""Latency profiles of machines that are not here: three families, to train and to judge across machines.
+"""Latency profiles of imagined machines: three families, to train and to compare across machines.
 
-Each is a function of a few parameters and gives a profile whose plain step, greedy and at context 0, takes `STEP`
-seconds: milliseconds read as plain steps. After the roofline (Williams, Waterman and Patterson 2009), a forward takes
-the longest of launching its kernels, of reading the weights, both whatever its rows, and of computing, row by row.
+Each family is a function of a few parameters. In its profiles, a greedy plain step at context 0 takes `STEP` seconds,
+so milliseconds read as plain steps. After the roofline model (Williams, Waterman and Patterson 2009), a forward takes
+the longest of three times: to launch its kernels, to read the weights, and to compute. Only the last grows with rows.
 
-- overhead-bound: launching decides. Small models without CUDA graphs.
-- bandwidth-bound: reading the weights decides, up to the knee. Large models on a GPU that serves one text.
+- overhead-bound: launching takes longest. Small models without CUDA graphs.
+- bandwidth-bound: reading the weights takes longest, up to the knee. Large models on a GPU that serves one text.
 - compute-bound: every row costs. CPUs, and GPUs that are small or shared.
 
-Machines drawn at random lie between and beyond these, for policies that are to be at home on machines not yet built
-(domain randomisation, Tobin et al. 2017).
+Machines drawn at random lie between and beyond these. Policies trained on them have to work on unknown machines (domain
+randomisation, Tobin et al. 2017).
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import numpy as np
 
 from specgym.env.common.arrays import FloatArray
 from specgym.env.common.errors import ParameterError
-from specgym.env.latency.costs import RoundCosts
-from specgym.env.latency.curve import Curve
+from specgym.env.latency.costs import CURVES, Curve, RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
 
 STEP = 1e-3
@@ -34,20 +33,20 @@ _CONTEXTS = (0, 4096)  # linear between them and beyond
 
 @dataclass(frozen=True)
 class CommonCosts:
-    """What the families have in common.
+    """Parameters that all families share.
 
     Raises:
-        ParameterError: a value that is negative or not finite.
+        ParameterError: a value is negative or not finite.
     """
 
     draft_ratio: float = 0.1
-    """a draft forward over a target forward of as many rows"""
+    """time of a draft forward over that of a target forward with as many rows"""
     round_overhead: float = 0.05
-    """what a speculative round costs besides its forwards [plain steps]"""
+    """cost of a speculative round besides its forwards [plain steps]"""
     context_growth: float = 0.03
-    """what 1,024 tokens of context add to a target forward [plain steps]"""
+    """cost of 1,024 tokens of context in a target forward [plain steps]"""
     sampled_row: float = 0.005
-    """what the noise of one row adds, of the target or of the draft, when sampling [plain steps]"""
+    """cost of the noise of one row of target or draft when sampling [plain steps]"""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -55,11 +54,11 @@ class CommonCosts:
 
 
 def overhead_bound(common: CommonCosts | None = None, row: float = 0.001) -> LatencyProfile:
-    """A forward of any number of rows costs about the same, ``1 + row * (rows - 1)`` plain steps.
+    """Makes a machine whose forwards all cost about the same, ``1 + row * (rows - 1)`` plain steps.
 
     Args:
-        common: the costs that are no forward's own; the defaults if None.
-        row: what each further row adds [plain steps].
+        common: the shared parameters; the defaults if None.
+        row: cost of each further row [plain steps].
 
     Raises:
         ParameterError: a parameter outside its range.
@@ -69,10 +68,10 @@ def overhead_bound(common: CommonCosts | None = None, row: float = 0.001) -> Lat
 
 
 def bandwidth_bound(common: CommonCosts | None = None, knee: float = 48.0) -> LatencyProfile:
-    """Rows are free up to the knee and cost in proportion past it: ``max(1, rows / knee)`` plain steps.
+    """Makes a machine whose rows are free up to the knee and cost in proportion past it, ``max(1, rows / knee)``.
 
     Args:
-        common: the costs that are no forward's own; the defaults if None.
+        common: the shared parameters; the defaults if None.
         knee: rows whose computing takes as long as reading the weights, 1 or more [rows].
 
     Raises:
@@ -83,11 +82,11 @@ def bandwidth_bound(common: CommonCosts | None = None, knee: float = 48.0) -> La
 
 
 def compute_bound(common: CommonCosts | None = None, fixed: float = 0.7) -> LatencyProfile:
-    """Every row costs the same: ``fixed + (1 - fixed) * rows`` plain steps.
+    """Makes a machine whose rows all cost the same: a forward takes ``fixed + (1 - fixed) * rows`` plain steps.
 
     Args:
-        common: the costs that are no forward's own; the defaults if None.
-        fixed: share of a plain step that does not depend on the rows, 0 to 1.
+        common: the shared parameters; the defaults if None.
+        fixed: share of a plain step that does not depend on rows, 0 to 1.
 
     Raises:
         ParameterError: a parameter outside its range.
@@ -97,13 +96,13 @@ def compute_bound(common: CommonCosts | None = None, fixed: float = 0.7) -> Late
 
 
 def drawn_machine(random: np.random.Generator) -> LatencyProfile:
-    """A machine drawn at random: a forward takes ``max(1 + row * (rows - 1), rows / knee)`` plain steps.
+    """Draws a random machine, whose forward takes ``max(1 + row * (rows - 1), rows / knee)`` plain steps.
 
-    Everything is drawn evenly on a logarithmic scale, `row` between 1/1000 and 1/3, `knee` between 8 and 128, a draft
-    forward between 1/30 and 1/4 of the target's; but overheads and the growth with the context evenly from 0 on.
+    Three values are uniform on a logarithmic scale: `row` between 1/1000 and 1/3, `knee` between 8 and 128, and the
+    draft's forward between 1/30 and 1/4 of the target's. Overheads and the growth with the context are uniform from 0.
 
     Args:
-        random: draws.
+        random: the random generator.
     """
     row, knee, ratio = (math.exp(random.uniform(*np.log(ends))) for ends in ((1e-3, 1 / 3), (8, 128), (1 / 30, 1 / 4)))
     common = CommonCosts(ratio, random.uniform(0, 0.1), random.uniform(0, 0.1), random.uniform(0, 0.01))
@@ -112,17 +111,15 @@ def drawn_machine(random: np.random.Generator) -> LatencyProfile:
 
 
 FAMILIES: dict[str, Callable[..., LatencyProfile]] = {
-    "overhead_bound": overhead_bound,
-    "bandwidth_bound": bandwidth_bound,
-    "compute_bound": compute_bound,
+    make.__name__: make for make in (overhead_bound, bandwidth_bound, compute_bound)
 }
-"""the families by name"""
+"""the families, by name"""
 
 
 def _profile(
     name: str, common: CommonCosts | None, own: dict[str, float], forward: Callable[[FloatArray], FloatArray]
 ) -> LatencyProfile:
-    """The profile of a target whose forward takes `forward(rows)` plain steps."""
+    """Makes the profile of a target whose forward takes `forward(rows)` plain steps."""
     common = common or CommonCosts()
     steps = forward(np.arange(1.0, _MOST_ROWS + 1))
     origin = {"family": name, "parameters": own | asdict(common)}
@@ -130,25 +127,17 @@ def _profile(
 
 
 def _costs(steps: FloatArray, common: CommonCosts, noise: float) -> RoundCosts:
-    """The costs with a target forward of `steps`, `float64[rows]`, and `noise` a row [plain steps]."""
+    """Makes the costs of one mode from a target forward's `steps`, `float64[rows]`, and `noise` a row [plain steps]."""
     numbers = np.arange(1, len(steps) + 1)
-    growth = [common.context_growth * context / 1024 for context in _CONTEXTS]
-
-    def curve(what: str, ratio: float, most: int = _MOST_ROWS) -> Curve:
-        times = [STEP * (ratio * (steps + more) + noise * numbers) for more in growth]
-        return Curve(what, tuple(numbers[:most].tolist()), tuple(tuple(row[:most].tolist()) for row in times))
-
-    root = curve("owed tokens", common.draft_ratio)
-    return RoundCosts(
-        contexts=_CONTEXTS,
-        plain=curve("plain steps", 1.0, most=1),
-        root=root,
-        level=curve("expanded nodes", common.draft_ratio),
-        verify=curve("verified rows", 1.0),
-        root_row=max(root.seconds[0][-1] - root.seconds[0][-2], 0.0),
-        overhead=STEP * common.round_overhead,
-        lookup=0.0,
-    )
+    forward = steps + common.context_growth * np.array(_CONTEXTS)[:, None] / 1024  # [contexts, rows]
+    target, draft = (STEP * (ratio * forward + noise * numbers) for ratio in (1.0, common.draft_ratio))
+    times = {"plain": target[:, :1], "root": draft, "level": draft, "verify": target}
+    curves = {
+        name: Curve(CURVES[name], tuple(numbers[: table.shape[1]].tolist()), tuple(map(tuple, table.tolist())))
+        for name, table in times.items()
+    }
+    root_row = float(max(draft[0, -1] - draft[0, -2], 0.0))
+    return RoundCosts(_CONTEXTS, **curves, root_row=root_row, overhead=STEP * common.round_overhead, lookup=0.0)
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

@@ -1,18 +1,21 @@
-"""Attention over a token tree, for any transformers model with grouped-query attention.
-
-Registered under the name `ATTENTION`; a model uses it after ``model.set_attn_implementation(ATTENTION)``.
-"""
+"""Attention over a token tree, for any transformers model with grouped-query attention."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+import transformers
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from specgym.env.common.arrays import BoolArray
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ATTENTION = "specgym_tree"
+"""name under which transformers knows the attention of this file"""
 
 
 def attend(
@@ -26,9 +29,9 @@ def attend(
         query: `[batch, heads, rows, dim]`.
         key: `[batch, kv_heads, columns, dim]`.
         value: `[batch, kv_heads, columns, dim]`.
-        mask: additive, `[batch or 1, 1, rows, columns]`, or already once for each head of a group below each other,
-            `[batch or 1, 1, group * rows, columns]`; without one a single row sees every column, and several rows
-            see each other causally, which needs as many columns as rows.
+        mask: additive, `[batch or 1, 1, rows, columns]`, or already repeated for each head of a group,
+            `[batch or 1, 1, group * rows, columns]`. Without a mask, a single row sees every column; several rows see
+            each other causally, which needs as many columns as rows.
         scale: factor of the products; `dim ** -0.5` if None.
 
     Returns:
@@ -48,6 +51,15 @@ def attend(
     return attended.reshape(batch, heads, rows, -1)  # values may be narrower than keys (multi-head latent attention)
 
 
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Lets a transformers model attend by `attend`.
+
+    No mask function is registered on purpose: transformers then passes on the mask that it is given, None included.
+    """
+    transformers.AttentionInterface.register(ATTENTION, _forward)
+    model.set_attn_implementation(ATTENTION)
+
+
 def _forward(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -56,24 +68,19 @@ def _forward(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
-    dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """`attend` with the signature that transformers calls attention functions by."""
+    """`attend` with the signature that transformers expects of attention functions."""
     return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-# No mask function is registered on purpose: transformers then leaves the mask as it is given, None included.
-AttentionInterface.register(ATTENTION, _forward)
-
-
 def additive_mask(prefix: int, visible: BoolArray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The mask of tree rows: the whole prefix and their own ancestors.
+    """Returns the mask of tree rows, which see the whole prefix and their own ancestors.
 
     Args:
         prefix: columns that every row sees.
         visible: which of the further columns each row sees, `bool[rows, columns]`.
-        dtype: the model's; a boolean mask would be silently wrong in some implementations.
+        dtype: the model's. Some models silently misread a boolean mask.
         device: the model's.
 
     Returns:

@@ -1,18 +1,21 @@
-"""A cache whose rows are texts of their own: they begin, advance and end independently."""
+"""A cache of several texts that begin, advance and end independently; each text is a row."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class _Extent:
-    """What the layers share; they do not hold the cache itself, so that it goes as soon as nobody needs it.
+    """State that all layers share. They hold no reference to the cache, which would keep its memory alive.
 
-    Lengths are kept on both sides: to ask a GPU for them would make every layer wait for it.
+    Lengths are kept on the host as well: reading them from a GPU would make every layer wait.
     """
 
     def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
@@ -20,15 +23,15 @@ class _Extent:
         self.hold([])
 
     def hold(self, held: list[int]) -> None:
-        """Takes note of how many tokens are held of each text."""
+        """Sets how many tokens each text has."""
         self.held = held
         self.lengths = torch.tensor(held, dtype=torch.long, device=self.device)
         self.rows = torch.arange(len(held), device=self.device)
-        self.width = max(held, default=0) + 1  # columns in use, the forward under way included
+        self.width = max(held, default=0) + 1  # columns in use, those of the current forward included
 
 
 class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values `[slots, heads, capacity, dim]`, of which the first rows are in use."""
+    """Keys and values `[slots, heads, capacity, dim]`; the first rows are in use."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -39,7 +42,7 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         self.is_initialized = False
 
     def prepare(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Makes room for states shaped like these, `[…, heads, …, dim]`."""
+        """Allocates memory for states of this shape, `[…, heads, …, dim]`, on first use."""
         if not self.is_initialized:
             slots, capacity = self.extent.slots, self.extent.capacity
             self.keys = keys.new_zeros(slots, keys.shape[1], capacity, keys.shape[3])
@@ -55,17 +58,12 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typ
         self.values[rows, :, lengths] = value_states[:, :, 0]
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
 
-    def move(self, rows: torch.Tensor, places: torch.Tensor, width: int) -> None:
-        """Copies the first `width` columns of rows to other places."""
-        self.keys[places, :, :width] = self.keys[rows, :, :width]
-        self.values[places, :, :width] = self.values[rows, :, :width]
-
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
-    """Keys and values of several texts; every forward appends one token to each, which `advance` then counts.
+    """Keys and values of several texts. Every forward appends one token to each text; `advance` counts it.
 
     Args:
-        model: whose cache it is.
+        model: the model that fills the cache.
         slots: most texts at a time.
         capacity: longest text [tokens].
     """
@@ -76,20 +74,20 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @property
     def lengths(self) -> torch.Tensor:
-        """Tokens held of each text, `int64[texts]`."""
+        """Tokens of each text, `int64[texts]`."""
         return self._extent.lengths
 
     @property
     def held(self) -> Sequence[int]:
-        """The same, known without asking the device."""
+        """`lengths` on the host."""
         return self._extent.held
 
     def advance(self) -> None:
-        """Counts the token that a forward has appended to each text."""
+        """Counts the token that the last forward has appended to each text."""
         self._extent.hold([length + 1 for length in self._extent.held])
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """The additive mask of the next forward: each text sees itself, `[texts, 1, 1, width]`."""
+        """Returns the additive mask of the next forward, `[texts, 1, 1, width]`: each text sees itself."""
         columns = torch.arange(self._extent.width, device=self.lengths.device)
         hidden = columns[None, :] > self.lengths[:, None]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=self.lengths.device)
@@ -97,11 +95,11 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @torch.inference_mode()
     def add(self, states: DynamicCache, lengths: Sequence[int]) -> None:
-        """Begins texts.
+        """Adds texts.
 
         Args:
-            states: what was read of them, a row for each, padded on the right; without layers if nothing was read.
-            lengths: tokens that were read of each.
+            states: keys and values of the texts, one row each, padded on the right; without layers if nothing was read.
+            lengths: tokens of each text.
         """
         first, width = len(self.held), max(lengths)
         rows = slice(first, first + len(lengths))
@@ -113,10 +111,10 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     @torch.inference_mode()
     def remove(self, rows: Collection[int]) -> list[int]:
-        """Ends texts; those in the last rows take their places.
+        """Removes texts; texts of the last rows take their places.
 
         Returns:
-            For each row that is left, the row whose text it holds now.
+            For each remaining row, the former row of the text that it holds now.
         """
         held, left = self.held, len(self.held) - len(rows)
         gone = set(rows)
@@ -127,8 +125,9 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
             order[place] = mover
         if movers:
             width = max(held[row] for row in movers)
-            where = [torch.tensor(each, device=self.lengths.device) for each in (movers, places)]
+            old, new = (torch.tensor(numbers, device=self.lengths.device) for numbers in (movers, places))
             for layer in self.layers:
-                layer.move(*where, width)
+                for states in (layer.keys, layer.values):
+                    states[new, :, :width] = states[old, :, :width]
         self._extent.hold([held[row] for row in order])
         return order

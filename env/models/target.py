@@ -1,82 +1,115 @@
-"""Transformers models as the engine drives them: one text, one cache, rows of a tree appended in one forward."""
+"""Models as the engine drives them: one text, one cache, and rows of a tree that one forward appends."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.common.errors import PairError
-from specgym.env.models.attention import ATTENTION, additive_mask
-from specgym.env.models.cache import TreeCache
-from specgym.env.models.fast.lean import lean_model
+from specgym.env.models.attention import ATTENTION, additive_mask, use_tree_attention
+from specgym.env.models.cache import Rows, TreeCache
+from specgym.env.models.fast.lean import LeanModel, lean_model
 from specgym.env.models.hub.compatibility import check_target, context_limit
-from specgym.env.models.states import HiddenStates
+from specgym.env.models.hub.loading import StoredLlama, token_set
+from specgym.env.models.states import HiddenStates, check_feature_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    AnyModel: TypeAlias = PreTrainedModel | StoredLlama
 
 
 class CachedModel:
-    """A causal language model with a cache of its own that rows of a tree can be appended to.
+    """A causal language model with its own cache, to which rows of a tree can be appended.
 
-    The model object is switched to tree attention; `restore` undoes that.
+    A transformers model object is switched to tree attention; `restore` undoes that.
 
     Args:
-        model: any transformers causal language model with full attention.
-        eight_bits: whether the weights of its linear layers are rounded to eight bits, see `in_eight_bits`.
+        model: any transformers causal language model with full attention, or one in its folder.
+        eight_bits: whether the weights of linear layers are rounded to eight bits, see `quantize_int8`.
 
     Attributes:
-        precision: the name of that of its weights.
+        precision: name of the weights' precision.
 
     Raises:
         PairError: the model's attention cannot branch, or its weights cannot be rounded.
-        ParameterError: weights are to be rounded, and this machine cannot.
+        ParameterError: weights are to be rounded, and this machine cannot compute with them.
     """
 
-    def __init__(self, model: PreTrainedModel, *, eight_bits: bool = False) -> None:
-        check_target(model.config)
-        self.model = model.eval()
+    def __init__(self, model: AnyModel, *, eight_bits: bool = False) -> None:
+        self.eight_bits = eight_bits
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        self.context_limit = context_limit(model.config)
-        self.cache = TreeCache(int(model.config.num_hidden_layers), self.device)
-        self.shown: tuple[int, ...] | None = None  # layers whose states are recorded, if any
+        self._stored = model if isinstance(model, StoredLlama) else None
+        self._model: PreTrainedModel | None = None
+        self._lean: LeanModel | None = None
+        if isinstance(model, StoredLlama):
+            self._lean = LeanModel(model.weights(), eight_bits)
+            self.vocabulary, self.context_limit, layers = model.vocabulary, model.context_limit, model.layers
+        else:
+            self._attach(model)
+            self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+            self.context_limit, layers = context_limit(model.config), int(model.config.num_hidden_layers)
+        self.cache = TreeCache(layers, self.device)
+        self.feature_layers: tuple[int, ...] | None = None  # layers whose states are recorded, if any
         self._lean_features: torch.Tensor | None = None
-        self.eight_bits = eight_bits
-        self.precision = "int8" if eight_bits else str(model.dtype).removeprefix("torch.")
-        self._lean = lean_model(model, eight_bits=eight_bits)
-        if eight_bits and self._lean is None:
+        self.precision = "int8" if eight_bits else str(self.dtype).removeprefix("torch.")
+
+    def _attach(self, model: PreTrainedModel) -> None:
+        check_target(model.config)
+        self._model = model.eval()
+        if self._lean is None or not self._lean.packed:  # a model in its folder has a lean forward already
+            self._lean = lean_model(model, eight_bits=self.eight_bits)
+        if self.eight_bits and self._lean is None:
             raise PairError(
                 f"int8 is for models built like Llama (Llama, Mistral, Qwen2, Qwen3), without adapters; this one is a "
                 f"{type(model).__name__}. Use bfloat16."
             )
         self._previous_attention = model.config._attn_implementation
-        model.set_attn_implementation(ATTENTION)
+        use_tree_attention(model)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model object. A model in its folder is loaded as one when this is first used."""
+        if self._model is None:
+            assert self._stored is not None, "a model is an object or in a folder"
+            self._attach(self._stored.load())
+        assert self._model is not None, "`_attach` has set it"
+        return self._model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        return self.model.get_input_embeddings() if self._lean is None else self._lean.embedding
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The precision that keys and values are kept in."""
+        """The precision of keys and values."""
         return self.dtype if self._lean is None else self._lean.dtype
 
     def restore(self) -> None:
         """Gives the model object its former attention back."""
-        self.model.set_attn_implementation(self._previous_attention)
+        if self._model is not None:
+            self._model.set_attn_implementation(self._previous_attention)
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
         """Appends consecutive tokens to the cache.
 
         Returns:
-            The logits after the last of them, `[1, vocabulary]`.
+            The logits after the last token, `[1, vocabulary]`.
         """
         prefix, rows = self.cache.length, len(tokens)
         visible = np.tri(rows, dtype=np.bool_) if rows > 1 and prefix else None
         return self._forward(np.asarray(tokens, np.int64), np.arange(prefix, prefix + rows), visible, 1)
 
     def extend_all(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Reads a whole text into the empty cache; the logits after each token, `[tokens, vocabulary]`."""
+        """Reads a whole text into the empty cache. Returns the logits after each token, `[tokens, vocabulary]`."""
         return self._forward(np.asarray(tokens, np.int64), np.arange(len(tokens)), None, 0)
 
     def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray, *, keep: int = 0) -> torch.Tensor:
@@ -84,10 +117,10 @@ class CachedModel:
 
         Args:
             tokens: the rows' tokens, `int64[rows]`.
-            positions: their absolute positions, `int64[rows]`.
+            positions: the rows' absolute positions, `int64[rows]`.
             visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`;
                 every column before them is seen.
-            keep: last rows whose logits are wanted; 0 for all.
+            keep: last rows whose logits are computed; 0 for all.
 
         Returns:
             Logits, `[rows kept, vocabulary]`.
@@ -96,9 +129,8 @@ class CachedModel:
 
     def _forward(self, tokens: IntArray, positions: IntArray, visible: BoolArray | None, keep: int) -> torch.Tensor:
         if self._lean is not None:
-            logits, self._lean_features = self._lean(
-                tokens, positions, visible, self.cache, keep=keep, shown=self.shown
-            )
+            rows = Rows(tokens, positions, visible)
+            logits, self._lean_features = self._lean(rows, self.cache, keep=keep, shown=self.feature_layers)
             return logits
         mask = None
         if visible is not None:
@@ -116,19 +148,19 @@ class CachedModel:
 
 
 class TargetModel(CachedModel):
-    """The target, which also shows its hidden states to drafts that feed on them.
+    """The target, which also records hidden states for drafts that read them.
 
     Args:
-        model: any transformers causal language model with full attention.
-        end_tokens: ids that end a text; those of the model's own generation settings if None.
-        eight_bits: as for `CachedModel`, which raises the same.
+        model: as for `CachedModel`, which raises the same.
+        end_tokens: ids that end a text; None for those of the model's own generation settings.
+        eight_bits: as for `CachedModel`.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, end_tokens: frozenset[int] | None = None, *, eight_bits: bool = False
-    ) -> None:
+    def __init__(self, model: AnyModel, end_tokens: frozenset[int] | None = None, *, eight_bits: bool = False) -> None:
         super().__init__(model, eight_bits=eight_bits)
-        self.end_tokens = end_of_sequence(model) if end_tokens is None else end_tokens
+        if end_tokens is None:
+            end_tokens = model.end_tokens if isinstance(model, StoredLlama) else end_of_sequence(model)
+        self.end_tokens = end_tokens
         self._states: HiddenStates | None = None
 
     @property
@@ -139,41 +171,40 @@ class TargetModel(CachedModel):
         return None if self._states is None or self._states.last is None else self._states.last[0]
 
     def restore(self) -> None:
-        """Gives the model object its former attention back and records nothing any more."""
+        """Gives the model object its former attention back and stops recording."""
         self.show_features(None)
         super().restore()
 
     def show_features(self, layers: tuple[int, ...] | None) -> None:
-        """Turns the recording of hidden states on, for these layers and the last one (see `HiddenStates`), or off.
+        """Records hidden states of these layers and the last one (see `HiddenStates`) from now on; None for none.
 
         Raises:
             PairError: the model has no such layer.
         """
-        if layers == self.shown:
+        if layers == self.feature_layers:
             return
         if self._states is not None:
             self._states.close()
-        self._states, self.shown, self._lean_features = None, None, None
-        if layers is not None:
-            self._states, self.shown = HiddenStates(self.model, layers), layers
+        self._states, self.feature_layers, self._lean_features = None, None, None
+        if layers is not None and self._lean is not None:
+            check_feature_layers(layers, len(self.cache.layers))
+        elif layers is not None:
+            self._states = HiddenStates(self.model, layers)
+        self.feature_layers = layers
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[PreTrainedModel]:
-        """The model object as it was before, for somebody else to use meanwhile."""
-        shown = self.shown
+        """Lends the transformers model object, as it was before, for the length of a block."""
+        model, layers = self.model, self.feature_layers
         self.restore()
         try:
-            yield self.model
+            yield model
         finally:
-            self.model.set_attn_implementation(ATTENTION)
-            self.show_features(shown)
+            model.set_attn_implementation(ATTENTION)
+            self.show_features(layers)
 
 
 def end_of_sequence(model: PreTrainedModel) -> frozenset[int]:
-    """The token ids that end a text by the model's generation settings; empty if there are none."""
+    """Returns the token ids that end a text by the model's generation settings; empty if there are none."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if end is None:
-        end = model.config.eos_token_id
-    if end is None:
-        return frozenset()
-    return frozenset(int(token) for token in (end if isinstance(end, list | tuple) else [end]))
+    return token_set(model.config.eos_token_id if end is None else end)

@@ -1,13 +1,13 @@
-"""Rounds on recordings: the outcome of every choice, without a model, and its time by a latency profile.
+"""Rounds on recordings: the outcome of every choice without a model, and its time by a latency profile.
 
-The target's text does not depend on the controller, and a round's tree depends on the text before it and on the tree
-parameters alone. So a recorded text answers every round that its trace covers exactly, and refuses every other.
+The target's text does not depend on the controller. A round's tree depends only on the text before it and on the tree
+parameters. So a recorded text answers exactly every round that its trace covers, and refuses every other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -18,92 +18,65 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
-from specgym.env.replay.traces.recorded_trees import RecordedDraft
+from specgym.env.replay.traces.recorded_trees import RecordedDraft, WholeTextLookup
 from specgym.env.replay.traces.records import TraceHeader, TraceText
-from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
 from specgym.env.tree.growth import grow_tree
 from specgym.env.tree.observation import ROOT_CHILDREN, Observation
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds
 from specgym.env.tree.sampling import SamplingSettings
-from specgym.env.tree.tree import TokenTree
+from specgym.env.tree.tree import NO_NODES, TokenTree
 
 
-@dataclass(frozen=True, slots=True)
-class RoundFacts:
-    """What comes of a choice at a position, wherever the round before it began."""
-
-    drafted: int = 0
-    depth: int = 0
-    accepted: int = 0
-    drafted_lookup: int = 0
-    accepted_lookup: int = 0
-    asked: bool = False
-    """whether the draft model was asked"""
-    deeper_rows: tuple[int, ...] = ()
-    """rows of each draft forward below the root"""
-    lookup_nodes: int = 0
-    """nodes that prompt lookup was asked about"""
-    kept: int = 0
-    """accepted nodes that need no further forward of the draft model"""
-
-
-class _Drafting(MergedDraft):
-    """Drafting from a recording, at any position of its text."""
+class _RecordedMergedDraft(MergedDraft):
+    """Drafts from a recording, at any position of its text."""
 
     def __init__(self, text: TraceText, model: RecordedDraft) -> None:
         super().__init__(model)
-        self.recorded, self.hindsight = model, WholeTextLookup(text.tokens)
-        self.lookup = self.hindsight
+        self.recorded = model
+        self.lookup = self.whole_text = WholeTextLookup(text.tokens)
         self.greedy = text.settings.greedy
 
     def seek(self, position: int) -> None:
-        """Goes to where the token at `position` is the root."""
+        """Makes the token at `position` the root."""
         self.length = position + 1
-        self.hindsight.seek(position + 1)
+        self.whole_text.seek(position + 1)
         self.recorded.seek(position)
         self._new_round()
 
 
 class TextReplay:
-    """A recorded text and the outcome of every choice along it, remembered once it was asked for.
+    """A recorded text and its rounds, each computed once.
 
     Args:
         text: the text.
         header: of its trace.
+
+    Attributes:
+        outcome: `outcome(position, parameters)` is the outcome of a choice, and how many accepted nodes the draft model
+            need not read again.
+        root: `root(position)` are the draft model's guesses, see `Observation.root_log_probs`.
+        match: `match(position)` is prompt lookup's longest match, see `Observation.lookup_match`.
     """
 
     def __init__(self, text: TraceText, header: TraceHeader) -> None:
         self.text, self.header = text, header
         calibrator = None if header.calibrator is None else Calibrator.of(header.calibrator)
         limit = header.context_limits[1]
-        model = RecordedDraft(text.guesses, header.draft_kind, calibrator, limit)
-        self.drafting = _Drafting(text, model)
-        self.facts: dict[tuple[int, TreeParameters], RoundFacts] = {}
-        self.roots: dict[int, tuple[float, ...]] = {}
-        self.matches: dict[int, tuple[int, float]] = {}
-
-    def outcome(self, position: int, parameters: TreeParameters) -> RoundFacts:
-        """What comes of a round whose root is the token at `position`.
-
-        Raises:
-            UnrecordedError: the trace does not cover the tree.
-        """
-        key = (position, parameters)
-        found = self.facts.get(key)
-        if found is None:
-            found = self.facts[key] = self._play(position, parameters)
-        return found
+        self.draft = _RecordedMergedDraft(text, RecordedDraft(text.guesses, header.draft_kind, calibrator, limit))
+        self.outcome = cache(self._outcome)
+        self.root = cache(self._root)
+        self.match = cache(self._match)
 
     def tree(self, position: int, parameters: TreeParameters) -> tuple[TokenTree, IntArray]:
-        """The tree that is verified, and which node of the grown tree each of its nodes was. Raises as `outcome`."""
-        self.drafting.seek(position)
-        grown = grow_tree(self.text.tokens[position], parameters, self.drafting.expander(parameters))
+        """Returns the verified tree, and which node of the grown tree each of its nodes was. Raises as `outcome`."""
+        self.draft.seek(position)
+        grown = grow_tree(self.text.tokens[position], parameters, self.draft.expander(parameters))
         nodes = grown.likeliest(parameters.node_budget)
         return grown.select(nodes), nodes
 
     def choices(self, position: int, tree: TokenTree) -> IntArray:
-        """The target's token after each node, `int64[nodes]`; -1 off its path and past the text's end."""
+        """Returns the target's token after each node, `int64[nodes]`; -1 off its path and past the text's end."""
         tokens = self.text.tokens
         choices = np.full(len(tree), -1, np.int64)
         node = 0
@@ -116,47 +89,48 @@ class TextReplay:
             assert tree.depth[node] == depth + 1, "a tree grows from its root"
         return choices
 
-    def root(self, position: int) -> tuple[float, ...]:
-        """The draft model's opinion of the root there, see `Observation.root_log_probs`. Raises `UnrecordedError`."""
-        if position not in self.roots:
-            self.drafting.seek(position)
-            found = self.drafting.look_ahead(self.text.tokens[position])
-            self.roots[position] = tuple(found[:ROOT_CHILDREN].tolist())
-        return self.roots[position]
+    def _root(self, position: int) -> tuple[float, ...]:
+        """Returns the draft model's guesses there, see `Observation.root_log_probs`. Raises `UnrecordedError`."""
+        self.draft.seek(position)
+        return tuple(self.draft.look_ahead(self.text.tokens[position])[:ROOT_CHILDREN].tolist())
 
-    def match(self, position: int) -> tuple[int, float]:
-        """Prompt lookup's longest match there and how likely it goes on, see `Observation.lookup_match`."""
-        if position not in self.matches:
-            self.drafting.hindsight.seek(position + 1)
-            self.matches[position] = self.drafting.lookup.at_root()
-        return self.matches[position]
+    def _match(self, position: int) -> tuple[int, float]:
+        """Returns prompt lookup's longest match there and how likely it goes on, see `Observation.lookup_match`."""
+        self.draft.whole_text.seek(position + 1)
+        return self.draft.lookup.at_root()
 
-    def _play(self, position: int, parameters: TreeParameters) -> RoundFacts:
+    def _outcome(self, position: int, parameters: TreeParameters) -> tuple[RoundOutcome, int]:
+        """Returns the outcome of a round whose root is the token at `position`, whatever the rounds before.
+
+        Its tokens may go on past an end token, and its first level has 0 rows.
+
+        Raises:
+            UnrecordedError: the trace does not cover the tree.
+        """
         tree, nodes = self.tree(position, parameters)
         path = tree.accepted_path(self.choices(position, tree))[1:]
-        rows = self.drafting.level_rows
-        return RoundFacts(
+        outcome = RoundOutcome(
+            self.text.tokens[position + 1 : position + 2 + len(path)],
             drafted=len(tree) - 1,
             depth=int(tree.depth.max()),
             accepted=len(path),
             drafted_lookup=int(tree.from_lookup.sum()),
             accepted_lookup=int(tree.from_lookup[path].sum()),
-            asked=bool(rows),
-            deeper_rows=tuple(rows[1:]),
-            lookup_nodes=self.drafting.lookup_nodes,
-            kept=self.drafting.recorded.kept(nodes[path]),
+            level_rows=tuple(self.draft.level_rows),
+            lookup_nodes=self.draft.lookup_nodes,
         )
+        return outcome, self.draft.recorded.kept(nodes[path])
 
 
 class ReplayDecoder(DecodingSession):
-    """Replays the texts of a trace; whoever drives it cannot tell it from a `LiveDecoder`.
+    """Replays the texts of a trace, with the same rounds and observations as a `LiveDecoder`.
 
-    Reading a prompt takes no time here: latency profiles are of rounds.
+    Reading a prompt takes no time here, because latency profiles hold times of rounds only.
 
     Args:
-        texts: the texts that may be asked for.
+        texts: the texts that can be requested.
         header: of their trace.
-        profile: what rounds take.
+        profile: of the machine.
     """
 
     def __init__(self, texts: Iterable[TraceText], header: TraceHeader, profile: LatencyProfile) -> None:
@@ -176,7 +150,7 @@ class ReplayDecoder(DecodingSession):
         if text is None:
             raise UnrecordedError(
                 f"The trace holds no text for this prompt of {len(request.prompt)} tokens with {request.sampling}. "
-                "Record it with scripts.record, or ask for a text of the trace."
+                "Record it with specgym record, or request a text of the trace."
             )
         ended = text.tokens[-1] in self.header.end_tokens
         if request.ignore_end or (request.max_new_tokens > text.max_new_tokens and not ended):
@@ -189,29 +163,28 @@ class ReplayDecoder(DecodingSession):
         self.replay = self.replays[key]
         self._open(request)
         self.costs: RoundCosts = self.profile.costs(request.sampling.greedy)
-        self.owed, self.observed, self.root_position = 0, False, -1
+        self.observed, self.root_position = False, -1
         committed = self._take([text.tokens[text.prompt]])
-        self.owed = len(self.tokens) - (self.header.draft_kind == "feature")
+        # Committed tokens that the draft has not read; a feature draft has no row for the first.
+        self.unread = len(self.tokens) - (self.header.draft_kind == "feature")
         return self._close_round(RoundOutcome(tuple(committed), finished=self._finish_reason()))
 
     def observe(self, draft: bool = False) -> Observation:
-        """What a controller may see now, see `Decoder.observe`.
+        """Returns what a controller may see now, see `Decoder.observe`.
 
         Raises:
             RuntimeError: there is no text.
-            UnrecordedError: the trace holds no draft's opinion here.
+            UnrecordedError: the trace lacks the draft's guesses here.
         """
         if self.last.finished is None:
             self._check_under_way()
         position = len(self.tokens) - 1
-        root: tuple[float, ...] = ()
-        if draft and self.under_way:
-            root = self.replay.root(position)
-            self.observed = self.observed or bool(root)
+        root = self.replay.root(position) if draft and self.under_way else ()
+        self.observed |= bool(root)
         return self._observation(root, self.replay.match(position), self.costs)
 
     def round(self, parameters: TreeParameters) -> RoundOutcome:
-        """The round that these parameters bring about.
+        """Plays the round of these parameters.
 
         Raises:
             RuntimeError: there is no text under way.
@@ -220,31 +193,31 @@ class ReplayDecoder(DecodingSession):
         self._check_under_way()
         parameters = parameters.capped(self._deepest())
         position = len(self.tokens) - 1
-        facts = self.replay.outcome(position, parameters)
-        rows: tuple[int, ...] = ()
-        if facts.asked or self.observed:
-            rows, self.owed = (self.owed, *facts.deeper_rows), 0
-        took = self.costs.round_seconds(position, rows, 1 + facts.drafted, facts.lookup_nodes)
-        committed = self._take(list(self.replay.text.tokens[position + 1 : position + 2 + facts.accepted]))
-        self.owed += len(committed) - facts.kept
+        outcome, kept = self.replay.outcome(position, parameters)
+        rows = outcome.level_rows
+        if rows or self.observed:
+            rows, self.unread = (self.unread, *rows[1:]), 0
+        took = self.costs.round_seconds(position, rows, 1 + outcome.drafted, outcome.lookup_nodes)
+        committed = self._take(list(outcome.tokens))
+        self.unread += len(committed) - kept
         self.parameters, self.root_position, self.observed = parameters, position, False
         return self._close_round(
             RoundOutcome(
                 tuple(committed),
-                drafted=facts.drafted,
-                depth=facts.depth,
-                accepted=facts.accepted,
-                drafted_lookup=facts.drafted_lookup,
-                accepted_lookup=facts.accepted_lookup,
+                drafted=outcome.drafted,
+                depth=outcome.depth,
+                accepted=outcome.accepted,
+                drafted_lookup=outcome.drafted_lookup,
+                accepted_lookup=outcome.accepted_lookup,
                 level_rows=rows,
-                lookup_nodes=facts.lookup_nodes,
+                lookup_nodes=outcome.lookup_nodes,
                 finished=self._finish_reason(),
                 seconds=RoundSeconds(verify=took),
             )
         )
 
     def plain_seconds(self) -> float:
-        """What a plain round would take at this root [s]."""
+        """Returns the time of a plain round at this root [s]."""
         return self.costs.plain_seconds(len(self.tokens) - 1)
 
     @property
@@ -256,8 +229,8 @@ class ReplayDecoder(DecodingSession):
 
     @property
     def accepted(self) -> IntArray:
-        """Nodes of it that were committed, `int64[accepted]`."""
-        tree = self.tree
+        """Nodes of the tree that were committed, `int64[accepted]`."""
         if self.root_position < 0:
-            return np.empty(0, np.int64)
+            return NO_NODES
+        tree = self.tree
         return tree.accepted_path(self.replay.choices(self.root_position, tree))[1:]

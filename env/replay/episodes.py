@@ -1,39 +1,27 @@
-"""Many replayed episodes stepped together: what they share and where each of them stands."""
+"""Many replayed episodes stepped together: what they share, and the state of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
-from specgym.env.gym.features import FEATURES, FeatureVector
-from specgym.env.gym.grid import ParameterGrid
+from specgym.env.gym.features import FEATURES, LEVEL_HALF, ROW_HALF, FeatureVector, ObservedCosts, saturate
+from specgym.env.gym.grid import ActionSpace
 from specgym.env.latency.latency_profile import LatencyProfile
-from specgym.env.replay.action_table import ActionTable
-from specgym.env.replay.pricing import RoundTimes
-from specgym.env.replay.tabulation import TraceTable
-from specgym.env.replay.traces.records import TraceHeader, TraceText
-from specgym.env.replay.vector_features import (
-    LAST_COLUMNS,
-    MACHINE_COLUMNS,
-    MARKS,
-    PLACE_COLUMNS,
-    WINDOW_COLUMNS,
-    Marks,
-    last_features,
-    place_observations,
-    round_marks,
-    table_of,
-    window_features,
-)
+from specgym.env.replay import vector_features as entries
+from specgym.env.replay.tables.action_table import ActionTable
+from specgym.env.replay.tables.outcomes import RoundTimes
+from specgym.env.replay.tables.player import Player
+from specgym.env.replay.tables.trace_table import TraceTable
+from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.observation import WINDOW
 
 
-@dataclass(frozen=True)
-class Rounds:
+class Rounds(NamedTuple):
     """A round of each of n episodes."""
 
     tokens: IntArray
@@ -47,115 +35,103 @@ class Rounds:
     seconds: FloatArray
     """predicted times, `float64[n]` [s]"""
     plain_steps: FloatArray
-    """the same in plain rounds at the same root, `float64[n]`"""
+    """the same times in plain rounds at the same root, `float64[n]`"""
 
 
 class ReplayTables:
-    """What all episodes share: texts, tables of outcomes, machines. Places are those of `ActionTable`.
+    """Texts, tables of outcomes and machines, which all episodes share. Places are those of `OutcomeTable`.
 
     Args:
-        texts: the texts, each with a round to steer; greedy and sampled ones are told apart.
-        header: of their trace.
-        profiles: what rounds take, one machine or several.
+        trace: the texts, at least one, each with a round to steer, greedy or sampled.
+        profiles: of one machine or several.
         grid: what actions stand for.
-        observes_draft: whether observations hold the draft's opinion of the root, which every round pays for.
+        observes_draft: whether observations hold the draft's guesses at the root, which every round pays for.
 
     Attributes:
         texts: the texts in the order of their places, greedy ones first.
         first: place of each text's first root, `int64[texts]`.
         last: place of its end, `int64[texts]`.
         context: position of each place's token in its text, `int64[places]`.
+        table: outcomes of actions.
 
     Raises:
-        TraceError: there is no text.
-        UnrecordedError: the trace holds no draft's opinion of some root.
+        UnrecordedError: the trace lacks the draft's guesses at some root.
     """
 
     def __init__(
-        self,
-        texts: Sequence[TraceText],
-        header: TraceHeader,
-        profiles: Sequence[LatencyProfile],
-        grid: ParameterGrid,
-        observes_draft: bool,
+        self, trace: Trace, profiles: Sequence[LatencyProfile], grid: ActionSpace, observes_draft: bool
     ) -> None:
-        modes = [mode for mode in (True, False) if any(text.settings.greedy == mode for text in texts)]
-        corpora = [
-            TraceTable([text for text in texts if text.settings.greedy == mode], header) for mode in modes or [True]
-        ]
-        self.texts = [text for corpus in corpora for text in corpus.texts]
+        header = trace.header
+        groups = [[text for text in trace.texts if text.settings.greedy == mode] for mode in (True, False)]
+        tables = [TraceTable(group, header) for group in groups if group]
+        self.texts = [text for table in tables for text in table.texts]
         self.profiles, self.observes_draft = list(profiles), observes_draft
-        self.feature_draft = header.draft_kind == "feature"
-        self.prompt = np.array([text.prompt for text in self.texts])
-        lengths = np.array([len(text.tokens) for text in self.texts]) - self.prompt
+        self.unread = np.concatenate([table.unread for table in tables])
+        lengths = np.array([len(text.tokens) - text.prompt for text in self.texts])
         self.first: IntArray = np.cumsum(lengths) - lengths
         self.last: IntArray = self.first + lengths - 1
         self.ended = np.array([text.tokens[-1] in header.end_tokens for text in self.texts])
         self.greedy = np.array([text.settings.greedy for text in self.texts])
-        seen = [observation for corpus in corpora for observation in place_observations(corpus, observes_draft)]
-        self.context: IntArray = np.array([observation.position for observation in seen])
-        self.place_features = table_of(seen, PLACE_COLUMNS).astype(np.float32)
+        places = [observation for table in tables for observation in entries.place_observations(table, observes_draft)]
+        self.context: IntArray = np.array([observation.position for observation in places])
+        self.place_features = entries.feature_table(places, entries.PLACE_COLUMNS).astype(np.float32)
         contexts = (int(self.context.min()), int(self.context.max()) + 1)
-        self.machines = RoundTimes(profiles, modes, contexts, observes_draft)
-        self.machine_features = self.machines.features.astype(np.float32)
-        self.table = ActionTable(corpora, grid)
-        self.marks: Marks = np.empty((0, MARKS), np.int32)
-        self.last_features = np.empty((0, LAST_COLUMNS.stop - LAST_COLUMNS.start), np.float32)
-        self._note_outcomes()
+        self.machines = RoundTimes(profiles, [table.greedy for table in tables], contexts, observes_draft)
+        halves = (LEVEL_HALF, ROW_HALF)
+        machine_features = [saturate(self.machines.unit_costs[..., kind], half) for kind, half in enumerate(halves)]
+        self.machine_features = np.stack(machine_features, axis=-1).astype(np.float32)
+        self.table = ActionTable(tables, grid)
+        self.counts: entries.Counts = np.empty((0, entries.COUNTS), np.int32)
+        self.last_features = np.empty((0, entries.LAST_COLUMNS.stop - entries.LAST_COLUMNS.start), np.float32)
+        self._add_outcomes()
 
     def choose(self, actions: npt.ArrayLike) -> IntArray:
         """See `ActionTable.choose`. Raises `UnmeasuredError` too, if a profile does not know a round's rows."""
         chosen = self.table.choose(np.asarray(actions))
-        self._note_outcomes()
+        self._add_outcomes()
         return chosen
 
-    def _note_outcomes(self) -> None:
-        """Works out what is needed of the outcomes that are new."""
-        book = self.table.book
-        if len(book) == len(self.marks):
+    def _add_outcomes(self) -> None:
+        """Computes times and features of the outcomes that are new."""
+        index, known = self.table.index, len(self.counts)
+        if len(index) == known:
             return
-        self.machines.price(book)
-        rounds = [book.fact(name)[len(self.marks) :] for name in ("accepted", "drafted", "depth")]
-        self.marks = np.concatenate([self.marks, round_marks(*rounds)])
-        self.last_features = np.concatenate([self.last_features, last_features(*rounds).astype(np.float32)])
-        self.asked, self.kept = book.fact("asked") > 0, book.fact("kept")
-        self.accepted, self.drafted, self.depth = (book.fact(name) for name in ("accepted", "drafted", "depth"))
+        self.machines.add(index)
+        fresh = index.since(known)
+        self.counts = np.concatenate([self.counts, entries.round_counts(fresh)])
+        self.last_features = np.concatenate([self.last_features, entries.last_features(fresh).astype(np.float32)])
+        self.outcomes = index.since(0)
 
 
-class EpisodeStates:
-    """Where each of some episodes stands.
+class EpisodeStates(Player):
+    """The state of each of some episodes, with a machine and the history that observations need.
 
     Args:
         replays: what they share.
         count: how many there are.
 
     Attributes:
-        text: number of each one's text, `int64[count]`.
         profile: number of each one's latency profile, `int64[count]`.
-        place: of each one's root, `int64[count]`.
     """
 
     def __init__(self, replays: ReplayTables, count: int) -> None:
+        super().__init__(replays.first, replays.last, replays.unread, count)
         self.replays, self.count = replays, count
-        self.text, self.profile, self.place, self._machine, self._owed, self._outcome, self._rounds = (
-            np.zeros(count, np.int64) for _ in range(7)
-        )
-        self._window = np.zeros((count, WINDOW, MARKS), np.int32)  # a ring of the last rounds' marks
-        self._sums = np.zeros((count, MARKS), np.int32)
+        self.profile, self._machine, self._outcome, self._rounds = np.zeros((4, count), np.int64)
+        self._window = np.zeros((count, WINDOW, entries.COUNTS), np.int32)  # a ring of the last rounds' counts
+        self._sums = np.zeros((count, entries.COUNTS), np.int32)
         self._all = np.arange(count)
 
-    def begin(self, which: IntArray, texts: IntArray, profiles: IntArray) -> None:
-        """Begins texts with their first token, each on a machine: the episodes of the numbers `which`, `int64[n]`."""
-        shared = self.replays
-        self.text[which], self.profile[which], self.place[which] = texts, profiles, shared.first[texts]
-        self._machine[which] = shared.machines.number(profiles, shared.greedy[texts])
-        # At its first level the draft reads the prompt and the first token; a feature draft has no row for the first.
-        self._owed[which] = shared.prompt[texts] + 1 - shared.feature_draft
+    def begin_on(self, which: IntArray, texts: IntArray, profiles: IntArray) -> None:
+        """Begins texts with their first token, each on a machine, as the episodes `which`, `int64[n]`."""
+        self.begin(which, texts)
+        self.profile[which] = profiles
+        self._machine[which] = self.replays.machines.number(profiles, self.replays.greedy[texts])
         self._outcome[which] = self._rounds[which] = 0
         self._window[which] = self._sums[which] = 0
 
-    def play(self, actions: npt.ArrayLike) -> Rounds:
-        """A round of every episode.
+    def act(self, actions: npt.ArrayLike) -> Rounds:
+        """Plays a round of every episode.
 
         Args:
             actions: of the grid, `int[count, 6]`.
@@ -164,56 +140,58 @@ class EpisodeStates:
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        outcome, asked, rounds = self._found(actions, self._all)
-        self._owed = np.where(asked, 0, self._owed) + rounds.tokens - self.replays.kept[outcome]
-        self.place = self.place + rounds.tokens
-        self._remember(outcome)
+        outcome, asked, rounds = self._rounds_of(actions, self._all)
+        self.play(slice(None), rounds.tokens, asked, self.replays.outcomes.kept[outcome])
+        counts, slot = self.replays.counts[outcome], self._rounds % WINDOW
+        self._sums += counts - self._window[self._all, slot]
+        self._window[self._all, slot] = counts
+        self._outcome, self._rounds = outcome, self._rounds + 1
         return rounds
 
-    def foresee(self, actions: IntArray) -> Rounds:
-        """The rounds that several actions would lead to now, of which none is played; those of an episode together.
+    def preview(self, actions: IntArray) -> Rounds:
+        """Returns the rounds that several actions would lead to now; none is played. Those of an episode are together.
 
         Args:
             actions: of the grid, as many for every episode, `int[count, actions, 6]`.
 
         Raises:
-            ParameterError, UnrecordedError, UnmeasuredError: see `play`.
+            ParameterError, UnrecordedError, UnmeasuredError: see `act`.
         """
         which = np.repeat(self._all, actions.shape[1])
-        return self._found(actions.reshape(len(which), -1), which)[2]
+        return self._rounds_of(actions.reshape(len(which), -1), which)[2]
 
-    def _found(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, BoolArray, Rounds]:
-        """Outcomes of actions of the episodes `which`, whether they ask the draft model, and their rounds."""
+    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, BoolArray, Rounds]:
+        """Outcomes of actions of the episodes `which`, whether the draft model is asked, and the rounds."""
         shared, place, machine = self.replays, self.place[which], self._machine[which]
-        outcome = shared.table.outcomes(shared.choose(actions), place)
-        asked = shared.asked[outcome] | shared.observes_draft
+        outcome = shared.table.numbers(shared.choose(actions), place)
+        outcomes = shared.outcomes
+        asked = outcomes.asked[outcome] | shared.observes_draft
         context = shared.context[place]
-        seconds = shared.machines.seconds(machine, context, outcome, np.where(asked, self._owed[which], 0))
-        accepted = shared.accepted[outcome]
-        tokens = np.minimum(accepted + 1, shared.last[self.text[which]] - place)  # a text may end on a draft token
+        seconds = shared.machines.seconds(machine, context, outcome, np.where(asked, self.unread[which], 0))
+        accepted = outcomes.accepted[outcome]
+        tokens = self.committed(which, accepted)
         plain = shared.machines.plain[machine, context - shared.machines.first]
-        drafted, depth = shared.drafted[outcome], shared.depth[outcome]
+        drafted, depth = outcomes.drafted[outcome], outcomes.depth[outcome]
         return outcome, asked, Rounds(tokens, accepted, drafted, depth, seconds, seconds / plain)
 
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """Which episodes have been terminated by a token that ends a text, and which truncated, `bool[count]` each."""
-        done = self.place == self.replays.last[self.text]
-        ended = self.replays.ended[self.text]
-        return done & ended, done & ~ended
+        done, by_token = self.ended, self.replays.ended[self.text]
+        return done & by_token, done & ~by_token
 
     def observe(self) -> FeatureVector:
-        """What can be seen of every episode, see `feature_vector`, `float32[count, len(FEATURES)]`."""
+        """Returns the observation of every episode, see `feature_vector`, `float32[count, len(FEATURES)]`."""
         shared = self.replays
-        seen = np.empty((self.count, len(FEATURES)), np.float32)
-        seen[:, PLACE_COLUMNS] = shared.place_features[self.place]
-        seen[:, LAST_COLUMNS] = shared.last_features[self._outcome]
-        seen[:, WINDOW_COLUMNS] = window_features(self._sums, np.minimum(self._rounds, WINDOW))
+        features = np.empty((self.count, len(FEATURES)), np.float32)
+        features[:, entries.PLACE_COLUMNS] = shared.place_features[self.place]
+        features[:, entries.LAST_COLUMNS] = shared.last_features[self._outcome]
+        features[:, entries.WINDOW_COLUMNS] = entries.window_features(self._sums, np.minimum(self._rounds, WINDOW))
         where = shared.context[self.place] - shared.machines.first
-        seen[:, MACHINE_COLUMNS] = shared.machine_features[self._machine, where]
-        return seen
+        features[:, entries.MACHINE_COLUMNS] = shared.machine_features[self._machine, where]
+        return features
 
-    def _remember(self, outcome: IntArray) -> None:
-        marks, slot = self.replays.marks[outcome], self._rounds % WINDOW
-        self._sums += marks - self._window[self._all, slot]
-        self._window[self._all, slot] = marks
-        self._outcome, self._rounds = outcome, self._rounds + 1
+    def costs(self) -> ObservedCosts:
+        """Returns the costs that every episode's observation holds, arrays of `[count]`."""
+        shared = self.replays
+        costs = shared.machines.unit_costs[self._machine, shared.context[self.place] - shared.machines.first]
+        return ObservedCosts(costs[:, 0], costs[:, 1], shared.greedy[self.text])

@@ -11,25 +11,24 @@ from specgym.env.gym.requests import Requests
 from specgym.env.gym.speculation import SpeculationEnv
 from specgym.env.replay.decoder import ReplayDecoder
 from specgym.env.replay.sources import ProfileSource, TraceSource, choose_texts, find_profile, find_trace, text_request
-from specgym.env.replay.tabulation import covered_grid
 
 
 class ReplaySpeculation(SpeculationEnv):
-    """``specgym/Replay-v0``: recorded texts and a latency profile. Everything else is `SpeculationEnv`'s.
+    """``specgym/Replay-v0``: `SpeculationEnv` on recorded texts and a latency profile.
 
-    A seed decides everything, rewards included. Their plain round is the profile's at the root of the round, since it
-    takes longer as the text grows: so a plain round is worth `1 - lam` anywhere, less what observing the draft costs.
-    `gymnasium.make_vec` makes `ReplayVectorEnv` of this name, which steps many texts at once.
+    A seed decides everything, rewards included. The plain step of a reward is the profile's plain round at the root of
+    the round, which takes longer as the text grows. So a plain round is worth `1 - lam` at any position, less the cost
+    of observing the draft. With the same name, `gymnasium.make_vec` makes a `ReplayVectorEnv`, which steps many texts
+    at once.
 
     Args:
-        decoder: a decoder that is ready, or a function that makes one; if None, one is made of `traces` and `profile`.
+        decoder: a decoder, or a function that makes one; if None, one is made from `traces` and `profile`.
         traces: files of traces of one pair by one rule, or a trace that was read; the shipped one if None.
-        profile: what rounds take: a family's name, the file of a latency profile, or the profile; `DEFAULT_PROFILE` if
-            None.
+        profile: a family's name, the file of a latency profile, or the profile itself; `DEFAULT_PROFILE` if None.
         split: texts to replay: train, validation or test; None for all.
         temperature: texts to replay, by the temperature that they were sampled at; None for all.
-        grid: what actions stand for; if None, the default grid as far as the trace answers all of it.
-        requests: what to generate; if None, every recorded text of `split` and `temperature`.
+        grid: what actions stand for; if None, the default grid, reduced to actions that the trace can replay.
+        requests: texts to generate; if None, every recorded text of `split` and `temperature`.
         options: `lam`, `plain_step_seconds`, `observes_draft`, `tokenizer` and `render_mode` of `SpeculationEnv`.
 
     Raises:
@@ -59,4 +58,5 @@ class ReplaySpeculation(SpeculationEnv):
         if requests is None:
             requests = [text_request(text) for text in choose_texts(list(decoder.texts.values()), split, temperature)]
         options.setdefault("plain_step_seconds", decoder.plain_seconds)
-        super().__init__(decoder, requests, grid=covered_grid(decoder.header) if grid is None else grid, **options)
+        grid = ParameterGrid().covered(decoder.header.rule) if grid is None else grid
+        super().__init__(decoder, requests, grid=grid, **options)

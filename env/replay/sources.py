@@ -1,4 +1,4 @@
-"""What replay is made of, by the names that people give it: texts of some traces, and the profile of a machine."""
+"""Finds texts of traces and latency profiles by name or file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ DEFAULT_TRACE = _HERE / "traces" / "shipped" / "smollm2-135m-instruct.sgt.xz"
 """the trace that is replayed if none is named, one of the default pair"""
 DEFAULT_PROFILE = "overhead_bound"
 """the machine that is replayed on if none is named"""
+_MEASURED = {"avx512_bf16": "epyc_bf16", "avx2": "epyc_avx2_bf16"}  # measured profile by CPU flag, the fastest first
 
 TraceSource: TypeAlias = "str | PathLike[str] | Sequence[str | PathLike[str]] | Trace"
 """a trace's file, files of traces of one pair by one rule, or a trace that was read"""
@@ -29,25 +30,25 @@ ProfileSource: TypeAlias = "str | PathLike[str] | LatencyProfile"
 
 
 def find_trace(traces: TraceSource | None = None) -> Trace:
-    """The trace, or several as one.
+    """Returns a trace, or several joined.
 
     Args:
         traces: which; the shipped one if None.
 
     Raises:
-        TraceError: a file cannot be read, they are of different pairs or rules, or there are none.
+        TraceError: a file cannot be read, files are of different pairs or rules, or none is named.
     """
     if isinstance(traces, Trace):
         return traces
     if traces is None and DEFAULT_TRACE.exists():
         traces = DEFAULT_TRACE
-    paths = [traces] if isinstance(traces, str | PathLike) else list(traces or ())
+    paths = [Path(path) for path in ([traces] if isinstance(traces, str | PathLike) else traces or ())]
     if not paths:
         raise TraceError(
             "Expected a trace to replay, traces=PATH; got none, and none is shipped with this installation. Record one "
-            "with python -m scripts.record."
+            "with specgym record."
         )
-    first, *others = (_read(Path(path)) for path in paths)
+    first, *others = (read_trace(unpack_trace(path) if path.suffix == PACKED else path) for path in paths)
     for other in others:
         if other.header != first.header:
             raise TraceError(
@@ -57,7 +58,7 @@ def find_trace(traces: TraceSource | None = None) -> Trace:
 
 
 def find_profile(profile: ProfileSource | None = None) -> LatencyProfile:
-    """The profile of that name or file; of `DEFAULT_PROFILE` if None.
+    """Returns the profile of that name or file; that of `DEFAULT_PROFILE` if None.
 
     Raises:
         ProfileError: a file that is missing, corrupt or of another schema.
@@ -76,19 +77,35 @@ def find_profile(profile: ProfileSource | None = None) -> LatencyProfile:
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """The profiles of measured machines that come along, by name."""
+    """Returns the files of shipped profiles, which are of measured machines, by name."""
     return {path.stem: path for path in sorted(_PROFILES.glob("*.json"))}
 
 
 def profile_names() -> list[str]:
-    """The profiles that have a name: the parametric families, then the measured machines."""
+    """Returns the names of the parametric families, then of the measured machines."""
     return [*FAMILIES, *shipped_profiles()]
+
+
+def nearest_profile(dtype: str) -> str:
+    """Returns the name of the profile that is nearest to this machine.
+
+    This is a measured profile if its CPU has the same vector instructions, else the family of compute-bound machines.
+
+    Args:
+        dtype: precision of the models, see `TraceHeader.dtype`.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        flags = []  # no Linux
+    names = (name for flag, name in _MEASURED.items() if dtype == "bfloat16" and flag in flags)
+    return next(names, "compute_bound")
 
 
 def choose_texts(
     texts: Sequence[TraceText], split: str | None = None, temperature: float | None = None
 ) -> list[TraceText]:
-    """The texts of a split and a temperature that have a round to steer.
+    """Returns the texts of a split and a temperature that have a round to steer.
 
     Args:
         texts: all texts.
@@ -96,8 +113,8 @@ def choose_texts(
         temperature: None for all.
 
     Raises:
-        UnknownNameError: there is no such split.
-        TraceError: there is no such text.
+        UnknownNameError: no such split.
+        TraceError: no such text.
     """
     if split is not None and split not in SPLITS:
         raise UnknownNameError("split", str(split), SPLITS)
@@ -109,28 +126,24 @@ def choose_texts(
     if not chosen:
         wanted = f"split={split}, temperature={temperature}"
         there = sorted({(text.split, text.settings.temperature) for text in playable(texts)})
-        found = ", ".join(f"{each} at {heat:g}" for each, heat in there) or "none"
+        available = ", ".join(f"{name} at {heat:g}" for name, heat in there) or "none"
         raise TraceError(
-            f"Expected recorded texts of {wanted} with a round to steer; the trace has {found}. "
-            "Ask for those (None for all), or record more with scripts.record."
+            f"Expected recorded texts of {wanted} with a round to steer; the trace has {available}. "
+            "Choose from those (None for all), or record more with specgym record."
         )
     return chosen
 
 
-def _read(path: Path) -> Trace:
-    return read_trace(unpack_trace(path) if path.suffix == PACKED else path)
-
-
 def profile_label(name: str) -> str:
-    """What results call the profile of that name or file: the name, or the file's without its folder."""
+    """Returns what results call the profile of that name or file: the name, or the file's name without its folder."""
     return name if name in profile_names() else Path(name).stem
 
 
 def playable(texts: Sequence[TraceText]) -> list[TraceText]:
-    """Texts with a round to steer: those that do not end with their first token."""
+    """Returns the texts with a round to steer, which do not end with their first token."""
     return [text for text in texts if len(text.tokens) > text.prompt + 1]
 
 
 def text_request(text: TraceText) -> Request:
-    """The request that a recorded text answers."""
+    """Returns the request that a recorded text answers."""
     return Request(text.tokens[: text.prompt], text.max_new_tokens, text.settings)

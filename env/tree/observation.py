@@ -1,4 +1,4 @@
-"""What a controller may see at the start of a round."""
+"""Observations: the state that a controller sees at the start of a round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROW_PRIOR = 0.01
 
 
 class PastRound(NamedTuple):
-    """What became of a round's tree."""
+    """The tree of a past round."""
 
     drafted: int
     """nodes verified, without the root [nodes]"""
@@ -27,7 +27,7 @@ class PastRound(NamedTuple):
 
 
 class Costs(Protocol):
-    """What a machine charges for a bit more speculation, in plain decoding steps."""
+    """Costs of a little more speculation on a machine, in plain decoding steps."""
 
     def level_cost(self, context: int) -> float:
         """Cost of one more level of draft forwards after `context` tokens [plain steps]."""
@@ -38,7 +38,7 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The state of a request. All of it is free, but for the draft's opinion, which is shown on demand only."""
+    """The state of a request. All of it is free, except the draft's guesses, which are included on request only."""
 
     position: int
     """absolute position of the root, the last committed token [tokens]"""
@@ -53,18 +53,18 @@ class Observation:
     last_accepted: int = 0
     """draft tokens accepted in the last round [tokens]"""
     lookup_match: int = 0
-    """longest earlier text, at most 16 tokens, that ends as the text does now; 0 if prompt lookup has none [tokens]"""
+    """length of the longest earlier text that ends as the text does now, at most 16; 0 if there is none [tokens]"""
     lookup_rate: float = 0.0
-    """how likely the token that followed it there comes next, by how lookup has fared in this text; 0 if there is none
+    """probability that the token that followed there comes next, by lookup's success in this text; 0 if there is none
     [probability]"""
     recent: tuple[PastRound, ...] = ()
-    """the last rounds of this request, at most `WINDOW`, the latest one last; the reading of the prompt is none"""
+    """the last rounds of this request, at most `WINDOW`, the latest one last, without the reading of the prompt"""
     greedy: bool = True
-    """whether the likeliest token is always taken, rather than one sampled"""
+    """whether the likeliest token is always taken, instead of a sampled one"""
     root_log_probs: tuple[float, ...] = ()
-    """the draft model's own log-probabilities, not calibrated, of the likeliest children of the root, best first and at
-    most `ROOT_CHILDREN`; empty if they were not asked for, the pair has no draft model, or the text is longer than that
-    can read. They cost the first draft forward of a round, whose time is part of that round"""
+    """log-probabilities by the draft model, not calibrated, of the likeliest children of the root, best first and at
+    most `ROOT_CHILDREN`; empty if not requested, without a draft model, or where the text is too long for it. They cost
+    the first draft forward of the round, whose time is part of that round"""
     level_cost: float = 0.0
     """cost of one more level of draft forwards on this machine; 0 if unknown [plain steps]"""
     row_cost: float = 0.0

@@ -1,4 +1,4 @@
-"""A request, its rounds, and what drives them: the interface that live decoding and replay share."""
+"""Requests, rounds and decoders: the interface that live decoding and replay share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from specgym.env.common.arrays import IntArray
-from specgym.env.common.errors import LimitError
+from specgym.env.common.errors import LimitError, check_limit
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.sampling import SamplingSettings
@@ -18,32 +18,22 @@ from specgym.env.tree.tree import TokenTree
 
 
 class FinishReason(enum.Enum):
-    """Why a text is at its end."""
+    """The reason why a text ended."""
 
     END_OF_SEQUENCE = "end of sequence"
     TOKEN_LIMIT = "token limit"
     CONTEXT_LIMIT = "context limit"
 
 
-def check_limit(name: str, value: int) -> None:
-    """Refuses a limit that is not positive.
-
-    Raises:
-        LimitError: it is below 1.
-    """
-    if value < 1:
-        raise LimitError(f"{name} must be 1 or more; got {value}.")
-
-
 def check_fits(prompt: int, context: int) -> None:
     """Refuses a prompt that leaves no room for an answer.
 
     Args:
-        prompt: its length [tokens].
+        prompt: length of the prompt [tokens].
         context: longest text that the target reads [tokens].
 
     Raises:
-        LimitError: it is as long as the context, or longer.
+        LimitError: the prompt is as long as the context, or longer.
     """
     if prompt >= context:
         raise LimitError(
@@ -54,7 +44,7 @@ def check_fits(prompt: int, context: int) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One text to be continued.
+    """One text to continue.
 
     Raises:
         LimitError: the prompt is empty or `max_new_tokens` is not positive.
@@ -96,7 +86,7 @@ class RoundSeconds:
 
 @dataclass(frozen=True, slots=True)
 class RoundOutcome:
-    """What a round did."""
+    """The outcome of a round."""
 
     tokens: tuple[int, ...]
     """tokens committed, at least one [token ids]"""
@@ -107,14 +97,14 @@ class RoundOutcome:
     accepted: int = 0
     """draft tokens committed [tokens]"""
     drafted_lookup: int = 0
-    """of the nodes verified, those that prompt lookup alone proposed [nodes]"""
+    """verified nodes that prompt lookup alone proposed [nodes]"""
     accepted_lookup: int = 0
-    """of the draft tokens committed, those that prompt lookup alone proposed [tokens]"""
+    """committed draft tokens that prompt lookup alone proposed [tokens]"""
     level_rows: tuple[int, ...] = ()
-    """rows of each forward of the draft model, one a level: first the committed tokens that it still owed, the root
-    included, then the nodes expanded; empty if it was not asked [rows]"""
+    """rows of each forward of the draft model, one a level: first the committed tokens that it had not read, the root
+    included, then the nodes expanded; empty if the model was not asked [rows]"""
     lookup_nodes: int = 0
-    """nodes that prompt lookup was asked about, all levels together [nodes]"""
+    """nodes that prompt lookup expanded, all levels together [nodes]"""
     finished: FinishReason | None = None
     """why the text ended with this round, if it did"""
     seconds: RoundSeconds = field(default_factory=RoundSeconds)
@@ -122,11 +112,11 @@ class RoundOutcome:
 
 
 class Decoder(Protocol):
-    """Rounds on one request at a time. Whoever drives it cannot tell real models from a recording."""
+    """Plays rounds on one request at a time, on real models or on a recording, with the same interface."""
 
     @property
     def request(self) -> Request:
-        """The request that was started last, the very object."""
+        """The request that was started last; this is the same object."""
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -144,12 +134,12 @@ class Decoder(Protocol):
         """Reads the prompt and commits the first token."""
 
     def observe(self, draft: bool = False) -> Observation:
-        """What a controller may see now; at the end of a text, what it has come to.
+        """Returns what a controller may see now, or at the end of a text its last state.
 
         Args:
-            draft: whether to ask the draft model about the root as well. That costs a forward, once a round, which
-                the round that follows makes use of and accounts for. It changes no token and no tree. At the end of a
-                text there is no such round, and the model is not asked.
+            draft: whether to ask the draft model about the root as well. This costs a forward, once a round, which the
+                following round uses and accounts for. It changes no token and no tree. At the end of a text the model
+                is not asked.
         """
 
     def round(self, parameters: TreeParameters) -> RoundOutcome:
@@ -157,11 +147,11 @@ class Decoder(Protocol):
 
 
 def measure_plain_step(decoder: Decoder, request: Request, rounds: int = 8) -> float:
-    """Median time of plain rounds after a warm-up, at the beginning of a request [s]. The decoder's text is lost.
+    """Measures the median time of plain rounds after a warm-up, at the beginning of a request [s].
 
     Args:
-        decoder: any that can go on past the request's own end.
-        request: whose prompt is continued.
+        decoder: any that can go on past the request's own end. Its current text is lost.
+        request: the request whose prompt is continued.
         rounds: rounds measured.
 
     Raises:

@@ -1,10 +1,9 @@
-"""Choosing tokens: greedy, or sampling with noise that depends on seed, position and token alone.
+"""Choosing tokens: greedy, or sampling with noise that depends only on seed, position and token.
 
-At temperature T > 0 the token at position i is ``argmax(processed log p + gumbel(seed, i, token))``. By the Gumbel-max
-trick (Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* Sampling") this is an exact sample of p, and since the noise is
-a pure function of (seed, position, token) it is the *same* sample however the position was reached: plainly, or as a
-node of any tree. So the output never depends on the controller. The draft ranks its candidates with the same noise,
-which makes it guess the very sample that the target will draw.
+At temperature T > 0 the token at position i is ``argmax(processed log p + gumbel(seed, i, token))``. This is an exact
+sample of p by the Gumbel-max trick (Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* Sampling"). The noise is a pure
+function of (seed, position, token). So the sample is the same in plain decoding and in any tree, and the output never
+depends on the controller. The draft ranks its candidates with the same noise, and so predicts the target's own sample.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from specgym.env.tree.growth import Candidates
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How tokens are chosen from the target's distribution.
+    """Settings of the choice of tokens from the target's distribution.
 
     Raises:
         ParameterError: a value outside its range.
     """
 
     temperature: float = 0.0
-    """0 decodes greedily; otherwise logits are divided by it"""
+    """0 decodes greedily; otherwise logits are divided by the temperature"""
     top_k: int = 0
-    """sample among this many likeliest tokens only; 0 for all [tokens]"""
+    """sample only among this many likeliest tokens; 0 for all [tokens]"""
     top_p: float = 1.0
     """sample among the likeliest tokens that hold this much probability [probability]"""
     seed: int = 0
-    """seed of the noise; the same seed gives the same text"""
+    """seed of the noise; equal seeds give equal texts"""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -55,9 +54,9 @@ class SamplingSettings:
 
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive positions get well-spread keys
-_RANKED = 8  # candidates ranked at least
+_RANKED = 8  # candidates ranked, at least
 _ENTROPY_STEP = 1 / 64  # [nats]
-_KEPT_POSITIONS = 64  # rows of noise held at a time; a round looks ahead by far fewer
+_KEPT_POSITIONS = 64  # rows of noise kept; a round needs far fewer
 
 
 def _mix64(value: int) -> int:
@@ -68,12 +67,12 @@ def _mix64(value: int) -> int:
 
 
 class GumbelNoise:
-    """Standard Gumbel noise as a pure function of (seed, position, token), whatever the device and the vocabulary.
+    """Standard Gumbel noise as a pure function of (seed, position, token), equal on every device.
 
     Args:
         seed: any integer.
         vocabulary: number of tokens.
-        device: where the noise is made and used.
+        device: where the noise is computed and used.
     """
 
     def __init__(self, seed: int, vocabulary: int, device: torch.device) -> None:
@@ -82,24 +81,21 @@ class GumbelNoise:
         self._rows: dict[int, torch.Tensor] = {}
 
     def row(self, position: int) -> torch.Tensor:
-        """Noise at a position, `float32[vocabulary]`; made once while rounds stay near it."""
+        """Noise at a position, `float32[vocabulary]`, cached for the latest positions."""
         row = self._rows.get(position)
         if row is None:
             while len(self._rows) >= _KEPT_POSITIONS:
                 del self._rows[min(self._rows)]
-            self._rows[position] = row = self._make(position)
+            key = _mix64(_mix64(self.seed + _GOLDEN) + position * _GOLDEN & 0xFFFFFFFFFFFFFFFF)
+            self._rows[position] = row = gumbel(key, self.vocabulary, self.device)
         return row
-
-    def _make(self, position: int) -> torch.Tensor:
-        key = _mix64(_mix64(self.seed + _GOLDEN) + position * _GOLDEN & 0xFFFFFFFFFFFFFFFF)
-        return gumbel(key, self.vocabulary, self.device)
 
 
 class TokenChooser:
-    """Turns logits into tokens, the target's choices and the draft's candidates alike.
+    """Turns logits into tokens: the target's choices and the draft's candidates.
 
     Args:
-        settings: greedy or how to sample.
+        settings: how tokens are chosen.
         vocabulary: number of tokens of the target.
         device: where the logits are.
     """
@@ -124,10 +120,10 @@ class TokenChooser:
             positions: absolute position of the token that each row chooses.
 
         Returns:
-            `int64[rows]`, read from the device in one transfer.
+            `int64[rows]`, copied to the host in one transfer.
 
         Raises:
-            NumericalError: a row holds NaN or plus infinity, or nothing but minus infinity.
+            NumericalError: a row holds NaN or plus infinity, or only minus infinity.
         """
         values, indices = best(self._warped(logits), self._noise(positions))
         if not np.isfinite(values).all():
@@ -148,44 +144,44 @@ class TokenChooser:
     ) -> Candidates:
         """The draft's k best candidates for each row, best first.
 
-        With noise, a candidate's probability is the softmax of the perturbed scores: it says how clearly the
-        candidate leads under this very noise, which is what decides whether the target will choose it too.
-        Log-probabilities are rounded to bfloat16 (at most 0.4 % of their value), as good as the models' own precision:
-        a recording of them is small and nevertheless says exactly what was decided. Entropies are rounded to 1/64 nat,
-        for the same reason.
+        With noise, a candidate's probability is the softmax of the perturbed scores. It says how clearly the candidate
+        leads under this noise, which decides whether the target chooses it too.
+
+        Log-probabilities are rounded to bfloat16 (by at most 0.4 %), the models' own precision, and entropies to 1/64
+        nat. So recordings are small, and replay compares the same numbers as live decoding.
 
         Args:
             logits: `float[rows, draft vocabulary]`.
             positions: absolute position of the token that each row proposes.
             k: candidates a row.
             token_ids: the target's token id of each entry of a trimmed vocabulary, `int64[draft vocabulary]`.
-            entropy: whether the entropy of the distribution without noise is wanted too, rounded as well.
+            entropy: whether to compute the entropy of the distribution without noise too.
 
         Raises:
             NumericalError: the draft returned NaN.
         """
-        # Which of equal scores come first depends on how many are asked for: always the same number, then, and cut.
+        # The order of equal scores depends on how many are ranked: so always rank the same number, then cut.
         count = min(max(k, _RANKED), logits.shape[-1])
         warped, noise = self._warped(logits), self._noise(positions)
-        likeliest, indices, spread = ranked(warped, count, noise, token_ids, entropy=entropy)
-        values, ids, nats = to_candidates(likeliest, indices, min(k, count), token_ids, spread)
+        likeliest, indices, nats = ranked(warped, count, noise, token_ids, entropy=entropy)
+        values, ids, nats_read = to_candidates(likeliest, indices, min(k, count), token_ids, nats)
         if np.isnan(values).any():
             raise NumericalError("The draft returned NaN. Its weights or the dtype are at fault: try --dtype float32.")
-        entropies = None if nats is None else np.round(nats / _ENTROPY_STEP) * _ENTROPY_STEP
+        entropies = None if nats_read is None else np.round(nats_read / _ENTROPY_STEP) * _ENTROPY_STEP
         return Candidates(ids, values, np.exp(values[:, 0]), entropy=entropies)
 
     def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
-        """What `choose` maximises, `[rows, vocabulary]`: the logits, or the processed logits plus noise."""
+        """The scores that `choose` maximises: the logits, or processed logits plus noise, `[rows, vocabulary]`."""
         return noisy(self._warped(logits), self._noise(positions))
 
     def _noise(self, positions: Sequence[int]) -> list[torch.Tensor] | None:
-        """Of each row; None if there is none."""
+        """The noise of each position, `float32[vocabulary]` each; None in greedy decoding."""
         return None if self.noise is None else [self.noise.row(position) for position in positions]
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
-        """The processed logits."""
+        """The logits after temperature, top-k and top-p, `[rows, vocabulary]`."""
         if len(self.warpers) == 0:
             return logits
-        # The warpers take the tokens so far only for the sake of others that need them.
+        # These warpers ignore the tokens so far, so none are given.
         processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
         return processed

@@ -1,4 +1,4 @@
-"""Token trees as flat arrays: the tree of one round, and forests of the trees of many texts."""
+"""Token trees as flat arrays: the tree of one round, and forests with the trees of many texts."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import numpy as np
 
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 
+NO_NODES: IntArray = np.empty(0, np.int64)
+"""an empty list of nodes"""
+
 
 class TokenForest:
-    """Trees of draft tokens, each under the last committed token of its text, its root.
+    """Trees of draft tokens. The root of each tree is the last committed token of its text.
 
-    The first nodes are the roots, at depth 0 and certain to be reached; further ones follow level by level. Every
-    parent comes before its children, so a single pass in order of the nodes sees each path from its beginning.
+    The roots come first, with depth 0 and reach 1. Other nodes follow level by level. Every parent comes before its
+    children, so one pass over the nodes follows each path from its root.
 
     Args:
-        roots: their tokens, `int64[trees]`.
+        roots: tokens of the roots, `int64[trees]`.
 
     Attributes:
         token: token ids, `int64[nodes]`.
-        parent: index of each node's parent, -1 for a root, `int64[nodes]`.
-        depth: tokens below the root, `int64[nodes]`.
-        owner: the tree that a node belongs to, `int64[nodes]`.
+        parent: index of the parent, -1 for a root, `int64[nodes]`.
+        depth: tokens from the root to the node, `int64[nodes]`.
+        owner: index of the node's tree, `int64[nodes]`.
         log_prob: the draft's log-probability of the node given its parent, `float64[nodes]`.
         log_reach: sum of `log_prob` along the path, `float64[nodes]`.
-        from_lookup: whether prompt lookup alone proposed the node, `bool[nodes]`.
+        from_lookup: whether only prompt lookup proposed the node, `bool[nodes]`.
     """
 
     def __init__(self, roots: IntArray) -> None:
@@ -41,7 +44,7 @@ class TokenForest:
 
     @property
     def reach(self) -> FloatArray:
-        """Cumulative probability of being reached, `float64[nodes]`."""
+        """Probability that each node is reached, the product along its path, `float64[nodes]`."""
         return np.exp(self.log_reach)
 
     def add(
@@ -60,10 +63,10 @@ class TokenForest:
         return np.arange(old, old + added)
 
     def likeliest(self, budget: int) -> IntArray:
-        """Of each tree the root and the `budget` nodes of highest reach, in order, `int64[kept]`.
+        """The root and the `budget` nodes of highest reach of each tree, in order, `int64[kept]`.
 
-        Reach never rises along a path, so what is kept stays connected; among equals the earlier node wins, which
-        is never a child before its parent.
+        Reach never rises along a path, so the kept nodes are connected. Of equally likely nodes the earlier one wins;
+        a parent comes before its children.
         """
         if len(self) <= budget + 1:
             return np.arange(len(self))
@@ -71,13 +74,13 @@ class TokenForest:
 
 
 class TokenTree(TokenForest):
-    """A forest of one tree, under the last committed token, which knows who stands above whom.
+    """A forest of one tree, with the ancestors of its nodes.
 
     Args:
         root: the last committed token.
 
     Attributes:
-        ancestors: `ancestors[i, j]` says whether j is i or stands above it, `bool[nodes, nodes]`.
+        ancestors: whether node j lies on the path from the root to node i, i included, `bool[nodes i, nodes j]`.
     """
 
     def __init__(self, root: int) -> None:
@@ -98,47 +101,44 @@ class TokenTree(TokenForest):
         return indices
 
     def select(self, nodes: IntArray) -> TokenTree:
-        """The tree of `nodes`, renumbered in the order given: the root first, every parent before its children."""
+        """The tree of `nodes`, renumbered in the given order: the root first, every parent before its children."""
         position = np.full(len(self) + 1, -1)
         position[nodes] = np.arange(len(nodes))
         chosen = TokenTree(int(self.token[0]))
         chosen.token, chosen.depth, chosen.owner = self.token[nodes], self.depth[nodes], self.owner[nodes]
-        chosen.parent = position[self.parent[nodes]]  # the root's -1 reads the spare last entry, -1 itself
+        chosen.parent = position[self.parent[nodes]]  # the root's parent, -1, reads the spare last entry, -1
         chosen.log_prob, chosen.log_reach = self.log_prob[nodes], self.log_reach[nodes]
         chosen.from_lookup = self.from_lookup[nodes]
         chosen.ancestors = self.ancestors[np.ix_(nodes, nodes)]
         return chosen
 
     def accepted_path(self, choices: IntArray) -> IntArray:
-        """The longest path, root included, on which every node is the target's choice after its parent.
+        """The longest path from the root on which every node is the target's choice after its parent, `int64[path]`.
 
         Args:
             choices: the target's token after each node, `int64[nodes]`.
         """
-        # Plain numbers: for the few nodes of a tree, array operations take longer to call than to do.
+        # Python lists: for so few nodes, calling an array operation takes longer than the work.
         token, parent, depth = self.token.tolist(), self.parent.tolist(), self.depth.tolist()
         wanted: list[int] = choices.tolist()
-        whole, last = [True], 0  # whether every node on the way is correct, and the deepest of those
+        whole, last = [True], 0  # whether the path to each node is correct, and the deepest node where it is
         for node in range(1, len(token)):
             above = parent[node]
             whole.append(whole[above] and token[node] == wanted[above])
             if whole[node] and depth[node] > depth[last]:
                 last = node
-        path = [last]
-        while path[-1]:
-            path.append(parent[path[-1]])
-        return np.array(path[::-1], np.int64)
+        return np.flatnonzero(self.ancestors[last])
 
 
 def best_of_each(owner: IntArray, score: FloatArray, most: int) -> IntArray:
-    """Indices of the `most` highest scores of every owner, in growing order; of equal ones the earlier win.
+    """Indices of the `most` highest scores of every owner, ascending. Of equal scores, the earlier ones win.
 
     Args:
-        owner: whose each entry is, from 0 on, `int64[entries]`.
+        owner: the owner of each entry, from 0 on, `int64[entries]`.
         score: `float64[entries]`.
-        most: entries kept of an owner, at most.
+        most: most entries kept of an owner.
     """
     order = np.lexsort((-score, owner))
     counts = np.bincount(owner)
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[place < most])
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank < most])

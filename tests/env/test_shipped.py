@@ -1,4 +1,4 @@
-"""What is shipped to replay: enough texts of every kind, of the draft that is shipped, on machines that can be read."""
+"""The shipped trace has enough texts of every kind, of the shipped draft, and the shipped profiles load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from specgym.env.drafts.network import load_network
 from specgym.env.latency.latency_profile import load_profile
-from specgym.env.models.hub.fingerprint import fingerprint
+from specgym.env.models.hub.loading import fingerprint
 from specgym.env.prompts import load_prompts
 from specgym.env.replay.sources import DEFAULT_TRACE, find_trace, profile_names, shipped_profiles
 from specgym.env.replay.traces.file import Trace

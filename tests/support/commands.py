@@ -1,10 +1,11 @@
-"""Promises of `scripts`, and what their tests share: calling a command here, where it is cheap, or in a process."""
+"""Calls a command within the test's process, which is cheap, or in a process of its own."""
 
 from __future__ import annotations
 
-import importlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,32 +16,15 @@ from typing import Any
 
 import pytest
 
-from specgym.env.common.home import cache_home
-from specgym.scripts.common import main
+from specgym.env.common.files import cache_home
+from specgym.scripts.cli import run_command
+from specgym.scripts.progress import Stages
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {
-    "ablate": "AblateOptions",
-    "benchmark": "BenchmarkOptions",
-    "calibrate": "CalibrateOptions",
-    "compare": "CompareOptions",
-    "distill": "DistillOptions",
-    "evaluate": "EvaluateOptions",
-    "exactness": "ExactnessOptions",
-    "generate": "GenerateOptions",
-    "profile": "ProfileOptions",
-    "recalibrate": "RecalibrateOptions",
-    "record": "RecordOptions",
-    "replay_speed": "ReplaySpeedOptions",
-    "study": "StudyOptions",
-    "train": "TrainOptions",
-    "update_pages": "PagesOptions",
-}
-"""every command and the name of its options"""
 _COMPILED = cache_home() / "native"
-_START = (  # where a shell runs things in the background, Ctrl-C is ignored unless asked for
-    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+_START = (  # a shell that starts things in the background lets them ignore Ctrl-C
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from specgym.scripts.cli import run_command; run_command()"
 )
 
 
@@ -61,17 +45,33 @@ class Caller:
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, command: str, *arguments: object) -> Ended:
-        module = importlib.import_module(f"scripts.{command}")
-        self.monkeypatch.setattr(sys, "argv", [f"scripts/{command}.py", *map(str, arguments)])
+        self.monkeypatch.setattr(sys, "argv", ["specgym", command, *map(str, arguments)])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(getattr(module, COMMANDS[command]), getattr(module, command))
+            run_command()
         shown = self.capsys.readouterr()
         return Ended(int(ended.value.code or 0), shown.out, shown.err)
 
+    def interrupted(self, stage: str, command: str, *arguments: object, after: int = 1) -> Ended:
+        """Runs a command in which Ctrl-C is pressed when a stage is updated for the `after`-th time."""
+        update, updates = Stages.__call__, itertools.count(1)
+
+        def press(stages: Stages, name: str, *done: float) -> None:
+            update(stages, name, *done)
+            if name.startswith(stage) and next(updates) == after:
+                signal.raise_signal(signal.SIGINT)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with self.monkeypatch.context() as patch:
+            patch.setattr(Stages, "__call__", press)
+            ended = self(command, *arguments)
+        signal.signal(signal.SIGINT, before)
+        assert next(updates) > after, "the test would be vacuous"
+        return ended
+
 
 def make_home(home: Path) -> Path:
-    """A folder for `SPECGYM_HOME` with nothing of the user's but what was compiled: that is the same everywhere."""
+    """Makes a folder for `SPECGYM_HOME` that shares only compiled code with the user's own."""
     compiled = home / "native"
     if not compiled.exists():
         _COMPILED.mkdir(parents=True, exist_ok=True)
@@ -81,11 +81,11 @@ def make_home(home: Path) -> Path:
 
 
 def start(command: str, *arguments: object, home: Path, **settings: str) -> subprocess.Popen[str]:
-    """Starts a command as a process of its own, offline, its models looked for in `home`."""
+    """Starts a command in its own process, offline, with `home` as `SPECGYM_HOME`."""
     place = str(make_home(home))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "SPECGYM_HOME": place, "OMP_NUM_THREADS": "1"} | settings
     return subprocess.Popen(
-        [sys.executable, "-c", _START, f"scripts.{command}", *map(str, arguments)],
+        [sys.executable, "-c", _START, command, *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -94,16 +94,35 @@ def start(command: str, *arguments: object, home: Path, **settings: str) -> subp
     )
 
 
-def finish(process: subprocess.Popen[str], interrupt: bool = False) -> Ended:
-    """Waits for a process, after pressing Ctrl-C if wanted."""
-    if interrupt:
-        process.send_signal(signal.SIGINT)
+def finish(process: subprocess.Popen[str], stop: signal.Signals | None = None) -> Ended:
+    """Waits for a process, after sending it a signal if wanted."""
+    if stop is not None:
+        process.send_signal(stop)
     out, err = process.communicate(timeout=120)
     return Ended(process.returncode, out, err)
 
 
+def wait_for_progress(process: subprocess.Popen[str], steps: int, done: int) -> None:
+    """Reads the progress bar of a process on a terminal until it shows that so many steps are done."""
+    assert process.stderr is not None
+    shown = ""
+    while letter := process.stderr.read(1):
+        shown += letter
+        if (count := re.search(rf"(\d+)/{steps}\b", shown)) and int(count[1]) >= done:
+            return
+        shown = "" if count else shown
+    raise AssertionError(f"The run ended before it could be interrupted: {shown}")
+
+
+def close_output(process: subprocess.Popen[str]) -> None:
+    """Stops reading the standard output of a process, as `| head` does."""
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+
+
 def assert_refused(ended: Ended, message: str) -> None:
-    """The command ended with one clear message, and without a traceback."""
+    """Asserts that a command ended with one clear message and no traceback."""
     assert ended.status == 2
     assert ended.err.startswith("error: ")
     assert ended.err.count("error: ") == 1

@@ -1,21 +1,30 @@
-"""Promises of `agents`, and what their tests share: conversations, lessons, and drafts at work step by step."""
+"""Conversations, labelled texts and drafts at work step by step, for the tests of distillation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specgym.agents.distillation.data.corpus import KINDS, Lesson, TextShard, load_lessons, shard_path, write_shard
-from specgym.agents.distillation.data.generation import Conversation, GenerationConfig
-from specgym.agents.distillation.data.teacher import teacher_states
-from specgym.agents.distillation.model.draft_shapes import CausalShape, FeatureShape
-from specgym.agents.distillation.pipeline import DistillationConfig
-from specgym.agents.distillation.training.trainer import TrainingConfig
+from specgym.agents.distillation import pipeline
+from specgym.agents.distillation.data import teacher
+from specgym.agents.distillation.data.corpus import KINDS, LabelledText, load_texts, shard_path, text_shard, write_shard
+from specgym.agents.distillation.data.generation import Conversation
+from specgym.agents.distillation.data.teacher import Teacher
+from specgym.agents.distillation.distillation_config import (
+    CausalShape,
+    DistillationConfig,
+    FeatureShape,
+    GenerationConfig,
+    TrainingConfig,
+)
 from specgym.env.drafts import FeatureDraft
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.sampling import SamplingSettings, TokenChooser
@@ -29,7 +38,7 @@ AFTER = TOKENIZER.encode("\n<|im_start|>assistant\n")
 FEATURE_SHAPES = [(layers, fused) for layers in (1, 2) for fused in ((), (0,), (0, 1))]
 """decoder layers of a feature draft, and the target's layers that it reads besides the last state"""
 
-TRAINING = TrainingConfig(epochs=2, batch_tokens=256, learning_rate=1e-2, looks=2)
+TRAINING = TrainingConfig(epochs=2, batch_tokens=256, learning_rate=1e-2, evaluations=2)
 FEATURE = DistillationConfig(
     "feature",
     GenerationConfig(
@@ -37,11 +46,11 @@ FEATURE = DistillationConfig(
     ),
     feature=FeatureShape(vocabulary=80),
     feature_training=TRAINING,
-    causal=CausalShape(hidden_size=32, layers=2, heads=4, intermediate_size=64, vocabulary=80, strangers=10),
+    causal=CausalShape(hidden_size=32, layers=2, heads=4, intermediate_size=64, vocabulary=80, rare_tokens=10),
     causal_training=TRAINING,
     shard_conversations=75,
     held_out=6,
-    exams=(),
+    test_prompts=(),
 )
 CONFIGS = {"feature": FEATURE, "causal": replace(FEATURE, kind="causal")}
 """a small distillation of each kind of draft, which may share a folder"""
@@ -50,30 +59,61 @@ _NO_NODES = np.empty(0, np.int64)
 
 
 def make_conversation(length: int, seed: int, answer_start: int = 1) -> Conversation:
-    """A conversation of random tokens; its prompt hash is the seed."""
+    """Returns a conversation of random tokens; its prompt hash is the seed."""
     tokens = np.random.default_rng(seed).integers(0, VOCABULARY, length).astype(np.int32)
     return Conversation(tokens, min(answer_start, length - 1), 0.0, KINDS[seed % len(KINDS)], seed)
 
 
-def make_lessons_of(
+def label_random_texts(
     model: PreTrainedModel, lengths: Sequence[int], folder: Path, layers: Sequence[int] = ()
-) -> list[Lesson]:
-    """Lessons of random tokens and of these lengths; the seed and the prompt hash of each is its number."""
-    return make_lessons(model, [make_conversation(length, seed) for seed, length in enumerate(lengths)], folder, layers)
+) -> list[LabelledText]:
+    """Returns labelled texts of random tokens and of these lengths; each one's seed and prompt hash is its number."""
+    return label_texts(model, [make_conversation(length, seed) for seed, length in enumerate(lengths)], folder, layers)
 
 
-def make_lessons(
+def label_texts(
     model: PreTrainedModel, conversations: Sequence[Conversation], folder: Path, layers: Sequence[int] = ()
-) -> list[Lesson]:
-    """Conversations as the pipeline turns them into lessons, with `model` as the teacher."""
-    shard = TextShard.of(conversations)
-    write_shard(shard_path(folder, "text", 0), shard.tensors())
-    write_shard(shard_path(folder, "states", 0), teacher_states(model, shard, layers))
-    return list(load_lessons(folder))
+) -> list[LabelledText]:
+    """Writes conversations and their labels by `model` to a run folder, and reads them again."""
+    write_labelled(folder, model, conversations, layers=layers)
+    return list(load_texts(folder))
+
+
+def write_labelled(
+    folder: Path,
+    model: PreTrainedModel,
+    conversations: Sequence[Conversation],
+    number: int = 0,
+    layers: Sequence[int] = (),
+) -> None:
+    """Writes a text shard and its state shard."""
+    shard = text_shard(conversations)
+    write_shard(shard_path(folder, "text", number), shard)
+    write_shard(shard_path(folder, "states", number), label_shard(model, shard, layers))
+
+
+def label_shard(
+    model: PreTrainedModel, shard: dict[str, torch.Tensor], layers: Sequence[int] = (), **options: Any
+) -> dict[str, torch.Tensor]:
+    """Returns the states of a text shard, with `model` as the teacher."""
+    return Teacher(model, layers).states(shard["tokens"], shard["starts"].tolist(), **options)
+
+
+@contextlib.contextmanager
+def nothing_on_device() -> Iterator[None]:
+    """Within the block, training from states in the device's memory fails."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("these states do not belong on the device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "DeviceDataset", refuse)
+        patch.setattr(teacher, "dataset_room", refuse)
+        yield
 
 
 def target_features(target: TargetModel, tokens: Sequence[int], layers: tuple[int, ...] = ()) -> torch.Tensor:
-    """What the target shows on the way through a text, `[tokens, width]`."""
+    """Returns the target's hidden states of a text, `[tokens, width]`."""
     target.cache.reset()
     target.show_features(layers)
     target.extend(tokens)
@@ -82,7 +122,7 @@ def target_features(target: TargetModel, tokens: Sequence[int], layers: tuple[in
 
 
 class ChainAtWork:
-    """A feature draft as the engine uses it, on text that the target accepts token by token.
+    """A feature draft as decoding uses it, on a text that the target accepts token by token.
 
     Args:
         draft: the draft.
@@ -96,14 +136,14 @@ class ChainAtWork:
         draft.start(TokenChooser(SamplingSettings(), VOCABULARY, features.device))
 
     def commit(self, until: int) -> None:
-        """Settles the text before `until`; the features are the target's before each token, the first has none."""
+        """Commits the text before `until`. Each token has the target's features before it, except the first."""
         fresh = self.tokens[self.committed : until]
         self.draft.commit(fresh, self.features[max(self.committed - 1, 0) : until - 1], _NO_NODES)
         self.committed = until
 
     def guesses(self, steps: int) -> list[dict[int, float]]:
-        """Log-probabilities of all the draft's tokens, best first, after the root and after each of the `steps` - 1
-        tokens of the text that follow it.
+        """Returns log-probabilities of all the draft's tokens, best first, after the root and after each of the next
+        `steps` - 1 tokens of the text.
         """
         tree = TokenTree(self.tokens[self.committed - 1])
         node = np.zeros(1, np.int64)
@@ -116,13 +156,13 @@ class ChainAtWork:
         return made
 
 
-def guesses_at_work(draft: FeatureDraft, lesson: Lesson, position: int, step: int) -> dict[int, float]:
-    """What the draft expects at a position of the lesson when the target's text ended `step` tokens before it."""
-    work = ChainAtWork(draft, lesson.tokens.tolist(), lesson.features.to(draft.dtype))
+def guesses_at_work(draft: FeatureDraft, text: LabelledText, position: int, step: int) -> dict[int, float]:
+    """Returns the draft's log-probabilities at a position if the committed text ends `step` tokens before it."""
+    work = ChainAtWork(draft, text.tokens.tolist(), text.features.to(draft.dtype))
     work.commit(position - step)
     return work.guesses(step + 1)[-1]
 
 
 def written(folder: Path, pattern: str = "*.safetensors") -> dict[str, int]:
-    """When each file was written."""
+    """Returns when each file was written [ns]."""
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob(pattern))}

@@ -1,4 +1,4 @@
-"""What the tests of the evaluation share: rows and results small enough to check by hand."""
+"""Rows and results that are small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ def make_row(controller: str, prompt_id: str, seconds: float, **changes: Any) ->
         "rounds": 10,
         "drafted": 0,
         "accepted": 0,
-        "seconds_by_part": {},
-        "identical": None,
-        "first_difference": None,
-        "top2_gap": None,
     }
     return PromptRow(controller=controller, prompt_id=prompt_id, seconds=seconds, **(values | changes))
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: work that is given to a GPU in one piece, and what goes with it."""
+"""CUDA graphs: work that a GPU is given in one piece."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Generic, TypeVar
 
 import torch
 
-_FIXED_ON = frozenset({"cuda"})
-_WARM_UPS = 2  # runs before one is captured: on their first ones libraries choose kernels and take memory
+_FIXED_ON = frozenset({"cuda"})  # types of devices
+_WARM_UPS = 2  # runs before a capture: in the first ones libraries choose kernels and allocate memory
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Result = TypeVar("_Result")
 
 
 def has_fixed_shapes(device: torch.device) -> bool:
-    """Whether forwards of few rows have fixed shapes there (see `specgym.env.models.fast.fixed`): where graphs are."""
+    """Whether forwards of few rows have fixed shapes on a device, see `specgym.env.models.fast.fixed`."""
     return device.type in _FIXED_ON
 
 
@@ -27,59 +27,45 @@ class Graph(Generic[_Result]):
 
     graph: torch.cuda.CUDAGraph
     result: _Result
-    """memory that every launch writes anew, and that is free for other graphs to write to"""
+    """memory that every launch writes anew; other graphs may write to it as well"""
 
     def launch(self) -> _Result:
-        """Does the work once more."""
+        """Runs the work once more."""
         self.graph.replay()
         return self.result
 
 
-class Graphs(Generic[_Key, _Result]):
-    """Graphs of one piece of work, by its shape. They share memory: none reads what another has left.
+class Graphs(dict[_Key, "Graph[_Result]"]):
+    """Graphs of one piece of work by its shape. They share memory: no graph reads what another has left there.
 
     Args:
         device: where the work runs.
-        what: the work, for a warning: "An update".
-        instead: what goes on without graphs, likewise: "Training".
+        work: name of the work in a warning, such as "An update".
+        activity: what goes on without graphs, such as "Training".
 
     Attributes:
         capturing: whether there are graphs: on a GPU, until one could not be captured.
     """
 
-    def __init__(self, device: torch.device, what: str, instead: str) -> None:
-        self.device, self.what, self.instead = device, what, instead
+    def __init__(self, device: torch.device, work: str, activity: str) -> None:
+        super().__init__()
+        self.device, self._work, self._activity = device, work, activity
         self.capturing = device.type == "cuda"
-        self._graphs: dict[_Key, Graph[_Result]] = {}
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def __contains__(self, key: _Key) -> bool:
-        return key in self._graphs
-
-    def clear(self) -> None:
-        """Forgets all graphs."""
-        self._graphs.clear()
-
-    def get(self, key: _Key) -> Graph[_Result] | None:
-        """The graph of a shape, if it was captured."""
-        return self._graphs.get(key)
 
     def capture(self, key: _Key, work: Callable[[], _Result], before: Callable[[], None] | None = None) -> None:
-        """Captures the work in a shape, after having run it; if it cannot be, one is warned and there are no more.
+        """Runs the work a few times and captures it. If that fails, it warns, and no graphs are captured any more.
 
         Args:
             key: the shape.
             work: always does the same to the same memory, runs on the device and never waits for it.
-            before: what is done between those runs and the capture.
+            before: called between those runs and the capture.
         """
         try:
-            self._graphs[key] = self._captured(work, before)
+            self[key] = self._captured(work, before)
         except RuntimeError as error:
             warnings.warn(
-                f"{self.what} could not be captured as a CUDA graph ({error}). {self.instead} goes on without graphs, "
-                "and slower.",
+                f"{self._work} could not be captured as a CUDA graph ({error}). {self._activity} goes on without "
+                "graphs, and slower.",
                 stacklevel=3,
             )
             self.capturing = False
@@ -91,7 +77,7 @@ class Graphs(Generic[_Key, _Result]):
         stream.wait_stream(current)
         try:
             with torch.cuda.stream(stream), warnings.catch_warnings():
-                # Of an optimizer: the graph is yet to come.
+                # An optimizer warns here that it is not captured yet.
                 warnings.filterwarnings("ignore", message=".*capturable=True")
                 for _ in range(_WARM_UPS):
                     work()
@@ -100,7 +86,7 @@ class Graphs(Generic[_Key, _Result]):
         if before is not None:
             before()
         graph = torch.cuda.CUDAGraph()
-        pool = next((each.graph.pool() for each in self._graphs.values()), None)
+        pool = next((known.graph.pool() for known in self.values()), None)
         with torch.cuda.graph(graph, pool=pool, stream=stream):
             result = work()
         return Graph(graph, result)

@@ -1,441 +1,264 @@
-"""A forward for models built like Llama that does for one text what has to be done, and nothing else.
+"""The forward of models built like Llama, without what a single text does not need.
 
-transformers' forward serves batches, training, caches and masks of every kind; for a single row of a small model, most
-of its time goes into that. This one computes the same function of the same weights: embedding, and for every layer
-root mean square norm, rotary attention over a `TreeCache` and a gated feed-forward part (Touvron et al. 2023, arXiv
-2302.13971). Half precision is rounded where transformers rounds it, but for attention: on a CPU, keys, values and the
-weights of attention are float32, which costs no time there, and leaves less to the order of additions.
+transformers' forward serves batches, training, caches and masks of every kind. For one row of a small model, most of
+its time goes into that. This forward computes the same function of the same weights (Touvron et al. 2023, arXiv
+2302.13971). Each layer has root mean square norms, rotary attention over a `TreeCache` and a gated feed-forward part.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.nn.functional import rms_norm
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from specgym.env.common.arrays import BoolArray, IntArray
-from specgym.env.kernels.transfer import to_device_async
-from specgym.env.models.attention import additive_mask
-from specgym.env.models.cache import KeyValueBuffer, TreeCache, reserve_all
-from specgym.env.models.fast.fixed import FixedForward, FixedInputs, Results
+from specgym.env.kernels.moving import release_pages, to_device_async
+from specgym.env.models.cache import Buffers, Rows, TreeCache
+from specgym.env.models.fast.fixed import FixedForward, FixedInputs, Results, Rotation, shape_for
 from specgym.env.models.fast.graphs import has_fixed_shapes
-from specgym.env.models.fast.layer import as_written, has_kernel, layer_function
-from specgym.env.models.fast.native import Fusion, LayerShape, NativeForward, NativeLayer
+from specgym.env.models.fast.native import Fusion, LayerShape
+from specgym.env.models.fast.native_matrix import Linear
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
-from specgym.env.models.fast.resident import return_pages
+from specgym.env.models.fast.stack import Angles, LeanLayer, LeanNorm, LeanStack, RotaryTables, state_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-# Whose angle at a position does not depend on the length of the text.
+# Rotary embeddings whose angle at a position does not depend on the length of the text.
 _ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
-
-_LONG = 256  # rows whose forward takes so long that looking after pages, some 2 ms, is no part of it
-
-Angles: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-Turn: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-"""cosines `[rows, dim]` and sines `[rows, dim / 2]`"""
+# Linear layers that read the same input become one projection.
+_PROJECTIONS = ("self_attn.q", "self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)
+_LONG = 256  # a forward of more rows takes so long that 2 ms for returning pages do not matter
 
 _known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], LeanModel]] = weakref.WeakKeyDictionary()
 
 
-def lean_model(model: PreTrainedModel, *, eight_bits: bool = False) -> LeanModel | None:
-    """The lean forward of a model, or None for one that has to go by transformers' own.
+class LlamaWeights(NamedTuple):
+    """The weights and settings of a model built like Llama that the lean forward reads."""
 
-    It is made once for a model, and again when weights have changed since.
+    tensors: Mapping[str, Tensor]
+    """weights by the names that transformers gives them"""
+    embedding: nn.Embedding
+    layers: int
+    dim: int
+    """width of an attention head"""
+    epsilon: float
+    """added to the mean square in norms"""
+    scaling: float
+    """factor of the products of queries and keys"""
+    angles: Angles
+
+    def linear(self, name: str) -> Linear:
+        """Returns the weight and the bias of a linear layer."""
+        return Linear(self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
+
+
+def lean_model(model: PreTrainedModel, *, eight_bits: bool = False) -> LeanModel | None:
+    """Returns the lean forward of a model, or None if the model needs transformers' own forward.
+
+    The forward is made once for a model, and again when weights have changed since.
 
     Args:
         model: the model.
-        eight_bits: whether its linear layers' weights are rounded to eight bits.
+        eight_bits: whether weights of linear layers are rounded to eight bits.
 
     Raises:
-        ParameterError: they are to be, and this machine cannot.
+        ParameterError: eight bits are asked for, and this machine cannot compute with them.
     """
     if not _is_plain(model):
         return None
-    # Weights that were loaded in inference mode do not say whether they have changed.
+    # Weights that were loaded in inference mode do not count their changes.
     weights = list(model.parameters())
     traceable = not any(weight.is_inference() for weight in weights)
     state = (eight_bits, *((weight.data_ptr(), weight._version) for weight in weights)) if traceable else ()
     known = _known.get(model)
     if known is None or known[0] != state or not traceable:
-        _known[model] = known = (state, LeanModel(model, eight_bits))
+        _known[model] = known = (state, LeanModel(_weights_of(model), eight_bits))
     return known[1]
 
 
 def _is_plain(model: PreTrainedModel) -> bool:
-    """Whether a model is one of the families, with layers as they were made: no adapters, quantisation or hooks."""
+    """Whether a model is of a known family and unchanged: no adapters, no quantisation, no hooks."""
     if type(model).__name__ not in _FAMILIES or not type(model).__module__.startswith("transformers."):
         return False
-    config = model.config
-    if config.hidden_act != "silu" or model.model.rotary_emb.rope_type not in _ROTATIONS:
+    if model.config.hidden_act != "silu" or model.model.rotary_emb.rope_type not in _ROTATIONS:
         return False
-    for module in model.modules():
+    for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
             return False
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if (isinstance(module, nn.Linear) or name.endswith("_proj")) and type(module) is not nn.Linear:
             return False
-    linears = (linear for layer in model.model.layers for linear in _linears(layer))
-    return all(type(linear) is nn.Linear for linear in linears)
+    return True
 
 
-def _linears(layer: Any) -> tuple[nn.Module, ...]:
-    attention, gated = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return (*projections, gated.gate_proj, gated.up_proj, gated.down_proj)
+def _weights_of(model: Any) -> LlamaWeights:
+    decoder, first = model.model, model.model.layers[0]
+    precision = torch.empty(0, device=model.device)  # cosines and sines are computed in float32 in any case
+
+    def angles(positions: Tensor) -> Rotation:
+        cos, sin = decoder.rotary_emb(precision, positions[None])
+        half = sin.shape[-1] // 2
+        return cos[0, :, :half], sin[0, :, :half]
+
+    return LlamaWeights(
+        model.state_dict(),
+        decoder.embed_tokens,
+        len(decoder.layers),
+        int(first.self_attn.head_dim),
+        float(first.input_layernorm.variance_epsilon),
+        float(first.self_attn.scaling),
+        angles,
+    )
 
 
-class LeanModel:
-    """The forward of one model. It keeps no text: the cache that it is given does.
+class LeanForward:
+    """A forward from tokens to logits, by the fastest way that the machine has.
 
-    Args:
-        model: of a family that `lean_model` knows.
-        eight_bits: as there.
-    """
-
-    def __init__(self, model: PreTrainedModel, eight_bits: bool = False) -> None:
-        decoder: Any = model.model
-        packing = _packing(model, eight_bits)
-        self.embedding: nn.Embedding = decoder.embed_tokens
-        self.dtype = state_dtype(model.dtype, model.device)
-        self.turns = RotaryTables(_angles(decoder.rotary_emb, self.dtype, model.device), self.dtype, model.device)
-        self.layers = LeanStack([_layer(layer, packing) for layer in decoder.layers], self.dtype)
-        self.norm = LeanNorm(decoder.norm.weight, float(decoder.norm.variance_epsilon))
-        self.head = Projection([model.get_output_embeddings()], packing)
-        self._native = self.layers.native_forward(self.embedding.weight.detach(), self.norm, self.head)
-        self._fixed: FixedForward | None = None
-        if self._native is None and has_fixed_shapes(model.device):
-            self._fixed = FixedForward(self._run_fixed, self.embedding.weight, self.turns.up_to)
-        # No matrix product reads the table: of its pages, those looked at long ago need not stay.
-        self._returns = packing != "none"
-
-    def __call__(
-        self,
-        tokens: IntArray,
-        positions: IntArray,
-        visible: BoolArray | None,
-        cache: TreeCache,
-        *,
-        keep: int = 0,
-        shown: Sequence[int] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Appends rows to the cache.
-
-        Args:
-            tokens: `int64[rows]`.
-            positions: `int64[rows]`.
-            visible: which of the last columns, these rows' own included, each row sees, `bool[rows, columns]`; every
-                column before them is seen. None for one row, or for several without a prefix.
-            cache: of this model.
-            keep: last rows whose logits are wanted; 0 for all.
-            shown: layers whose outputs are wanted, counted from 0, ascending; None for no states at all.
-
-        Returns:
-            Logits `[rows kept, vocabulary]`, and the states after the layers in `shown` and after the final norm, side
-            by side, `[rows, (len(shown) + 1) * hidden]`.
-
-        Raises:
-            IndexError: a token that the model does not have.
-            ValueError: several rows without `visible`, and a prefix.
-        """
-        if self._returns and len(tokens) > _LONG:
-            return_pages(self.embedding.weight)
-        fixed = self._fixed if self._fixed is not None and self._fixed.takes(tokens, visible) else None
-        rows, device = len(tokens), self.embedding.weight.device
-        room = rows if fixed is None else fixed.room(rows, cache.length)
-        cache.make_room(room)
-        keep, wanted = keep or rows, shown or ()
-        if self._native is not None:
-            self.layers.reserve(cache.layers, rows, visible, device)
-            turn = self.turns.tables(positions)
-            final, logits, outputs = self._native(
-                tokens, positions, turn, visible, cache.layers, keep=keep, shown=wanted
-            )
-        elif fixed is not None:
-            self.layers.reserve(cache.layers, rows, visible, device, room)
-            final, logits, outputs = fixed(tokens, positions, visible, cache.layers, keep=keep, shown=wanted)
-        else:
-            stream = self.embedding(to_device_async(tokens, device))
-            stream, outputs = self.layers(stream, self.turns(positions), visible, cache.layers, wanted)
-            final = self.norm(stream)
-            logits = self.head(final[-keep:], text=visible is None)
-        if shown is None:
-            return logits, None
-        return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
-
-    def _run_fixed(self, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: Sequence[int]) -> Results:
-        """See `FixedForward`."""
-        stream, outputs = self.layers.run_fixed(self.embedding(inputs.tokens), inputs, buffers, shown)
-        final = self.norm(stream)
-        return final, self.head(final, text=False), outputs
-
-
-class Window(NamedTuple):
-    """What rows see of a buffer, and where they are written in it; see `decoder_layer`."""
-
-    mask: torch.Tensor | None
-    """additive, `[1, 1, group * rows, columns]`"""
-    columns: int
-    places: torch.Tensor | None = None
-
-
-class LeanLayer:
-    """The weights of one decoder layer, and how `decoder_layer` is called with them.
+    It keeps no text: that is in the buffers that a call is given. Subclasses define how the layers' input is made.
 
     Args:
-        norms: before attention, before the feed-forward part, and maybe of queries and of keys.
-        epsilon: added to the mean square in norms.
-        parts: query, key and value; output; gate and up; down.
-        heads: of queries.
-        kv_heads: of keys and values; divides `heads`.
-        dim: width of a head.
-        scaling: factor of the products of queries and keys.
+        table: embeddings, `[vocabulary, hidden]`.
+        rotary: tables of the rotary embedding.
+        layers: the layers.
+        norm: the norm after the layers.
+        head: from the normed rows to logits.
+        fusion: how compiled functions begin, if not with embeddings alone.
+        has_features: whether rows begin with features besides tokens.
     """
 
     def __init__(
         self,
-        norms: Sequence[Any],
-        epsilon: float,
-        parts: Sequence[Projection],
+        table: Tensor,
+        rotary: RotaryTables,
+        layers: LeanStack,
+        norm: LeanNorm,
+        head: Projection,
         *,
-        heads: int,
-        kv_heads: int,
-        dim: int,
-        scaling: float,
+        fusion: Fusion | None = None,
+        has_features: bool = False,
     ) -> None:
-        self.group = heads // kv_heads
-        self.row_shape = (1, kv_heads, 1, dim)  # of a row of keys or values
-        weights, shape = [norm.weight.detach() for norm in norms], LayerShape(heads, kv_heads, dim, epsilon, scaling)
-        matrices = [part.native for part in parts if part.native is not None]
-        self.native = NativeLayer(weights, matrices, shape) if matrices else None
-        self._run = layer_function(norms[0].weight.device.type)
-        self._weights = (
-            weights,
-            epsilon,
-            [part.weights for part in parts],
-            [part.biases for part in parts],
-            [part.least for part in parts],
-        )
-        self._attention = heads, scaling
+        self.rotary, self.layers, self.norm, self.head = rotary, layers, norm, head
+        self._native = layers.native_forward(table, norm, head, fusion)
+        self._fixed: FixedForward | None = None
+        if self._native is None and has_fixed_shapes(table.device):
+            self._fixed = FixedForward(self._run_fixed, table, rotary.up_to, features=has_features)
 
-    def __call__(self, stream: torch.Tensor, turn: Turn, window: Window, buffer: KeyValueBuffer) -> torch.Tensor:
-        """The stream `[rows, hidden]` after the layer.
+    def _begin(self, tokens: Tensor, features: Tensor | None) -> Tensor:
+        """Makes the layers' input `[rows, hidden]` from `int64[rows]` and features, `[rows, hidden]`."""
+        raise NotImplementedError
+
+    def room(self, inputs: Rows, length: int) -> int:
+        """Returns for how many rows the buffers need room, behind the `length` rows that they hold."""
+        rows = len(inputs.tokens)
+        if self._fixed is None or not self._fixed.accepts(inputs):
+            return rows
+        return shape_for(rows, length).columns - length  # with padding
+
+    def run(
+        self, inputs: Rows, buffers: Buffers, *, keep: int, shown: Sequence[int] = (), features: Tensor | None = None
+    ) -> Results:
+        """Appends rows to the buffers, one buffer a layer.
 
         Args:
-            stream: before it.
-            turn: of the rows' positions.
-            window: of the buffer.
-            buffer: of keys and values; the rows are already counted in.
-        """
-        mask, columns, places = window
-        own, states = has_kernel(len(stream), mask is None), (buffer.keys, buffer.values)
-        return self._run(stream, *turn, mask, *states, columns, places, *self._weights, own, *self._attention)
-
-
-class LeanStack:
-    """Decoder layers, one after the other.
-
-    Args:
-        layers: of one shape.
-        dtype: in which keys and values are kept.
-    """
-
-    def __init__(self, layers: Sequence[LeanLayer], dtype: torch.dtype) -> None:
-        self._layers, self._dtype = layers, dtype
-
-    def native_forward(
-        self, table: torch.Tensor, norm: LeanNorm, head: Projection, fusion: Fusion | None = None
-    ) -> NativeForward | None:
-        """All that a model does in one function, with what goes before and after these layers (see `NativeForward`);
-        None where weights are not packed for it. All norms besides the layers' have the epsilon of `norm`.
-        """
-        natives = [layer.native for layer in self._layers if layer.native is not None]
-        if not natives or head.native is None:
-            return None
-        return NativeForward(natives, table, norm.weight, head.native, epsilon=norm.epsilon, fusion=fusion)
-
-    def reserve(
-        self,
-        buffers: Sequence[KeyValueBuffer],
-        rows: int,
-        visible: BoolArray | None,
-        device: torch.device,
-        room: int = 0,
-    ) -> None:
-        """Appends rows to the buffers, one a layer, which are yet to be written.
-
-        Args:
+            inputs: the rows.
             buffers: one for each layer.
-            rows: how many.
-            visible: see `LeanModel`.
-            device: where buffers are made.
-            room: rows that there is to be room for, if more.
+            keep: last rows whose logits are computed.
+            shown: layers whose outputs are returned, counted from 0, ascending.
+            features: what rows begin with besides tokens, `[rows, hidden]`.
 
         Raises:
-            ValueError: several rows of which it is not said what each sees, and a prefix.
+            IndexError: a token that the model does not have.
+            ValueError: several rows without `visible`, and the buffers are not empty.
         """
-        if visible is None and buffers[0].length and rows > 1:
-            raise ValueError(f"Without a mask, {rows} rows need an empty cache; it holds {buffers[0].length}.")
-        length = buffers[0].length
-        reserve_all(buffers, max(rows, room), self._layers[0].row_shape, self._dtype, device)
-        if room > rows:
-            for buffer in buffers:
-                buffer.keep(length + rows)
+        device = self.rotary.device
+        self.layers.reserve(buffers, inputs, device, self.room(inputs, buffers[0].length))
+        if self._native is not None:
+            rotation = self.rotary.up_to(int(inputs.positions.max()) + 1)
+            return self._native(inputs, rotation, buffers, keep=keep, shown=shown, features=features)
+        if self._fixed is not None and self._fixed.accepts(inputs):
+            return self._fixed(inputs, buffers, keep=keep, shown=shown, features=features)
+        stream = self._begin(to_device_async(inputs.tokens, device), features)
+        window = self.layers.window(inputs, buffers[0].length, device)
+        stream, outputs = self.layers(stream, self.rotary(inputs.positions), window, buffers, shown)
+        final = self.norm(stream)
+        kept = final[len(final) - keep :]
+        logits = self.head(kept, is_text=inputs.visible is None) if keep else kept.new_empty(0, self.head.outs)
+        return final, logits, outputs
 
-    def run_fixed(
-        self, stream: torch.Tensor, inputs: FixedInputs, buffers: Sequence[KeyValueBuffer], shown: Sequence[int]
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """As a call, in fixed shapes."""
-        mask = torch.zeros(inputs.seen.shape, dtype=self._dtype, device=stream.device)
-        mask = mask.masked_fill_(inputs.seen.logical_not(), torch.finfo(self._dtype).min)
-        mask = mask.repeat(self._layers[0].group, 1)[None, None]
-        places = inputs.start + torch.arange(len(stream), device=stream.device)
-        turn = inputs.cos[inputs.positions], inputs.sin[inputs.positions]
-        return self._through(stream, turn, Window(mask, inputs.shape.columns, places), buffers, shown)
+    def _run_fixed(self, inputs: FixedInputs, buffers: Buffers, shown: Sequence[int]) -> Results:
+        """See `FixedForward`."""
+        stream = self._begin(inputs.tokens, inputs.features)
+        rotation = inputs.cos[inputs.positions], inputs.sin[inputs.positions]
+        stream, outputs = self.layers(stream, rotation, self.layers.fixed_window(inputs), buffers, shown)
+        final = self.norm(stream)
+        return final, self.head(final, is_text=False), outputs
+
+
+class LeanModel(LeanForward):
+    """The forward of a causal language model.
+
+    Args:
+        weights: of the model.
+        eight_bits: as for `lean_model`, which raises the same.
+
+    Attributes:
+        packed: whether it has packed copies of the weights; otherwise later changes of the weights have an effect.
+    """
+
+    def __init__(self, weights: LlamaWeights, eight_bits: bool = False) -> None:
+        self.embedding = weights.embedding
+        table = weights.embedding.weight.detach()
+        self.dtype, device = state_dtype(table.dtype, table.device), table.device
+        first = (tensor for name, tensor in weights.tensors.items() if name.startswith("model.layers.0."))
+        widths = {tensor.shape[1] for tensor in first if tensor.ndim > 1}
+        packing = best_packing(table.dtype, device, weights.dim, *widths, eight_bits=eight_bits)
+        super().__init__(
+            table,
+            RotaryTables(weights.angles, self.dtype, device),
+            LeanStack([_layer(weights, number, packing) for number in range(weights.layers)], self.dtype),
+            LeanNorm(weights.tensors["model.norm.weight"], weights.epsilon),
+            Projection([weights.linear("lm_head")], packing),
+        )
+        self.packed = packing != "none"
 
     def __call__(
-        self,
-        stream: torch.Tensor,
-        turn: Turn,
-        visible: BoolArray | None,
-        buffers: Sequence[KeyValueBuffer],
-        shown: Sequence[int] = (),
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Appends rows to the buffers by the library's operators.
+        self, inputs: Rows, cache: TreeCache, *, keep: int = 0, shown: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Appends rows to the cache; raises as `run`.
 
         Args:
-            stream: `[rows, hidden]`.
-            turn: of the rows' positions.
-            visible: see `LeanModel`.
-            buffers: one for each layer.
-            shown: layers whose outputs are wanted, counted from 0, ascending.
+            inputs: the rows.
+            cache: the model's cache.
+            keep: last rows whose logits are computed; 0 for all.
+            shown: layers whose outputs are returned, counted from 0, ascending; None for no states at all.
 
         Returns:
-            The stream after the last layer, and after each of those in `shown`.
-
-        Raises:
-            ValueError: as `reserve`.
+            Logits `[rows kept, vocabulary]`, and the states after the layers in `shown` and after the final norm, side
+            by side, `[rows, (len(shown) + 1) * hidden]`.
         """
-        self.reserve(buffers, len(stream), visible, stream.device)
-        mask, length = None, buffers[0].length
-        if visible is not None:
-            mask = additive_mask(length - visible.shape[1], visible, self._dtype, stream.device)
-            mask = mask.repeat(1, 1, self._layers[0].group, 1)
-        return self._through(stream, turn, Window(mask, length), buffers, shown)
+        rows = len(inputs.tokens)
+        if self.packed and rows > _LONG:  # no matrix product reads the table, so old pages need not stay in memory
+            release_pages(self.embedding.weight)
+        cache.make_room(self.room(inputs, cache.length))
+        final, logits, outputs = self.run(inputs, cache.layers, keep=keep or rows, shown=shown or ())
+        if shown is None:
+            return logits, None
+        return logits, torch.cat([*outputs, final], dim=-1) if outputs else final
 
-    def _through(
-        self,
-        stream: torch.Tensor,
-        turn: Turn,
-        window: Window,
-        buffers: Sequence[KeyValueBuffer],
-        shown: Sequence[int],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream after the last layer, and after each of those in `shown`."""
-        outputs = []
-        with as_written():
-            for number, (layer, buffer) in enumerate(zip(self._layers, buffers, strict=True)):
-                stream = layer(stream, turn, window, buffer)
-                if number in shown:
-                    outputs.append(stream)
-        return stream, outputs
+    def _begin(self, tokens: Tensor, features: Tensor | None) -> Tensor:
+        embedded: Tensor = self.embedding(tokens)
+        return embedded
 
 
-def _packing(model: PreTrainedModel, eight_bits: bool) -> Packing:
-    """The best for a model of one of the families."""
-    layer: Any = model.model.layers[0]
-    linears = (linear for linear in _linears(layer) if isinstance(linear, nn.Linear))
-    widths = {linear.in_features for linear in linears}
-    return best_packing(model.dtype, model.device, int(layer.self_attn.head_dim), *widths, eight_bits=eight_bits)
-
-
-def _layer(layer: Any, packing: Packing) -> LeanLayer:
-    """Of a layer of one of the families."""
-    attention, gated = layer.self_attn, layer.mlp
-    dim = int(attention.head_dim)
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
-    parts = (
-        Projection([attention.q_proj, attention.k_proj, attention.v_proj], packing),
-        Projection([attention.o_proj], packing),
-        Projection([gated.gate_proj, gated.up_proj], packing),
-        Projection([gated.down_proj], packing),
-    )
+def _layer(weights: LlamaWeights, number: int, packing: Packing) -> LeanLayer:
+    layer, tensors, dim = f"model.layers.{number}", weights.tensors, weights.dim
+    norms = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+    heads, kv_heads = (len(tensors[f"{layer}.self_attn.{name}_proj.weight"]) // dim for name in "qk")
     return LeanLayer(
-        norms,
-        float(norms[0].variance_epsilon),
-        parts,
-        heads=attention.q_proj.out_features // dim,
-        kv_heads=attention.k_proj.out_features // dim,
-        dim=dim,
-        scaling=float(attention.scaling),
+        [tensors[name] for norm in norms if (name := f"{layer}.{norm}.weight") in tensors],
+        [Projection([weights.linear(f"{layer}.{name}_proj") for name in names], packing) for names in _PROJECTIONS],
+        LayerShape(heads, kv_heads, dim, weights.epsilon, weights.scaling),
     )
-
-
-class LeanNorm:
-    """A root mean square norm.
-
-    Args:
-        weight: `[width]`.
-        epsilon: added to the mean square.
-    """
-
-    def __init__(self, weight: torch.Tensor, epsilon: float) -> None:
-        self.weight, self.epsilon = weight.detach(), epsilon
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[rows, width]`."""
-        return rms_norm(x, (x.shape[-1],), self.weight, self.epsilon)
-
-
-class RotaryTables:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), kept by position.
-
-    Args:
-        angles: cosines and sines at `int64[positions]`, `[positions, dim / 2]` each.
-        dtype: precision in which they are needed.
-        device: where.
-    """
-
-    def __init__(self, angles: Angles, dtype: torch.dtype, device: torch.device) -> None:
-        self.angles, self.dtype, self.device = angles, dtype, device
-        self.cos = self.sin = torch.empty(0)
-
-    def tables(self, positions: IntArray) -> Turn:
-        """Of all up to the last of `int64[rows]`, as `up_to`."""
-        return self.up_to(int(positions.max()) + 1)
-
-    def up_to(self, needed: int) -> Turn:
-        """Of that many positions at least: cosines `[positions, dim]` and sines `[positions, dim / 2]`."""
-        if needed > len(self.cos):
-            count = max(needed, 2 * len(self.cos), 256)
-            cos, sin = self.angles(torch.arange(count, device=self.device))
-            self.cos, self.sin = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype).contiguous()
-        return self.cos, self.sin
-
-    def __call__(self, positions: IntArray) -> Turn:
-        """Of `int64[rows]`, for each row."""
-        cos, sin = self.tables(positions)
-        where = to_device_async(positions, self.device)
-        return cos[where], sin[where]
-
-
-def state_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision that keys and values are kept in, see the module's head."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if half and device.type == "cpu" else dtype
-
-
-def _angles(rotary: nn.Module, dtype: torch.dtype, device: torch.device) -> Angles:
-    """Those of a transformers model."""
-    reference = torch.empty(0, dtype=dtype, device=device)
-
-    def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = rotary(reference, positions[None])
-        half = sin.shape[-1] // 2
-        return cos[0, :, :half], sin[0, :, :half]
-
-    return angles

@@ -1,14 +1,14 @@
-// A model's forward, and a linear layer, in bfloat16, on CPUs that vectors.hpp knows; see native.py for who calls them.
+// A model's forward and a single linear layer, in bfloat16, on CPUs that vectors.hpp supports; called by native.py.
 //
-// A row's numbers do not depend on its company. Every result of a product is added up by one thread over the input's
-// features in their order, and attention goes over the columns that a row sees in their order, as if the others were not
-// there. So a row of a tree gets the very bits that it would get alone, as plain decoding's last row.
+// A row's results do not depend on the other rows. Every result of a product is summed by one thread over the features
+// in order. Attention goes in order over the columns that a row sees and skips the others. So a row of a tree gets the
+// same bits as the last row of plain decoding.
 //
-// Numbers are rounded to bfloat16 where transformers rounds them, but for attention: keys, values and the weights of
+// Numbers are rounded to bfloat16 where transformers rounds them, except in attention: keys, values and the weights of
 // attention are float32.
 //
-// Weights may be of eight bits, with a step for each result. What they are multiplied with becomes whole numbers of
-// sixteen bits, with a step for every few features, which is finer than bfloat16 for all but the least of those.
+// Weights may have eight bits, with a step for each result. Then their inputs become integers of sixteen bits, with a
+// step for every few features. This is finer than bfloat16 for all but the smallest of these features.
 
 #include "vectors.hpp"
 
@@ -26,12 +26,12 @@
 
 namespace {
 
-constexpr int BLOCKS = 4;               // of weights that are multiplied together
-constexpr int TILE = 6;                 // rows at a time
-constexpr int GROUP = 24;               // rows that take turns
-constexpr std::int64_t STRETCH = 6144;  // bytes of a block of weights over which they do, at most
-constexpr std::int64_t STEP = 96;       // pairs of features whose whole numbers have one step
-constexpr std::int64_t MOST_ROWS = 256; // of a text that are read at once
+constexpr int BLOCKS = 4;               // blocks of weights that are multiplied together
+constexpr int TILE = 6;                 // rows that are multiplied together
+constexpr int GROUP = 24;               // rows that share a stretch of weights in the cache
+constexpr std::int64_t STRETCH = 6144;  // most bytes of a block of weights in a stretch
+constexpr std::int64_t STEP = 96;       // pairs of features whose integers share a step
+constexpr std::int64_t MOST_ROWS = 256; // rows of a text that are read at once
 constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
 
 }  // namespace
@@ -40,7 +40,7 @@ extern "C" {
 
 // Weights [outs, features] as [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
 struct Matrix {
-    const void* pairs;   // Halves, or Eighths where there are steps
+    const void* pairs;   // Int8Pair if there are steps, else Bf16Pair
     const bf16* bias;    // or null
     const float* steps;  // [outs], or null
     std::int64_t features, outs;
@@ -53,11 +53,11 @@ struct Layer {
     float epsilon, scaling;
 };
 
-// What goes before the layers and after them.
+// The parts of a model before and after its layers.
 struct Frame {
     const bf16* table;  // of embeddings, [vocabulary, hidden]
     std::int64_t vocabulary;
-    // Without features the layers begin with the embeddings; otherwise with `fuse` of both, each normed.
+    // Without features the layers begin with embeddings; otherwise with `fuse` of normed embeddings and features.
     const bf16 *token_norm, *feature_norm;
     Matrix fuse;
     const bf16* norm;
@@ -65,16 +65,16 @@ struct Frame {
     float epsilon;
 };
 
-// What a call works on. Seconds are added up, of linear layers, attention and the rest.
+// The inputs and outputs of a call. Seconds of linear layers, attention and the rest are added to `seconds`.
 struct Work {
     const std::int64_t *tokens, *positions;  // [rows]
     const bf16* features;                // [rows, hidden], or null
     bf16* stream;                        // before the first layer, [rows, hidden]
-    bf16* const* results;                // after each layer; they may share memory, but not with the one before
+    bf16* const* results;                // after each layer; a layer must not write where it reads
     bf16 *last, *logits;                 // after the last norm, [rows, hidden], and [kept, outs of the head]
     float *const *keys, *const *values;  // of each layer, [kv_heads, capacity, dim]
     const float *cos, *sin;              // by position, [dim] and [dim / 2] each
-    const std::uint8_t* visible;         // which of the last columns a row sees, [rows, columns]; null: those before it
+    const std::uint8_t* visible;         // which of the last columns a row sees, [rows, columns]; null: all before it
     std::int64_t columns, layers, rows, kept, start, capacity, threads;
     double seconds[3];
 };
@@ -82,7 +82,7 @@ struct Work {
 
 namespace {
 
-// The part of `count` things that falls to a thread.
+// The calling thread's part of `count` items.
 struct Share {
     std::int64_t first, last;
     Share(std::int64_t count) {
@@ -95,7 +95,7 @@ struct Free {
     void operator()(char* memory) const { std::free(memory); }
 };
 
-// Working memory of the calling thread; much of it is not kept.
+// Working memory of the calling thread. Up to KEPT bytes stay allocated for the next call.
 struct Scratch {
     static thread_local std::unique_ptr<char, Free> memory;
     static thread_local std::int64_t size;
@@ -103,7 +103,7 @@ struct Scratch {
 
     explicit Scratch(std::int64_t bytes) {
         if (bytes <= size) return;
-        memory.reset();  // before there is more
+        memory.reset();  // frees the old memory first
         size = (bytes + 4095) / 4096 * 4096;
         memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
     }
@@ -123,18 +123,18 @@ struct Scratch {
 thread_local std::unique_ptr<char, Free> Scratch::memory;
 thread_local std::int64_t Scratch::size = 0;
 
-// What is multiplied with weights of a kind: the numbers of some rows, and for whole numbers their steps.
+// Some rows in the form that a kind of weights is multiplied with; integers come with their steps.
 template <class Pair>
 struct Inputs;
 
 template <>
-struct Inputs<Halves> {
+struct Inputs<Bf16Pair> {
     const Operand* x;  // [rows, features]
     Inputs from(std::int64_t row, std::int64_t features) const { return {x + row * features}; }
 };
 
 template <>
-struct Inputs<Eighths> {
+struct Inputs<Int8Pair> {
     const std::int16_t* x;  // [rows, features]
     const float* steps;     // [rows, steps of a row]
     static std::int64_t count(std::int64_t features) { return (features / 2 + STEP - 1) / STEP; }
@@ -143,17 +143,17 @@ struct Inputs<Eighths> {
     }
 };
 
-// What a tile works on: some rows, some blocks of weights, and a stretch of their features.
+// The work of a tile: some rows, some blocks of weights, and a stretch of their features.
 template <class Pair>
 struct Piece {
     Inputs<Pair> inputs;
     const Pair* const* blocks;
-    const Pair* const* fetched;          // blocks that will be needed, of which as long a stretch is fetched
+    const Pair* const* fetched;          // blocks that come next; a stretch of the same length is prefetched
     std::int64_t features, first, last;  // features of a row, and the pairs of the stretch
     float* sums;                         // [rows, BLOCKS, LANES], zero before the first stretch
 };
 
-// ROWS rows times WIDTH blocks of weights from FIRST on, while FETCHED others, from FROM on, are fetched.
+// Multiplies ROWS rows by WIDTH blocks of weights from FIRST on, and prefetches FETCHED others, from FROM on.
 template <int ROWS, int FIRST, int WIDTH, int FROM, int FETCHED, class Pair>
 void pass(const Piece<Pair>& piece) {
     const Pair *weights[WIDTH], *fetched[FETCHED + 1];
@@ -164,7 +164,7 @@ void pass(const Piece<Pair>& piece) {
             _mm_prefetch(reinterpret_cast<const char*>(fetched[block] + pair * LANES), _MM_HINT_T1);
     };
     const auto place = [&](int row, int block) { return piece.sums + (row * BLOCKS + FIRST + block) * LANES; };
-    if constexpr (std::is_same_v<Pair, Halves>) {
+    if constexpr (std::is_same_v<Pair, Bf16Pair>) {
         Vector sum[ROWS][WIDTH];
         for (int row = 0; row < ROWS; ++row)
             for (int block = 0; block < WIDTH; ++block) sum[row][block] = piece.first ? load(place(row, block)) : zero();
@@ -176,18 +176,20 @@ void pass(const Piece<Pair>& piece) {
         for (std::int64_t first = piece.first; first < piece.last; first += STEP) {
             Integers sum[ROWS][WIDTH];
             for (int row = 0; row < ROWS; ++row)
-                for (int block = 0; block < WIDTH; ++block) sum[row][block] = no_integers();
+                for (int block = 0; block < WIDTH; ++block) sum[row][block] = zero_integers();
             add_products(piece.inputs.x, piece.features, weights, first, std::min(first + STEP, piece.last), sum, fetch);
             for (int row = 0; row < ROWS; ++row) {
-                const Vector step = spread(piece.inputs.steps[row * count + first / STEP]);
+                const Vector step = broadcast(piece.inputs.steps[row * count + first / STEP]);
                 for (int block = 0; block < WIDTH; ++block)
-                    save(place(row, block), fused(floats(sum[row][block]), step, first ? load(place(row, block)) : zero()));
+                    save(place(row, block),
+                         fused_add(to_floats(sum[row][block]), step, first ? load(place(row, block)) : zero()));
             }
         }
     }
 }
 
-// ROWS rows times WIDTH blocks of weights, as many at once as the registers hold sums, while FETCHED others are fetched.
+// Multiplies ROWS rows by WIDTH blocks of weights, as many blocks at once as registers hold sums, and prefetches FETCHED
+// others.
 template <class Pair, int ROWS, int WIDTH, int FETCHED, int FIRST = 0>
 void tile(const Piece<Pair>& piece) {
     if constexpr (FIRST < WIDTH) {
@@ -206,7 +208,7 @@ constexpr std::array<Tile<Pair>, BLOCKS> tiles_that_fetch() {
             tile<Pair, ROWS, 4, FETCHED>};
 }
 
-// By blocks that are fetched and blocks that are multiplied.
+// Tiles by the number of prefetched blocks and the number of multiplied blocks.
 template <class Pair, int ROWS>
 constexpr std::array<std::array<Tile<Pair>, BLOCKS>, BLOCKS + 1> tiles_of() {
     return {tiles_that_fetch<Pair, ROWS, 0>(), tiles_that_fetch<Pair, ROWS, 1>(), tiles_that_fetch<Pair, ROWS, 2>(),
@@ -221,31 +223,33 @@ constexpr auto all_tiles(std::integer_sequence<int, ROWS...>) {
 template <class Pair>
 constexpr auto TILES = all_tiles<Pair>(std::make_integer_sequence<int, TILE>());
 
-// A group of rows times a few blocks of weights.
+// Multiplies a group of rows by a few blocks of weights.
 //
-// Sums of few rows stay in registers. More rows take turns over a stretch of the weights that stays in the nearest cache,
-// and meanwhile fetch the next one to the cache behind it, each a part: then the time to read the weights and the time to
-// multiply do not add up.
+// The sums of few rows stay in registers. More rows go one tile after the other over a stretch of the weights that stays
+// in the first-level cache. Meanwhile, each tile prefetches a part of the next stretch to the second-level cache. So
+// reading and multiplying overlap.
 template <class Pair>
 void multiply_group(Inputs<Pair> inputs, std::int64_t rows, std::int64_t features, const Pair* const* blocks, int count,
                     std::int64_t step, float* sums) {
     const std::int64_t pairs = features / 2, tiles = (rows + TILE - 1) / TILE;
     const Pair* fetched[BLOCKS];
     if (tiles == 1) {
-        const std::int64_t ahead = ahead_of(static_cast<int>(rows)) * (sizeof(Halves) / sizeof(Pair));  // as many bytes
+        // The distance in bytes is the same for both kinds of weights.
+        const std::int64_t ahead = prefetch_distance(static_cast<int>(rows)) * (sizeof(Bf16Pair) / sizeof(Pair));
         for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + ahead * LANES;
         TILES<Pair>[rows - 1][ahead ? count : 0][count - 1]({inputs, blocks, fetched, features, 0, pairs, sums});
         return;
     }
-    // Whole numbers have their steps over the same pairs in any company.
-    constexpr std::int64_t unit = std::is_same_v<Pair, Halves> ? 1 : STEP, most = STRETCH / LANES / sizeof(Pair);
+    // Integers have their steps over the same pairs for any number of rows.
+    constexpr std::int64_t unit = std::is_same_v<Pair, Bf16Pair> ? 1 : STEP, most = STRETCH / LANES / sizeof(Pair);
     const std::int64_t units = (pairs + unit - 1) / unit, stretches = (pairs + most - 1) / most;
     for (std::int64_t stretch = 0; stretch < stretches; ++stretch) {
         const std::int64_t first = units * stretch / stretches * unit;
         const std::int64_t last = std::min(units * (stretch + 1) / stretches * unit, pairs);
         const bool more = last < pairs;
         for (int block = 0; block < count; ++block) fetched[block] = blocks[block] + (more ? last : step * pairs) * LANES;
-        for (std::int64_t number = 0; number < tiles; ++number) {  // of like heights: a low one takes as long as a high one
+        // Tiles have nearly equal heights: a low tile takes as long as a high one.
+        for (std::int64_t number = 0; number < tiles; ++number) {
             const std::int64_t row = rows * number / tiles, height = rows * (number + 1) / tiles - row;
             const std::int64_t from = count * number / tiles, to = count * (number + 1) / tiles;
             TILES<Pair>[height - 1][to - from][count - 1]({inputs.from(row, features), blocks, fetched + from, features,
@@ -254,8 +258,8 @@ void multiply_group(Inputs<Pair> inputs, std::int64_t rows, std::int64_t feature
     }
 }
 
-// All rows times a few blocks of weights; `done(row, sums)` gets each row's, 16 for a block. The next blocks to be
-// multiplied are `step` blocks further.
+// Multiplies all rows by a few blocks of weights. `done(row, sums)` receives each row's sums, 16 for a block. The blocks
+// that are multiplied next are `step` blocks further.
 template <class Pair, class Done>
 void multiply(Inputs<Pair> inputs, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
               std::int64_t step, Done done) {
@@ -271,15 +275,15 @@ void multiply(Inputs<Pair> inputs, std::int64_t rows, const Matrix& matrix, cons
     }
 }
 
-// Memory of this thread for whole numbers, of as many as the largest input has; none where no weights are of eight bits.
-struct Whole {
+// A thread's memory for integer inputs, large enough for the widest input; empty if no weights have eight bits.
+struct IntegerMemory {
     std::int16_t* numbers;
     float* steps;
 };
 
-// Rows as whole numbers. Every thread makes its own of all: that takes less than to wait for others.
-Inputs<Eighths> made_whole(const Operand* x, std::int64_t rows, std::int64_t features, Whole memory) {
-    const std::int64_t count = Inputs<Eighths>::count(features);
+// Rounds rows to integers. Every thread does this for all rows, which is faster than waiting for other threads.
+Inputs<Int8Pair> to_integer_inputs(const Operand* x, std::int64_t rows, std::int64_t features, IntegerMemory memory) {
+    const std::int64_t count = Inputs<Int8Pair>::count(features);
     for (std::int64_t row = 0; row < rows; ++row) {
         for (std::int64_t step = 0; step < count; ++step) {
             const std::int64_t first = 2 * STEP * step, last = std::min(first + 2 * STEP, features);
@@ -287,25 +291,25 @@ Inputs<Eighths> made_whole(const Operand* x, std::int64_t rows, std::int64_t fea
             Vector most = zero(), wrong = zero();
             for (std::int64_t at = first; at < last; at += LANES) {
                 const Vector value = widened(from + at);
-                most = greatest(most, magnitude(value));
-                wrong = wrong + (value - value);  // what is no number would be lost among whole ones
+                most = maximum(most, magnitude(value));
+                wrong = wrong + (value - value);  // NaN and infinity would be lost among integers
             }
-            const float largest = most_of(most) + sum_of(wrong);
-            const Vector factor = spread(largest > 0 ? 32767.0f / largest : 0.0f);
+            const float largest = max_of(most) + sum_of(wrong);
+            const Vector factor = broadcast(largest > 0 ? 32767.0f / largest : 0.0f);
             for (std::int64_t at = first; at < last; at += LANES)
                 _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory.numbers + row * features + at),
-                                    whole(widened(from + at) * factor));
+                                    to_int16(widened(from + at) * factor));
             memory.steps[row * count + step] = largest / 32767.0f;
         }
     }
     return {memory.numbers, memory.steps};
 }
 
-// Calls `multiplied` with inputs of the kind that the weights need.
+// Calls `multiplied` with inputs in the form that the weights need.
 template <class Multiplied>
-void with_inputs(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Multiplied multiplied) {
-    if (matrix.steps) multiplied(made_whole(x, rows, matrix.features, memory));
-    else multiplied(Inputs<Halves>{x});
+void with_inputs(const Operand* x, std::int64_t rows, const Matrix& matrix, IntegerMemory memory, Multiplied multiplied) {
+    if (matrix.steps) multiplied(to_integer_inputs(x, rows, matrix.features, memory));
+    else multiplied(Inputs<Bf16Pair>{x});
 }
 
 inline Vector result_of(const Matrix& matrix, std::int64_t block, const float* sums) {
@@ -313,9 +317,9 @@ inline Vector result_of(const Matrix& matrix, std::int64_t block, const float* s
     return matrix.bias ? value + widened(matrix.bias + block * LANES) : value;
 }
 
-// This thread's part of a linear layer. `done(row, block, value)` gets 16 results.
+// This thread's part of a linear layer. `done(row, block, value)` receives 16 results.
 template <class Done>
-void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Done done) {
+void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, IntegerMemory memory, Done done) {
     const Share share((matrix.outs + LANES - 1) / LANES);
     with_inputs(x, rows, matrix, memory, [&](auto inputs) {
         for (std::int64_t first = share.first; first < share.last; first += BLOCKS) {
@@ -330,7 +334,7 @@ void linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole mem
 }
 
 // This thread's part of silu(gate) * up, [rows, width].
-void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, Operand* gated) {
+void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, IntegerMemory memory, Operand* gated) {
     const std::int64_t width = matrix.outs / 2, apart = width / LANES;
     const Share share(apart);
     with_inputs(x, rows, matrix, memory, [&](auto inputs) {
@@ -342,7 +346,7 @@ void gate(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memor
                 for (int block = 0; block < half; ++block) {
                     const Vector open = rounded(result_of(matrix, first + block, sums + block * LANES));
                     const Vector up = rounded(result_of(matrix, first + block + apart, sums + (half + block) * LANES));
-                    const Vector silu = open / (spread(1.0f) + exponential(zero() - open));
+                    const Vector silu = open / (broadcast(1.0f) + exponential(zero() - open));
                     store(gated + row * width + (first + block) * LANES, rounded(silu) * up);
                 }
             });
@@ -355,27 +359,27 @@ void norm(const bf16* x, const bf16* weight, float epsilon, std::int64_t width, 
     Vector squares = zero();
     for (std::int64_t at = 0; at < width; at += LANES) {
         const Vector value = widened(x + at);
-        squares = fused(value, value, squares);
+        squares = fused_add(value, value, squares);
     }
-    const Vector factor = spread(1.0f / std::sqrt(sum_of(squares) / width + epsilon));
+    const Vector factor = broadcast(1.0f / std::sqrt(sum_of(squares) / width + epsilon));
     for (std::int64_t at = 0; at < width; at += LANES)
         store(result + at, widened(x + at) * factor * widened(weight + at));
 }
 
-// A head of a row, turned by the angles of its position.
+// Rotates a head of a row by the angles of its position.
 void turn(const bf16* x, const Work& work, std::int64_t row, std::int64_t dim, float* result) {
     const std::int64_t half = dim / 2;
     const float *cos = work.cos + work.positions[row] * dim, *sin = work.sin + work.positions[row] * half;
     for (std::int64_t at = 0; at < half; at += LANES) {
         const Vector left = widened(x + at), right = widened(x + half + at), slope = load(sin + at);
-        save(result + at, fused_less(right, slope, left * load(cos + at)));
-        save(result + half + at, fused(left, slope, right * load(cos + half + at)));
+        save(result + at, fused_subtract(right, slope, left * load(cos + at)));
+        save(result + half + at, fused_add(left, slope, right * load(cos + half + at)));
     }
 }
 
-// The columns that each row sees, in their order.
+// The columns that each row sees, in order.
 struct Seen {
-    std::int32_t* columns;   // [rows, all] if rows have columns of their own, otherwise [all]
+    std::int32_t* columns;   // [rows, all] if each row has a list of its own, otherwise [all]
     std::int32_t* counts;    // [rows]
     std::int64_t all;
     bool apart;
@@ -396,7 +400,8 @@ struct Seen {
     }
 };
 
-// Values summed up by the heads' weights, and divided by the `whole` of those; as many parts at once as registers hold.
+// Sums values by the heads' weights and divides by `whole`, the sum of the weights; as many parts at once as fit into
+// registers.
 template <int HEADS, int PARTS, int FIRST = 0>
 void mix(const float* values, const std::int32_t* columns, std::int64_t count, const float* scores, std::int64_t apart,
          const Vector (&whole)[HEADS], Operand* result) {
@@ -411,7 +416,7 @@ void mix(const float* values, const std::int32_t* columns, std::int64_t count, c
             for (int part = 0; part < many; ++part) {
                 const Vector vector = load(value + part * LANES);
                 for (int head = 0; head < HEADS; ++head)
-                    mixed[head][part] = fused(vector, spread(scores[head * apart + at]), mixed[head][part]);
+                    mixed[head][part] = fused_add(vector, broadcast(scores[head * apart + at]), mixed[head][part]);
             }
         }
         for (int head = 0; head < HEADS; ++head)
@@ -421,7 +426,7 @@ void mix(const float* values, const std::int32_t* columns, std::int64_t count, c
     }
 }
 
-// Attention of HEADS heads of a row that share keys and values, each PARTS vectors wide.
+// Attention of a row for HEADS heads that share keys and values; each head is PARTS vectors wide.
 template <int HEADS, int PARTS>
 void attend(const float* queries, const float* keys, const float* values, const std::int32_t* columns, std::int64_t count,
             float scaling, float* scores, std::int64_t apart, Operand* result) {
@@ -430,7 +435,7 @@ void attend(const float* queries, const float* keys, const float* values, const 
         Vector query[HEADS][PARTS];
         for (int head = 0; head < HEADS; ++head)
             for (int part = 0; part < PARTS; ++part)
-                query[head][part] = load(queries + head * dim + part * LANES) * spread(scaling);
+                query[head][part] = load(queries + head * dim + part * LANES) * broadcast(scaling);
         for (std::int64_t at = 0; at < count; ++at) {
             const float* key = keys + columns[at] * dim;
             Vector product[HEADS];
@@ -438,7 +443,7 @@ void attend(const float* queries, const float* keys, const float* values, const 
             for (int part = 0; part < PARTS; ++part) {
                 const Vector vector = load(key + part * LANES);
                 for (int head = 0; head < HEADS; ++head)
-                    product[head] = fused(vector, query[head][part], product[head]);
+                    product[head] = fused_add(vector, query[head][part], product[head]);
             }
             for (int head = 0; head < HEADS; ++head) scores[head * apart + at] = sum_of(product[head]);
         }
@@ -447,16 +452,16 @@ void attend(const float* queries, const float* keys, const float* values, const 
     for (int head = 0; head < HEADS; ++head) {
         float* mine = scores + head * apart;
         for (std::int64_t at = count; at % LANES; ++at) mine[at] = -INFINITY;
-        Vector most = spread(-INFINITY), sum = zero();
-        for (std::int64_t at = 0; at < count; at += LANES) most = greatest(most, load(mine + at));
-        most = spread(most_of(most));
+        Vector most = broadcast(-INFINITY), sum = zero();
+        for (std::int64_t at = 0; at < count; at += LANES) most = maximum(most, load(mine + at));
+        most = broadcast(max_of(most));
         for (std::int64_t at = 0; at < count; at += LANES) {
             Vector weight = exponential(load(mine + at) - most);
-            if (count - at < LANES) weight = first_of(weight, count - at);
+            if (count - at < LANES) weight = keep_first(weight, count - at);
             sum = sum + weight;
             save(mine + at, weight);
         }
-        whole[head] = spread(sum_of(sum));
+        whole[head] = broadcast(sum_of(sum));
     }
     mix<HEADS, PARTS>(values, columns, count, scores, apart, whole, result);
 }
@@ -464,7 +469,7 @@ void attend(const float* queries, const float* keys, const float* values, const 
 using Attend = void (*)(const float*, const float*, const float*, const std::int32_t*, std::int64_t, float, float*,
                         std::int64_t, Operand*);
 
-// Heads that are attended together, and how; as many as registers hold.
+// How many heads are computed together, and the functions for that many and for one.
 struct Attention {
     int heads;
     Attend together, alone;
@@ -485,24 +490,24 @@ Attention attention_of(std::int64_t dim) {
     }
 }
 
-// Buffers of a call, shared by its threads.
+// Working memory of a call, shared by its threads.
 struct Buffers {
-    std::int64_t heads_width, group, widest;
+    std::int64_t heads_width, group, most_features;
     bf16 *joint, *middle;
-    Operand *both, *normed, *mixed, *gated;
+    Operand *joined, *normed, *mixed, *gated;
     float *queries, *scores;
     std::int64_t columns;  // of scores
     Seen seen;
     std::int16_t* numbers;  // of all threads
     float* steps;
 
-    Whole whole(std::int64_t rows) const {
+    IntegerMemory integer_memory(std::int64_t rows) const {
         const std::int64_t thread = omp_get_thread_num();
-        return {numbers + thread * rows * widest, steps + thread * rows * Inputs<Eighths>::count(widest)};
+        return {numbers + thread * rows * most_features, steps + thread * rows * Inputs<Int8Pair>::count(most_features)};
     }
 
-    // Numbers of the largest input of a row of weights of eight bits.
-    static std::int64_t widest_of(const Frame& frame, const Layer& layer) {
+    // The most features that a matrix with weights of eight bits has.
+    static std::int64_t most_features_of(const Frame& frame, const Layer& layer) {
         std::int64_t most = 0;
         for (const Matrix* each : {&frame.fuse, &frame.head, &layer.joint, &layer.output, &layer.gate_up, &layer.down})
             if (each->steps) most = std::max(most, each->features);
@@ -517,9 +522,10 @@ struct Buffers {
         const std::int64_t hidden = layer.joint.features, all = work.start + work.rows;
         const std::int64_t narrow = layer.joint.outs + hidden;
         const std::int64_t read = frame.fuse.features + hidden + layer.output.features + layer.down.features;
-        const std::int64_t group = layer.heads / layer.kv_heads * layer.dim, widest = widest_of(frame, layer);
-        const std::int64_t whole = widest * sizeof(std::int16_t) + Inputs<Eighths>::count(widest) * sizeof(float);
-        return 1024 + work.threads * work.rows * whole + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
+        const std::int64_t group = layer.heads / layer.kv_heads * layer.dim;
+        const std::int64_t integers = most_features_of(frame, layer);
+        const std::int64_t row = integers * sizeof(std::int16_t) + Inputs<Int8Pair>::count(integers) * sizeof(float);
+        return 1024 + work.threads * work.rows * row + work.rows * (narrow * sizeof(bf16) + read * sizeof(Operand)) +
                work.threads * (of_scores(layer, work) + group) * sizeof(float) +
                ((work.visible ? work.rows : 1) * all + work.rows + LANES) * sizeof(std::int32_t);
     }
@@ -528,7 +534,7 @@ struct Buffers {
         const std::int64_t rows = work.rows, hidden = layer.joint.features, all = work.start + rows;
         heads_width = layer.joint.outs, group = layer.heads / layer.kv_heads;
         columns = of_scores(layer, work);
-        both = scratch.take<Operand>(rows * frame.fuse.features);
+        joined = scratch.take<Operand>(rows * frame.fuse.features);
         normed = scratch.take<Operand>(rows * hidden);
         middle = scratch.take<bf16>(rows * hidden);
         joint = scratch.take<bf16>(rows * heads_width);
@@ -536,17 +542,17 @@ struct Buffers {
         gated = scratch.take<Operand>(rows * layer.down.features);
         scores = scratch.take<float>(work.threads * columns);
         queries = scratch.take<float>(work.threads * group * layer.dim);
-        widest = widest_of(frame, layer);
-        numbers = scratch.take<std::int16_t>(work.threads * rows * widest);
-        steps = scratch.take<float>(work.threads * rows * Inputs<Eighths>::count(widest));
+        most_features = most_features_of(frame, layer);
+        numbers = scratch.take<std::int16_t>(work.threads * rows * most_features);
+        steps = scratch.take<float>(work.threads * rows * Inputs<Int8Pair>::count(most_features));
         seen.all = all, seen.apart = work.visible != nullptr;
         seen.counts = scratch.take<std::int32_t>(rows);
         seen.columns = scratch.take<std::int32_t>((seen.apart ? rows : 1) * all + LANES);
     }
 };
 
-// Keys and values of this thread's rows go to the cache.
-void remember(const Layer& layer, const Work& work, const Buffers& at, float* keys, float* values) {
+// Writes keys and values of this thread's rows to the cache.
+void store_states(const Layer& layer, const Work& work, const Buffers& at, float* keys, float* values) {
     const Share share(work.rows);
     const std::int64_t dim = layer.dim;
     for (std::int64_t row = share.first; row < share.last; ++row) {
@@ -566,8 +572,8 @@ void remember(const Layer& layer, const Work& work, const Buffers& at, float* ke
     }
 }
 
-// Lists what this thread's rows see.
-void look(const Work& work, const Seen& seen) {
+// Lists the columns that this thread's rows see.
+void list_columns(const Work& work, const Seen& seen) {
     const Share share(work.rows);
     for (std::int64_t row = share.first; row < share.last; ++row) {
         if (seen.apart) seen.list(work, row);
@@ -576,7 +582,7 @@ void look(const Work& work, const Seen& seen) {
     if (!seen.apart && omp_get_thread_num() == 0) seen.list(work, 0);
 }
 
-// Attention of this thread's part of rows and heads.
+// Attention for this thread's part of rows and heads.
 void attend_all(const Layer& layer, const Work& work, const Buffers& at, const float* all_keys, const float* all_values) {
     const Attention attention = attention_of(layer.dim);
     const std::int64_t dim = layer.dim, apart = at.columns / attention.heads;
@@ -585,7 +591,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
     const std::int64_t steps = (at.group + attention.heads - 1) / attention.heads;
     const Share share(work.rows * layer.kv_heads * steps);
     for (std::int64_t number = share.first; number < share.last; ++number) {
-        // Heads outside, rows inside: rows share the keys and values that are in the near caches.
+        // Rows are the inner loop: they share keys and values that are in the cache.
         const std::int64_t row = number % work.rows, kv = number / work.rows / steps;
         const std::int64_t from = number / work.rows % steps * attention.heads;
         const std::int64_t till = std::min<std::int64_t>(from + attention.heads, at.group), head = kv * at.group + from;
@@ -604,7 +610,7 @@ void attend_all(const Layer& layer, const Work& work, const Buffers& at, const f
     }
 }
 
-// Of this thread's rows.
+// The norm of this thread's rows.
 void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::int64_t rows, Operand* result) {
     const std::int64_t hidden = layer.joint.features;
     const Share share(rows);
@@ -613,7 +619,8 @@ void norm_all(const bf16* stream, const bf16* weight, const Layer& layer, std::i
 }
 
 // A linear layer whose rounded results are added to a stream.
-void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole memory, const bf16* stream, bf16* result) {
+void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, IntegerMemory memory, const bf16* stream,
+                bf16* result) {
     linear(x, rows, matrix, memory, [&](std::int64_t row, std::int64_t block, Vector value) {
         const std::int64_t place = row * matrix.outs + block * LANES;
         store(result + place, widened(stream + place) + rounded(value));
@@ -622,7 +629,7 @@ void add_linear(const Operand* x, std::int64_t rows, const Matrix& matrix, Whole
 
 constexpr bool IS_READ_AS_IS = std::is_same_v<Operand, bf16>;
 
-// What a product takes of `count` numbers, a multiple of LANES.
+// Converts `count` numbers, a multiple of LANES, to operands of a product.
 template <class Number>
 const Operand* operands(const Number* x, std::int64_t count, Scratch& scratch) {
     if constexpr (IS_READ_AS_IS) {
@@ -634,7 +641,7 @@ const Operand* operands(const Number* x, std::int64_t count, Scratch& scratch) {
     }
 }
 
-// Waits for the other threads, and has the first one take the time.
+// Waits for the other threads; the first thread measures the time.
 struct Clock {
     Work& work;
     double last;
@@ -648,29 +655,29 @@ struct Clock {
     }
 };
 
-// 16 results or, at the end of a row, as many as it has.
+// Stores 16 results, or fewer at the end of a row.
 void store_block(bf16* row, std::int64_t outs, std::int64_t block, Vector value) {
     bf16* place = row + block * LANES;
     if (const std::int64_t left = outs - block * LANES; left >= LANES) {
         store(place, value);
     } else {
-        bf16 each[LANES];
-        store(each, value);
-        std::copy(each, each + left, place);
+        bf16 results[LANES];
+        store(results, value);
+        std::copy(results, results + left, place);
     }
 }
 
-// A linear layer of some rows.
+// A linear layer for some rows.
 void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t rows, std::int64_t threads) {
-    const std::int64_t count = rows * matrix.features, steps = rows * Inputs<Eighths>::count(matrix.features);
-    const std::int64_t whole = matrix.steps ? threads * (count * sizeof(std::int16_t) + steps * sizeof(float)) : 0;
-    Scratch scratch(256 + (IS_READ_AS_IS ? 0 : count * sizeof(Operand)) + whole);
+    const std::int64_t count = rows * matrix.features, steps = rows * Inputs<Int8Pair>::count(matrix.features);
+    const std::int64_t bytes = matrix.steps ? threads * (count * sizeof(std::int16_t) + steps * sizeof(float)) : 0;
+    Scratch scratch(256 + (IS_READ_AS_IS ? 0 : count * sizeof(Operand)) + bytes);
     const Operand* inputs = operands(x, count, scratch);
-    auto* numbers = scratch.take<std::int16_t>(whole ? threads * count : 0);
-    auto* all_steps = scratch.take<float>(whole ? threads * steps : 0);
+    auto* numbers = scratch.take<std::int16_t>(bytes ? threads * count : 0);
+    auto* all_steps = scratch.take<float>(bytes ? threads * steps : 0);
 #pragma omp parallel num_threads(threads)
     {
-        const std::int64_t thread = whole ? omp_get_thread_num() : 0;
+        const std::int64_t thread = bytes ? omp_get_thread_num() : 0;
         linear(inputs, rows, matrix, {numbers + thread * count, all_steps + thread * steps},
                [&](std::int64_t row, std::int64_t block, Vector value) {
                    store_block(result + row * matrix.outs, matrix.outs, block, value);
@@ -680,8 +687,8 @@ void linear_part(const Matrix& matrix, const bf16* x, bf16* result, std::int64_t
 
 enum Part { LINEARS, ATTENTION, REST };
 
-// What the layers begin with.
-void begin(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, Clock& clock) {
+// Computes the layers' input.
+void first_stream(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, Clock& clock) {
     const Share share(work.rows);
     for (std::int64_t row = share.first; row < share.last; ++row) {
         const bf16* embedding = frame.table + work.tokens[row] * hidden;
@@ -689,20 +696,22 @@ void begin(const Frame& frame, const Work& work, const Buffers& at, std::int64_t
             std::copy(embedding, embedding + hidden, work.stream + row * hidden);
             continue;
         }
-        Operand* both = at.both + row * frame.fuse.features;
-        norm(embedding, frame.token_norm, frame.epsilon, hidden, both);
-        norm(work.features + row * hidden, frame.feature_norm, frame.epsilon, hidden, both + hidden);
+        Operand* joined = at.joined + row * frame.fuse.features;
+        norm(embedding, frame.token_norm, frame.epsilon, hidden, joined);
+        norm(work.features + row * hidden, frame.feature_norm, frame.epsilon, hidden, joined + hidden);
     }
     clock.wait(REST);
     if (!work.features) return;
-    linear(at.both, work.rows, frame.fuse, at.whole(work.rows), [&](std::int64_t row, std::int64_t block, Vector value) {
+    const IntegerMemory memory = at.integer_memory(work.rows);
+    linear(at.joined, work.rows, frame.fuse, memory, [&](std::int64_t row, std::int64_t block, Vector value) {
         store(work.stream + row * hidden + block * LANES, value);
     });
     clock.wait(LINEARS);
 }
 
-// What comes of the last layer's results: the last norm of all rows, and logits of the last ones.
-void end(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, const bf16* stream, Clock& clock) {
+// Computes the last norm of all rows, and the logits of the last ones.
+void last_results(const Frame& frame, const Work& work, const Buffers& at, std::int64_t hidden, const bf16* stream,
+                  Clock& clock) {
     const Share share(work.rows);
     for (std::int64_t row = share.first; row < share.last; ++row) {
         bf16* last = work.last + row * hidden;
@@ -713,13 +722,14 @@ void end(const Frame& frame, const Work& work, const Buffers& at, std::int64_t h
     clock.wait(REST);
     if (!work.kept) return;
     const Operand* kept = at.normed + (work.rows - work.kept) * hidden;
-    linear(kept, work.kept, frame.head, at.whole(work.rows), [&](std::int64_t row, std::int64_t block, Vector value) {
+    const IntegerMemory memory = at.integer_memory(work.rows);
+    linear(kept, work.kept, frame.head, memory, [&](std::int64_t row, std::int64_t block, Vector value) {
         store_block(work.logits + row * frame.head.outs, frame.head.outs, block, value);
     });
     clock.wait(LINEARS);
 }
 
-// A forward of the rows of a text, or of a part of it, whose results begin `behind` numbers after those of the whole.
+// A forward of a text's rows, or of a part of them. The part's results are `behind` numbers after the start of `results`.
 void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::int64_t behind) {
     Scratch scratch(Buffers::bytes(frame, *layers[0], work));
     const Buffers at(frame, *layers[0], work, scratch);
@@ -727,9 +737,9 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
 #pragma omp parallel num_threads(work.threads)
     {
         Clock clock(work);
-        const Whole memory = at.whole(rows);
-        look(work, at.seen);
-        begin(frame, work, at, hidden, clock);
+        const IntegerMemory memory = at.integer_memory(rows);
+        list_columns(work, at.seen);
+        first_stream(frame, work, at, hidden, clock);
         const bf16* stream = work.stream;
         for (std::int64_t number = 0; number < work.layers; ++number) {
             const Layer& layer = *layers[number];
@@ -741,7 +751,7 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
                 store(at.joint + row * at.heads_width + block * LANES, value);
             });
             clock.wait(LINEARS);
-            remember(layer, work, at, keys, values);
+            store_states(layer, work, at, keys, values);
             clock.wait(REST);
             attend_all(layer, work, at, keys, values);
             clock.wait(ATTENTION);
@@ -755,7 +765,7 @@ void run_part(const Frame& frame, const Layer* const* layers, Work& work, std::i
             clock.wait(LINEARS);
             stream = result;
         }
-        end(frame, work, at, hidden, stream, clock);
+        last_results(frame, work, at, hidden, stream, clock);
     }
 }
 
@@ -769,8 +779,8 @@ void specgym_linear(const Matrix* matrix, const bf16* x, bf16* result, std::int6
                     threads);
 }
 
-// A model's forward, whose layers are of one shape. A text goes through them part by part: its working memory stays small.
-// Returns a row whose token the table does not have, and does nothing then; -1 if there is none.
+// A model's forward; all layers have one shape. A long text is read part by part, so that working memory stays small.
+// Returns -1, or the first row whose token the table does not have; then nothing is computed.
 std::int64_t specgym_forward(const Frame* frame, const Layer* const* layers, Work* work) {
     for (std::int64_t row = 0; row < work->rows; ++row)
         if (work->tokens[row] < 0 || work->tokens[row] >= frame->vocabulary) return row;

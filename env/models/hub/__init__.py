@@ -1,1 +1,1 @@
-"""Finding, fetching, checking and loading a model's files."""
+"""Finds, fetches, checks and loads the files of a model."""

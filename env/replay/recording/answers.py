@@ -1,4 +1,4 @@
-"""Many answers at once: the target's own texts, as plain decoding writes them, as rows of one cache."""
+"""Writes many answers at once, each the target's own text by plain decoding, as rows of one cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from specgym.env.common.arrays import BoolArray
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request, check_fits
 from specgym.env.tree.sampling import TokenChooser
@@ -16,14 +15,14 @@ from specgym.env.tree.sampling import TokenChooser
 
 @dataclass(frozen=True)
 class Answer:
-    """A request and the text that the target goes on with."""
+    """A request and the text that the target answers with."""
 
     number: int
-    """which of the requests it answers"""
+    """number of the request"""
     tokens: tuple[int, ...]
     """prompt and answer [token ids]"""
     features: torch.Tensor | None
-    """hidden states of all tokens but the last, `[tokens - 1, width]`; None if the target shows none"""
+    """hidden states of all tokens but the last, `[tokens - 1, width]`; None if the target returns none"""
 
 
 class _Stream:
@@ -33,12 +32,12 @@ class _Stream:
         self.number, self.request, self.tokens = number, request, list(request.prompt)
         self.chooser = TokenChooser(request.sampling, target.vocabulary, target.device)
         self.limit = min(len(request.prompt) + request.max_new_tokens, target.context_limit)
-        self.columns: list[int] = []  # of the cache, where its tokens are
+        self.columns: list[int] = []  # of the cache, one for each token
         self.features: list[torch.Tensor] = []
 
 
 class _Writer:
-    """Writes texts that share a cache: every row sees its own text alone, and texts may begin with the same columns."""
+    """Writes texts that share a cache. Every row sees only its own text; texts may share the columns of a prompt."""
 
     def __init__(self, target: TargetModel) -> None:
         self.target = target
@@ -46,7 +45,7 @@ class _Writer:
         self.streams: list[_Stream] = []
 
     def begin(self, streams: Sequence[_Stream]) -> None:
-        """Reads the prompt that all of these have, but for its last token, which goes with the next step."""
+        """Reads the prompt that these streams share, without its last token, which is read with the next step."""
         start, prompt = self.target.cache.length, streams[0].request.prompt[:-1]
         rows = len(prompt)
         if rows:
@@ -62,13 +61,13 @@ class _Writer:
     def step(self) -> Iterator[Answer]:
         """Adds a token to every stream; yields and removes those that end with it."""
         start = self.target.cache.length
+        visible = np.zeros((len(self.streams), start + len(self.streams)), np.bool_)
         for row, stream in enumerate(self.streams):
             stream.columns.append(start + row)
-        tokens, positions = (
-            np.array(numbers)
-            for numbers in zip(*((stream.tokens[-1], len(stream.tokens) - 1) for stream in self.streams), strict=True)
-        )
-        logits = self.target.extend_tree(tokens, positions, self._visible(start + len(self.streams)))
+            visible[row, stream.columns] = True
+        tokens = np.array([stream.tokens[-1] for stream in self.streams])
+        positions = np.array([len(stream.tokens) - 1 for stream in self.streams])
+        logits = self.target.extend_tree(tokens, positions, visible)
         features, going = self.target.features, []
         for row, stream in enumerate(self.streams):
             if features is not None:
@@ -82,12 +81,6 @@ class _Writer:
                 going.append(stream)
         self.streams = going
 
-    def _visible(self, columns: int) -> BoolArray:
-        visible = np.zeros((len(self.streams), columns), np.bool_)
-        for row, stream in enumerate(self.streams):
-            visible[row, stream.columns] = True
-        return visible
-
 
 @torch.inference_mode()
 def write_answers(
@@ -96,15 +89,15 @@ def write_answers(
     slots: int = 32,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[Answer]:
-    """Answers requests, many at a time; each is what plain decoding of it alone gives, up to rounding.
+    """Answers requests, many at a time; each answer is that of plain decoding alone, up to rounding.
 
-    The bits are the same where rows of a forward do not depend on their company, see `row_invariant`.
+    The bits are the same where rows of a forward do not depend on other rows, see `row_invariant`.
 
     Args:
-        target: who answers; its request under way is lost.
-        requests: what to answer. A prompt that several of those `slots` have is read once.
-        slots: most answers under way at a time.
-        progress: told how many tokens were written since it was last told.
+        target: the model that answers; its current request is lost.
+        requests: what to answer. A prompt that several of `slots` requests share is read once.
+        slots: most answers written at a time.
+        progress: called with the number of further tokens written.
 
     Yields:
         The answers, as they are finished.

@@ -1,4 +1,4 @@
-"""Recording many texts of a pair into a trace: what is there already is not made again."""
+"""Records many texts of a pair into a trace, without those that the trace has already."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from specgym.env.common.errors import PairError
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.drafts import CausalDraft, FeatureDraft
-from specgym.env.models.hub.fingerprint import fingerprint
+from specgym.env.models.hub.loading import fingerprint
 from specgym.env.prompts import Prompt
 from specgym.env.replay.recording.answers import write_answers
 from specgym.env.replay.recording.recorder import Recorder, SupersetRule
@@ -24,21 +24,21 @@ from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
 Progress = Callable[[str, int], None]
-"""`progress(stage, positions)`: so many more are done"""
+"""`progress(stage, positions)`: so many further positions are done"""
 
 
 _SALT = "869"  # with it, three to five of the built-in prompts of every kind are in each of the two smaller splits
 
 
 def split_of(identifier: str) -> str:
-    """The split that a prompt belongs to, by its identifier: 60 % train, 20 % validation, 20 % test."""
+    """Returns the split of a prompt, by its identifier: 60 % train, 20 % validation, 20 % test."""
     share = int.from_bytes(hashlib.sha256(f"{_SALT}:{identifier}".encode()).digest()[:4]) / 2**32
     return "train" if share < 0.6 else "validation" if share < 0.8 else "test"
 
 
 @dataclass(frozen=True)
 class RecordingJob:
-    """A text to be recorded."""
+    """A text to record."""
 
     identifier: str
     category: str
@@ -53,7 +53,7 @@ class RecordingJob:
 def plan_jobs(
     pair: ModelPair, prompts: Sequence[Prompt], settings: Sequence[SamplingSettings], max_new_tokens: int
 ) -> list[RecordingJob]:
-    """The first turn of every prompt, with every setting.
+    """Returns a job for the first turn of every prompt with every setting.
 
     Raises:
         LimitError: a prompt is empty, or `max_new_tokens` is not positive.
@@ -67,7 +67,7 @@ def plan_jobs(
 
 
 def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
-    """What all traces of a pair by a rule have in common.
+    """Returns the header of all traces of a pair by a rule.
 
     Raises:
         PairError: the pair's draft is prompt lookup, which needs no recording.
@@ -98,15 +98,15 @@ def record_texts(
     slots: int = 32,
     progress: Progress = lambda stage, positions: None,
 ) -> None:
-    """Has the target answer and records what the draft guesses on the way, for all jobs that the trace lacks.
+    """Lets the target answer and records the draft's guesses along the answers, for all jobs that the trace lacks.
 
     Args:
         pair: target and draft.
-        jobs: what to record; those that are in the trace already are left out.
-        rule: which guesses to record.
-        writer: the trace; a batch of `slots` texts is what an interruption loses at most.
+        jobs: what to record; jobs that are in the trace are left out.
+        rule: for the guesses that are recorded.
+        writer: the trace; an interruption loses at most a batch of `slots` texts.
         slots: answers written at a time.
-        progress: told what is done.
+        progress: called as work is done.
 
     Raises:
         LimitError: a text is too long for the pair.
@@ -133,28 +133,20 @@ def record_text(
     progress: Callable[[int], None] = lambda positions: None,
     features: torch.Tensor | None = None,
 ) -> TraceText:
-    """The recording of a text that the target has written for a job.
+    """Returns the recording of a text that the target has written for a job.
 
     Args:
         recorder: of the pair.
-        job: what was asked.
+        job: the request.
         tokens: prompt and answer [token ids].
-        progress: told how many positions are done since it was last told.
+        progress: called with the number of further positions that are done.
         features: see `Recorder.record`.
 
     Raises:
         LimitError: the text is too long for the pair.
         NumericalError: a model returned NaN.
     """
-    request = job.request
-    table = recorder.record(tokens, len(request.prompt), request.sampling, progress, features)
-    return TraceText(
-        job.identifier,
-        job.category,
-        split_of(job.identifier),
-        request.sampling,
-        len(request.prompt),
-        request.max_new_tokens,
-        tokens,
-        lambda: table,
-    )
+    identifier, request, prompt = job.identifier, job.request, len(job.request.prompt)
+    table = recorder.record(tokens, prompt, request.sampling, progress, features)
+    facts = identifier, job.category, split_of(identifier), request.sampling, prompt, request.max_new_tokens
+    return TraceText(*facts, tokens, lambda: table)

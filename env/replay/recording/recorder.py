@@ -1,7 +1,7 @@
-"""Recording what a draft would guess anywhere along a text, deep and wide enough for every tree that may be asked for.
+"""Records a draft's guesses along a text, deep and wide enough for every tree that may be requested.
 
-A round's tree is a function of the text before it and of its parameters. So the recording holds, at every position,
-the expansions of all nodes that any parameters within its rule could expand: then replay never has to guess.
+A round's tree is a function of the text before it and of its parameters. So a recording holds, at every position, the
+expansions of all nodes that any parameters within its rule could expand. Replay then never has to approximate.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import LimitError, ParameterError
 from specgym.env.drafts.base import Draft
+from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import either, recalibrated
 from specgym.env.models.target import TargetModel
 from specgym.env.replay.recording.draft_forest import DraftForest, draft_forest
-from specgym.env.replay.traces.recorded_trees import RecordedLookup, RecordedTrees
-from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
-from specgym.env.tree.growth import Candidates, grow
+from specgym.env.replay.traces.recorded_trees import RecordedLookup, RecordedTrees, WholeTextLookup
+from specgym.env.tree.growth import Candidates, Expand, grow
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.sampling import SamplingSettings, TokenChooser
-from specgym.env.tree.tree import TokenForest
+from specgym.env.tree.tree import NO_NODES, TokenForest
 
 _UNBOUNDED = 2**31  # more than any level or tree holds
 
@@ -32,22 +32,22 @@ _UNBOUNDED = 2**31  # more than any level or tree holds
 class SupersetRule:
     """Which expansions are recorded at a position.
 
-    Every tree is covered whose `early_stop` is `floor` or more, `max_branch` no more than `columns` and `max_depth` no
-    more than `max_depth`, from whatever source, calibrated or not; and the trees of `fixed`, whose source is the
-    model and whose probabilities are calibrated, unless they ask for others.
+    A tree is covered if its `early_stop` is at least `floor`, its `max_branch` at most `columns` and its `max_depth` at
+    most `max_depth`, whatever its source and whether calibrated or not. The trees of `fixed` are covered as well, with
+    the model as their source, calibrated or not as they say.
 
     Raises:
         ParameterError: a value outside its range.
     """
 
     floor: float = 0.05
-    """least reach, by whichever probability is higher, of a node that is expanded [probability]"""
+    """least reach of an expanded node, by the higher of its probabilities [probability]"""
     max_depth: int = 10
     """depth of the deepest candidates [tokens]"""
     columns: int = 4
-    """candidates of every node that are kept [nodes]"""
+    """candidates kept of every node [nodes]"""
     fixed: tuple[TreeParameters, ...] = ()
-    """trees that are covered besides, however unlikely their nodes"""
+    """further trees that are covered, however unlikely their nodes"""
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= 1:
@@ -64,7 +64,7 @@ class SupersetRule:
 
     @property
     def parameters(self) -> TreeParameters:
-        """The tree of all that is likely enough."""
+        """Parameters of the tree that holds every node above the floor."""
         return TreeParameters(
             base_depth=self.max_depth,
             max_depth=self.max_depth,
@@ -81,9 +81,9 @@ class Recorder:
     """Records texts of a pair.
 
     Args:
-        target: the target; its request under way is lost.
-        draft: a draft model, feature or causal; likewise.
-        rule: what to record.
+        target: the target; its current request is lost.
+        draft: a draft model, feature or causal; its current request is lost.
+        rule: for the guesses that are recorded.
         batch: positions whose trees grow together.
 
     Raises:
@@ -104,15 +104,15 @@ class Recorder:
         progress: Callable[[int], None] = lambda positions: None,
         features: torch.Tensor | None = None,
     ) -> RecordedTrees:
-        """What the draft guesses after every token of an answer but the last one.
+        """Returns the draft's guesses after every token of an answer but the last one.
 
         Args:
             tokens: prompt and answer [token ids].
             start: length of the prompt [tokens].
             settings: how the answer was sampled.
-            progress: told how many positions are done since it was last told.
-            features: the target's hidden states of all tokens but the last, those that the draft feeds on, `[tokens -
-                1, width]`; if None, the target reads the text for them, where the draft feeds on any.
+            progress: called with the number of further positions that are done.
+            features: the target's hidden states of all tokens but the last, for a feature draft, `[tokens - 1, width]`;
+                if None, the target reads the text to compute them.
 
         Raises:
             LimitError: the text is too long for the pair.
@@ -120,32 +120,28 @@ class Recorder:
         """
         self._check_length(len(tokens))
         if features is None and self.draft.feature_layers is not None:
-            features = self._read(tokens[:-1])
+            self.target.cache.reset()
+            self.target.show_features(self.draft.feature_layers)
+            self.target.extend(tokens[:-1])
+            features = self.target.features
         chooser = TokenChooser(settings, self.target.vocabulary, self.target.device)
         self.forest.read(tokens, features, chooser)
-        table, lookup = RecordedTrees(self.rule.columns), WholeTextLookup(tokens)
+        table, lookup = RecordedTrees.empty(self.rule.columns), WholeTextLookup(tokens)
         for first in range(start, len(tokens) - 1, self.batch):
             positions = np.arange(first, min(first + self.batch, len(tokens) - 1))
             self._record(table, np.asarray(tokens)[positions], positions, settings.greedy, lookup)
             progress(len(positions))
         return table.by_position()
 
-    def _read(self, tokens: Sequence[int]) -> torch.Tensor | None:
-        self.target.cache.reset()
-        self.target.show_features(self.draft.feature_layers)
-        self.target.extend(tokens)
-        return self.target.features
-
     def _record(
         self, table: RecordedTrees, roots: IntArray, positions: IntArray, greedy: bool, lookup: WholeTextLookup
     ) -> None:
-        batch = _Batch(table, self.forest, positions)
-        likely = _Likeliest(_GrowingWalk(batch), self.draft, greedy, lookup)
-        grow(TokenForest(roots), self.rule.parameters, likely)
+        recorded, calibrator = _GrowingLookup(table, self.forest, positions), self.draft.calibrator
+        grow(TokenForest(roots), self.rule.parameters, _Likeliest(recorded, calibrator, greedy, lookup))
         for tree in self.rule.fixed:
-            grow(
-                TokenForest(roots), tree, _Offers(_GrowingWalk(batch), self.draft if tree.calibrated else None, greedy)
-            )
+            recorded.restart()
+            as_live = _calibrated(recorded, calibrator, greedy) if calibrator and tree.calibrated else recorded
+            grow(TokenForest(roots), tree, as_live)
 
     def _check_length(self, tokens: int) -> None:
         limits = [model.context_limit for model in (self.target, self.draft) if model.context_limit is not None]
@@ -157,91 +153,77 @@ class Recorder:
             )
 
 
-class _Batch:
-    """Positions whose trees grow together, and what their rows are called among the draft's.
+class _GrowingLookup(RecordedLookup):
+    """A lookup in the table that lets the draft expand the nodes that the table lacks.
 
     Args:
-        table: where rows are added, those of this batch behind all others.
+        table: where new rows are added, after all others.
         forest: the draft.
-        positions: of the roots, `int64[trees]`.
+        positions: of the roots of trees that grow together, `int64[trees]`.
     """
 
     def __init__(self, table: RecordedTrees, forest: DraftForest, positions: IntArray) -> None:
-        self.table, self.forest, self.positions = table, forest, positions
-        self.first = len(table)
-        self.numbers: IntArray = np.empty(0, np.int64)  # of the table's rows from `first` on; -1 for roots
+        super().__init__(table, positions)
+        self.forest, self.first = forest, len(table)
+        self.numbers: IntArray = NO_NODES  # the draft's, of the table's rows from `first` on; -1 for roots
 
-    def roots(self, trees: IntArray) -> IntArray:
-        """Asks the draft after the roots of trees: all of them, since it forgets all others."""
-        positions = self.positions[trees]
-        found = self.forest.roots(positions, self.table.columns)
-        self.numbers = np.full(len(trees), -1, np.int64)
-        return self.table.append(found, self.numbers, np.zeros_like(trees), positions)
-
-    def grow(self, forest: TokenForest, nodes: IntArray, above: IntArray, rank: IntArray) -> IntArray:
-        """Asks the draft after nodes whose parents are in the table."""
-        positions, parents = self.positions[forest.owner[nodes]], self.numbers[above - self.first]
-        grown = int(self.numbers.max()) + 1
-        found = self.forest.grow(forest.token[nodes], positions, forest.depth[nodes], parents, self.table.columns)
-        self.numbers = np.concatenate([self.numbers, np.arange(grown, grown + len(nodes))])
-        return self.table.append(found, above, rank, positions)
-
-
-class _GrowingWalk(RecordedLookup):
-    """A walk that asks the draft for what the table lacks."""
-
-    def __init__(self, batch: _Batch) -> None:
-        super().__init__(batch.table, batch.positions)
-        self.batch = batch
+    def restart(self) -> None:
+        """Prepares for another growth of trees at the same roots."""
+        self.rows = NO_NODES
 
     def supply(self, forest: TokenForest, nodes: IntArray, above: IntArray, rank: IntArray) -> IntArray:
-        """Rows of nodes that the table lacks."""
-        if forest.depth[nodes[0]] == 0:
-            return self.batch.roots(forest.owner[nodes])
-        return self.batch.grow(forest, nodes, above, rank)
+        """Lets the draft expand nodes that the table lacks. Returns their rows."""
+        positions, columns = self.positions[forest.owner[nodes]], self.table.columns
+        if forest.depth[nodes[0]] == 0:  # all roots, since the draft forgets all others
+            candidates = self.forest.roots(positions, columns)
+            self.numbers = np.full(len(nodes), -1, np.int64)
+        else:
+            parents, grown = self.numbers[above - self.first], int(self.numbers.max()) + 1
+            candidates = self.forest.grow(forest.token[nodes], positions, forest.depth[nodes], parents, columns)
+            self.numbers = np.concatenate([self.numbers, np.arange(grown, grown + len(nodes))])
+        return self.table.append(candidates, above, rank, positions)
 
 
-class _Offers:
-    """What live drafting would be offered, calibrated if the draft is given and has a calibrator."""
+def _calibrated(recorded: RecordedLookup, calibrator: Calibrator, greedy: bool) -> Expand[TokenForest]:
+    """Returns an `Expand` to candidates as live decoding calibrates them."""
 
-    def __init__(self, walk: RecordedLookup, draft: Draft | None, greedy: bool) -> None:
-        self.walk, self.greedy = walk, greedy
-        self.calibrator = None if draft is None else draft.calibrator
-
-    def __call__(self, forest: TokenForest, nodes: IntArray, k: int) -> Candidates:
-        """See `Expand`."""
-        if self.calibrator is None:
-            return self.walk(forest, nodes, k)
-        found = self.walk(forest, nodes, max(k, 2))  # the calibrator looks at how far the first one leads
+    def expand(forest: TokenForest, nodes: IntArray, k: int) -> Candidates:
+        candidates = recorded(forest, nodes, max(k, 2))  # calibration needs the lead of the first one
         depth = int(forest.depth[nodes[0]]) + 1
-        return recalibrated(found, self.calibrator.calibrate(found.log_probs, depth, self.greedy), k)
+        return recalibrated(candidates, calibrator.calibrate(candidates.log_probs, depth, greedy), k)
+
+    return expand
 
 
 class _Likeliest:
-    """Candidates with the highest probability that any source gives them, so that reach is never underrated."""
+    """Candidates with the highest probability that any source gives them, so that no reach is too low."""
 
-    def __init__(self, walk: RecordedLookup, draft: Draft, greedy: bool, lookup: WholeTextLookup) -> None:
-        self.walk, self.calibrator, self.greedy, self.lookup = walk, draft.calibrator, greedy, lookup
+    def __init__(
+        self, recorded: RecordedLookup, calibrator: Calibrator | None, greedy: bool, lookup: WholeTextLookup
+    ) -> None:
+        self.recorded, self.calibrator, self.greedy, self.lookup = recorded, calibrator, greedy, lookup
         self.paths: list[list[int]] = []  # tokens from below the root to each node
 
     def __call__(self, forest: TokenForest, nodes: IntArray, k: int) -> Candidates:
         """See `Expand`."""
-        found = self.walk(forest, nodes, k)
-        log_probs = found.log_probs
+        candidates = self.recorded(forest, nodes, k)
+        log_probs = candidates.log_probs
         if self.calibrator is not None:
             worth = self.calibrator.calibrate(log_probs, int(forest.depth[nodes[0]]) + 1, self.greedy)
             log_probs = np.maximum(log_probs, worth)
         for node in range(len(self.paths), len(forest)):
             parent = int(forest.parent[node])
             self.paths.append([] if parent < 0 else [*self.paths[parent], int(forest.token[node])])
-        return Candidates(found.tokens, either(log_probs, self._support(forest, nodes, found)), found.confidence)
+        return Candidates(
+            candidates.tokens, either(log_probs, self._support(forest, nodes, candidates)), candidates.confidence
+        )
 
-    def _support(self, forest: TokenForest, nodes: IntArray, found: Candidates) -> FloatArray:
-        """Prompt lookup's probability of each candidate, 0 of what it does not offer."""
-        columns = found.tokens.shape[1]
+    def _support(self, forest: TokenForest, nodes: IntArray, candidates: Candidates) -> FloatArray:
+        """Prompt lookup's probability of each candidate, 0 for candidates that it does not offer."""
+        columns = candidates.tokens.shape[1]
         support = np.zeros((len(nodes), columns))
         for row, node in enumerate(nodes.tolist()):
-            self.lookup.seek(int(self.walk.positions[forest.owner[node]]) + 1)
+            self.lookup.seek(int(self.recorded.positions[forest.owner[node]]) + 1)
             for token, probability in self.lookup.after(self.paths[node], columns):
-                support[row, found.tokens[row] == token] = probability
+                support[row, candidates.tokens[row] == token] = probability
         return support

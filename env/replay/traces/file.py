@@ -1,19 +1,20 @@
-"""Traces: texts of a target and what a draft would have guessed along them, in one append-only file.
+"""Trace files: texts of a target and a draft's guesses along them, in one append-only file.
 
-The file is a magic line and frames, each of a kind, the lengths of its two parts, the CRC-32 of both, a part in JSON
-(UTF-8) and a part of raw little-endian arrays, in the order of `columns_of`:
+The file is a magic line and frames. A frame has a kind, the lengths of its two parts and the CRC-32 of both. The first
+part is JSON (UTF-8), the second raw little-endian arrays in the order of `columns_of`. There are two kinds:
 
-======== =========================================================================================================
-HEAD     the first frame: what every text of the file has in common (`TraceHeader`); no arrays
-TEXT     a text: its facts in JSON; ``tokens`` ``uint32[tokens]``, ``counts`` ``uint16[tokens - prompt]`` rows recorded
-         at each position of the answer, and for the rows, position by position: ``parent`` ``uint16[rows]`` (row of the
-         position that it is a candidate of, counted from 1; 0 for the root), ``rank`` ``uint8[rows]``, ``candidates``
-         ``uint16 or uint32[rows, columns]`` (by the vocabulary's size), ``log_probs`` ``float16[rows, columns]`` and
-         ``entropy`` ``float16[rows]``
-======== =========================================================================================================
+- HEAD is the first frame: facts that all texts share (`TraceHeader`), without arrays.
+- TEXT is a text, its facts in JSON. The first arrays are ``tokens``, ``uint32[tokens]``, and ``counts``,
+  ``uint16[tokens - prompt]``: the number of rows recorded at each position of the answer.
 
-A frame that ends before it should is what an interrupted recording leaves: it is dropped with a warning. Anything else
-that does not fit is an error that names the file.
+The other arrays of a TEXT hold the rows, position by position.
+
+- ``parent``, ``uint16[rows]``: row that this one is a candidate of, counted from 1 within the position; 0 for the root;
+- ``rank``, ``uint8[rows]``, and ``candidates``, ``uint16 or uint32[rows, columns]``, by the size of the vocabulary;
+- ``log_probs``, ``float16[rows, columns]``, and ``entropy``, ``float16[rows]``.
+
+An interrupted recording leaves an incomplete last frame, which is dropped with a warning. All other damage is an error
+that names the file.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from specgym.env.common.errors import TraceError
@@ -39,11 +40,11 @@ _FRAME = struct.Struct("<4sIQI")
 
 
 class Trace:
-    """A trace that was read.
+    """A trace in memory.
 
     Args:
         path: its file.
-        header: what its texts have in common.
+        header: facts that its texts share.
         texts: the texts.
     """
 
@@ -52,7 +53,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """Reads a trace; guesses stay in the file until they are asked for.
+    """Reads a trace; guesses stay in the file until they are needed.
 
     Warns:
         UserWarning: the last text was cut short and is left out.
@@ -64,38 +65,38 @@ def read_trace(path: Path) -> Trace:
     if frames.torn:
         warnings.warn(f"{path} ends within a text, which is left out: its recording was interrupted.", stacklevel=2)
     if not texts:
-        raise TraceError(f"{path} holds no text. Record some with scripts.record.")
+        raise TraceError(f"{path} holds no text. Record some with specgym record.")
     return Trace(path, header, texts)
 
 
 def read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], memoryview]]]:
-    """A trace's header, and facts and arrays of its texts, as they are stored. Raises as `read_trace` does."""
+    """Reads the header, and facts and arrays of the texts, as they are stored. Raises as `read_trace` does."""
     header = read_trace(path).header
     (_, *texts) = _Frames(path, path.read_bytes())
     return asdict(header), [(facts, arrays) for _, facts, arrays in texts]
 
 
 def trace_content(header: dict[str, Any], texts: Iterable[tuple[dict[str, Any], bytes]]) -> bytes:
-    """The content of a file with what `read_frames` tells."""
+    """Returns the content of a file for which `read_frames` returns these facts and arrays."""
     return _MAGIC + _frame(b"HEAD", header) + b"".join(_frame(b"TEXT", facts, arrays) for facts, arrays in texts)
 
 
-class TraceWriter:
-    """Writes texts to a trace, behind those that are there.
+class TraceWriter(AbstractContextManager["TraceWriter"]):
+    """Appends texts to a trace.
 
     Args:
-        path: the file; made if it is not there.
-        header: what its texts have in common.
+        path: the file; created if it does not exist.
+        header: facts that its texts share.
 
     Attributes:
-        keys: of the texts that are there, see `TraceText.key`.
+        keys: of the texts in the file, see `TraceText.key`.
 
     Warns:
         UserWarning: an interrupted recording left half a text, which is dropped.
 
     Raises:
-        FileWriteError: the file cannot be made.
-        TraceError: it is corrupt, or a trace of something else.
+        FileWriteError: the file cannot be created.
+        TraceError: the file is corrupt, or a trace with another header.
     """
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
@@ -105,13 +106,13 @@ class TraceWriter:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(trace_content(asdict(header), []))
         else:
-            self._go_on()
+            self._continue()
         self.file = path.open("ab")
 
-    def _go_on(self) -> None:
-        found, texts, frames = _read(self.path)
-        if found != self.header:
-            ours, theirs = asdict(self.header), asdict(found)
+    def _continue(self) -> None:
+        header, texts, frames = _read(self.path)
+        if header != self.header:
+            ours, theirs = asdict(self.header), asdict(header)
             differing = [name for name in ours if ours[name] != theirs[name]]
             expected, came = (", ".join(f"{name}={facts[name]}" for name in differing) for facts in (ours, theirs))
             raise TraceError(
@@ -133,12 +134,7 @@ class TraceWriter:
         os.fsync(self.file.fileno())
         self.keys.add(text.key)
 
-    def __enter__(self) -> TraceWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
 
@@ -151,24 +147,19 @@ def _read(path: Path) -> tuple[TraceHeader, list[TraceText], _Frames]:
     frames = _Frames(path, data)
     try:
         rest = iter(frames)
-        header = _header(path, rest)
+        kind, facts, _ = next(rest, (b"", {}, None))
+        if kind != b"HEAD":
+            raise TraceError(f"{path} is corrupt: expected its first frame to be a header. Record it again.")
+        header = TraceHeader(**facts | {name: tuple(facts[name]) for name in ("names", "context_limits", "end_tokens")})
         texts = [unpack(header, facts, arrays) for _, facts, arrays in rest]
     except (KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{path} is corrupt or of another version ({error!r}). Record it again.") from error
     return header, texts, frames
 
 
-def _header(path: Path, frames: Iterator[tuple[bytes, dict[str, Any], memoryview]]) -> TraceHeader:
-    kind, facts, _ = next(frames, (b"", {}, memoryview(b"")))
-    if kind != b"HEAD":
-        raise TraceError(f"{path} is corrupt: expected its first frame to be a header. Record it again.")
-    facts = facts | {name: tuple(facts[name]) for name in ("names", "context_limits", "end_tokens")}
-    return TraceHeader(**facts)
-
-
 def _frame(kind: bytes, facts: dict[str, Any], arrays: bytes = b"") -> bytes:
-    said = json.dumps(facts).encode()
-    return _FRAME.pack(kind, len(said), len(arrays), zlib.crc32(said + arrays)) + said + arrays
+    text = json.dumps(facts).encode()
+    return _FRAME.pack(kind, len(text), len(arrays), zlib.crc32(text + arrays)) + text + arrays
 
 
 class _Frames:
@@ -188,22 +179,22 @@ class _Frames:
             )
 
     def __iter__(self) -> Iterator[tuple[bytes, dict[str, Any], memoryview]]:
-        """Kind, JSON part and arrays of each whole frame. Raises `TraceError` at a corrupt one."""
+        """Yields kind, JSON part and arrays of each whole frame. Raises `TraceError` at a corrupt one."""
         number = 0
         while (start := self.end + _FRAME.size) <= len(self.data):
-            kind, said, arrays, checksum = _FRAME.unpack(self.data[self.end : start])
-            end = start + said + arrays
+            kind, facts, arrays, checksum = _FRAME.unpack(self.data[self.end : start])
+            end = start + facts + arrays
             if end > len(self.data):
                 return
             if zlib.crc32(self.data[start:end]) != checksum:
                 raise TraceError(
                     f"{self.path} is corrupt: the checksum of frame {number} does not fit. Restore the file, or record "
-                    "it again with scripts.record."
+                    "it again with specgym record."
                 )
             self.end, number = end, number + 1
-            yield kind, json.loads(bytes(self.data[start : start + said])), self.data[start + said : end]
+            yield kind, json.loads(bytes(self.data[start : start + facts])), self.data[start + facts : end]
 
     @property
     def torn(self) -> int:
-        """Bytes behind the last whole frame that was read."""
+        """Number of bytes after the last whole frame that was read."""
         return len(self.data) - self.end

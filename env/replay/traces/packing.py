@@ -1,9 +1,9 @@
 """Traces packed for shipping: a file of half the size, unpacked once into the cache and memory-mapped from there.
 
-A packed file is several .xz streams one after the other: the length of what is said in JSON (header and facts of all
-texts), the JSON, and then every column of all texts together, each in a stream with the filter that suits it. Numbers
-of a column resemble each other more than those of a text do. Of a row's log-probabilities, which only ever fall, the
-differences of their binary forms are kept.
+A packed file is a sequence of .xz streams. The first holds the length of a JSON text and the text: the header and the
+facts of all texts. Each further stream holds a column of all texts, packed with the filter that suits it: numbers of a
+column resemble each other more than those of a text do. A row's log-probabilities only ever fall, so the differences of
+their binary forms are kept.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import hashlib
 import json
 import lzma
 import struct
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from specgym.env.common.errors import TraceError
-from specgym.env.common.files import FileWriteError, atomic_path
-from specgym.env.common.home import cache_home
+from specgym.env.common.files import FileWriteError, atomic_path, cache_home
 from specgym.env.replay.traces.file import read_frames, trace_content
 from specgym.env.replay.traces.records import Array, TraceHeader, columns_of, split
 
 PACKED = ".xz"
-"""what packed traces end with"""
+"""suffix of packed traces"""
 
 _LENGTH = struct.Struct("<Q")
-# Of token ids the byte before tells more than which of eight bytes it is: bits of both that the coder goes by.
+# Bits of the byte before and of the place among eight bytes that the coder uses; for token ids the former tell more.
 _CONTEXT = {"candidates": (3, 1)}
 
 
@@ -40,11 +37,11 @@ def pack_trace(path: Path, packed: Path) -> None:
         TraceError: the trace cannot be read.
     """
     header, texts = read_frames(path)
-    said = json.dumps({"header": header, "texts": [facts for facts, _ in texts]}).encode()
-    parts = [split(_header(header), facts, arrays) for facts, arrays in texts]
-    streams = [lzma.compress(_LENGTH.pack(len(said)) + said)]
+    facts = json.dumps({"header": header, "texts": [each for each, _ in texts]}).encode()
+    parts = [split(TraceHeader(**header), each, arrays) for each, arrays in texts]
+    streams = [lzma.compress(_LENGTH.pack(len(facts)) + facts)]
     for name in parts[0]:
-        column = np.concatenate([_close(name, part[name]) for part in parts])
+        column = np.concatenate([_differences(name, part[name]) for part in parts])
         width = min(column.itemsize * (column.shape[1] if column.ndim > 1 else 1), 8)  # bytes after which they resemble
         period = width.bit_length() - 1
         context, place = _CONTEXT.get(name, (0, period))
@@ -55,11 +52,13 @@ def pack_trace(path: Path, packed: Path) -> None:
 
 
 def unpack_trace(packed: Path) -> Path:
-    """Where a packed trace lies unpacked: in the cache, by its checksum, so that another trace is another file.
+    """Unpacks a packed trace into the cache, if that has not been done, and returns the path.
+
+    The checksum is part of the file's name, so another trace has another file.
 
     Raises:
         FileWriteError: the cache cannot be written.
-        TraceError: the file is missing, cut short or no packed trace.
+        TraceError: the file is missing, truncated or no packed trace.
     """
     try:
         content = packed.read_bytes()
@@ -79,35 +78,31 @@ def unpack_trace(packed: Path) -> Path:
 
 
 def _unpacked(content: memoryview) -> bytes:
-    """The trace's own file. Raises `ValueError` and others for what is none."""
+    """Returns the content of the trace file. Raises `ValueError` and others for anything else."""
     start = _LENGTH.size
     end = start + _LENGTH.unpack(content[:start])[0]
-    said = json.loads(bytes(content[start:end]))
-    layouts = [columns_of(_header(said["header"]), facts) for facts in said["texts"]]
+    facts = json.loads(bytes(content[start:end]))
+    layouts = [columns_of(TraceHeader(**facts["header"]), text) for text in facts["texts"]]
     texts: list[list[bytes]] = [[] for _ in layouts]
     for name in layouts[0]:
         for text, layout in zip(texts, layouts, strict=True):
             kind, shape = layout[name]
             start, end = end, end + int(np.prod(shape)) * np.dtype(kind).itemsize
-            text.append(_apart(name, np.frombuffer(content[start:end], kind).reshape(shape)).tobytes())
+            text.append(_sums(name, np.frombuffer(content[start:end], kind).reshape(shape)).tobytes())
     if end != len(content):
         raise ValueError("it is longer than it says")
     arrays = [b"".join(text) for text in texts]
-    return trace_content(said["header"], zip(said["texts"], arrays, strict=True))
+    return trace_content(facts["header"], zip(facts["texts"], arrays, strict=True))
 
 
-def _close(name: str, column: Array) -> Array:
-    """The column, or for log-probabilities each one's difference from the one before, as binary forms."""
+def _differences(name: str, column: Array) -> Array:
+    """The column; for log-probabilities the difference of each from the one before, as binary forms."""
     if name != "log_probs":
         return column
     bits = column.view("<u2")
     return np.diff(bits, axis=1, prepend=np.zeros((len(bits), 1), "<u2"))
 
 
-def _apart(name: str, column: Array) -> Array:
-    """What `_close` was given."""
+def _sums(name: str, column: Array) -> Array:
+    """The column that `_differences` was given."""
     return np.cumsum(column.view("<u2"), axis=1, dtype="<u2") if name == "log_probs" else column
-
-
-def _header(facts: dict[str, Any]) -> TraceHeader:
-    return TraceHeader(**{field.name: facts[field.name] for field in fields(TraceHeader)})

@@ -1,4 +1,4 @@
-"""What a trace holds: what its texts have in common, and each text with the guesses along it."""
+"""The records of a trace: a header for all texts, and each text with the guesses along it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from specgym.env.replay.traces.recorded_trees import RecordedTrees
-from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import SamplingSettings
 
 SPLITS = ("train", "validation", "test")
+_FACTS = ("identifier", "category", "split", "settings", "prompt", "max_new_tokens")  # of a text, in JSON
 
 Array = npt.NDArray[Any]
-"""of any type"""
+"""an array of any type"""
 
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """What the texts of a trace have in common."""
+    """Facts that all texts of a trace share."""
 
     target: str
     """fingerprint of the target's weights"""
@@ -31,7 +31,7 @@ class TraceHeader:
     draft_kind: str
     """feature or causal"""
     names: tuple[str, str]
-    """what target and draft were called"""
+    """names of target and draft"""
     vocabulary: int
     """the target's number of tokens"""
     context_limits: tuple[int, int | None]
@@ -39,7 +39,7 @@ class TraceHeader:
     end_tokens: tuple[int, ...]
     """tokens that end a text"""
     rule: dict[str, Any]
-    """which guesses are recorded, see `SupersetRule`"""
+    """rule for the guesses that are recorded, see `SupersetRule`"""
     calibrator: dict[str, Any] | None
     """the draft's calibrator, see `Calibrator.record`"""
     dtype: str
@@ -60,13 +60,13 @@ class TraceText:
     category: str
     """kind of task"""
     split: str
-    """one of `SPLITS`; all texts of a prompt are in the same"""
+    """one of `SPLITS`, the same for all texts of a prompt"""
     settings: SamplingSettings
     """how it was sampled"""
     prompt: int
     """length of the prompt [tokens]"""
     max_new_tokens: int
-    """most tokens that were asked for [tokens]"""
+    """most tokens that were requested [tokens]"""
     tokens: tuple[int, ...]
     """prompt and answer [token ids]"""
     load: Callable[[], RecordedTrees] = field(compare=False, repr=False)
@@ -74,17 +74,17 @@ class TraceText:
 
     @cached_property
     def guesses(self) -> RecordedTrees:
-        """What the draft guessed after each token of the answer but the last one; read when first asked for."""
+        """The draft's guesses after each token of the answer but the last one; read at the first access."""
         return self.load()
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What no two texts of a trace share."""
+        """Identifies the text within its trace."""
         return (self.identifier, *asdict(self.settings).values())
 
 
 def columns_of(header: TraceHeader, facts: dict[str, Any]) -> dict[str, tuple[npt.DTypeLike, tuple[int, ...]]]:
-    """Type and shape of the arrays of a text with these facts, in their order. Raises `KeyError`, `TypeError`."""
+    """Returns type and shape of the arrays of a text, in their order. Raises `KeyError`, `TypeError`."""
     tokens, prompt, rows = facts["tokens"], facts["prompt"], facts["rows"]
     candidate: npt.DTypeLike = "<u2" if header.vocabulary <= 2**16 else "<u4"
     return {
@@ -99,7 +99,7 @@ def columns_of(header: TraceHeader, facts: dict[str, Any]) -> dict[str, tuple[np
 
 
 def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
-    """A text as facts and arrays."""
+    """Returns a text as facts and arrays."""
     table, rows = text.guesses, len(text.guesses)
     counts = np.bincount(table.position - text.prompt, minlength=len(text.tokens) - text.prompt)
     first = np.repeat(np.cumsum(counts) - counts, counts)  # of the row's position
@@ -112,22 +112,14 @@ def pack(header: TraceHeader, text: TraceText) -> tuple[dict[str, Any], bytes]:
         "log_probs": table.log_probs,
         "entropy": table.entropy,
     }
-    facts = {
-        "identifier": text.identifier,
-        "category": text.category,
-        "split": text.split,
-        "settings": asdict(text.settings),
-        "prompt": text.prompt,
-        "max_new_tokens": text.max_new_tokens,
-        "tokens": len(text.tokens),
-        "rows": rows,
-    }
+    facts = {name: getattr(text, name) for name in _FACTS} | {"tokens": len(text.tokens), "rows": rows}
+    facts["settings"] = asdict(text.settings)
     columns = columns_of(header, facts)
     return facts, b"".join(values[name].astype(kind).tobytes() for name, (kind, _) in columns.items())
 
 
 def split(header: TraceHeader, facts: dict[str, Any], arrays: bytes | memoryview) -> dict[str, Array]:
-    """The arrays that `pack` joined, as views. Raises as `unpack` does."""
+    """Returns the arrays that `pack` joined, as views. Raises as `unpack` does."""
     columns: dict[str, Array] = {}
     offset = 0
     for name, (kind, shape) in columns_of(header, facts).items():
@@ -140,38 +132,25 @@ def split(header: TraceHeader, facts: dict[str, Any], arrays: bytes | memoryview
 
 
 def unpack(header: TraceHeader, facts: dict[str, Any], arrays: memoryview) -> TraceText:
-    """What `pack` made; the arrays are views.
+    """Returns the text that `pack` was given; its arrays are views.
 
     Raises:
-        KeyError, TypeError, ValueError: facts and arrays do not fit each other.
+        KeyError, TypeError, ValueError: facts and arrays do not match.
     """
     columns = split(header, facts, arrays)
-    return TraceText(
-        facts["identifier"],
-        facts["category"],
-        facts["split"],
-        SamplingSettings(**facts["settings"]),
-        facts["prompt"],
-        facts["max_new_tokens"],
-        tuple(columns["tokens"].tolist()),
-        lambda: _table(columns, facts["prompt"]),
-    )
+    same = {name: facts[name] for name in _FACTS} | {"settings": SamplingSettings(**facts["settings"])}
+    return TraceText(**same, tokens=tuple(columns["tokens"].tolist()), load=lambda: _table(columns, facts["prompt"]))
 
 
 def _table(columns: dict[str, Array], prompt: int) -> RecordedTrees:
     counts = columns["counts"].astype(np.int64)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     parent = columns["parent"].astype(np.int64)
-    table = RecordedTrees(columns["candidates"].shape[1])
-    table.append(
-        Candidates(
-            columns["candidates"].astype(np.int64),
-            columns["log_probs"].astype(np.float64),
-            np.empty(0),
-            entropy=columns["entropy"].astype(np.float64),
-        ),
+    return RecordedTrees(
+        columns["candidates"].astype(np.int64),
+        columns["log_probs"].astype(np.float64),
+        columns["entropy"].astype(np.float64),
         np.where(parent == 0, -1, first + parent - 1),
         columns["rank"].astype(np.int64),
         np.repeat(np.arange(prompt, prompt + len(counts)), counts),
     )
-    return table

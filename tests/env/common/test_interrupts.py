@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the end of a piece of work that must be whole, and never longer."""
+"""Ctrl-C waits for the end of a piece of work that must be complete, and never longer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from specgym.env.common.interrupts import interrupts_held
+from specgym.env.common.processes import interrupts_held
 
 
 def press_ctrl_c() -> None:
@@ -18,48 +18,48 @@ def press_ctrl_c() -> None:
 
 @pytest.fixture(autouse=True)
 def _handler() -> None:
-    """Python's own, which a shell's background jobs lack, and which is there again afterwards."""
+    """Installs Python's own handler, which background jobs of a shell lack, and restores the handler afterwards."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_it_is_told_and_interrupts_at_the_end_of_the_block() -> None:
-    told = []
+def test_ctrl_c_is_reported_and_interrupts_at_the_end_of_the_block() -> None:
+    events = []
 
     def work() -> None:
         with interrupts_held() as pressed:
-            told.append(pressed())
+            events.append(pressed())
             press_ctrl_c()
-            told.append(pressed())
-        told.append(None)
+            events.append(pressed())
+        events.append(None)
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert told == [False, True], "the block goes on to its end, and nothing after it"
+    assert events == [False, True], "the block runs to its end, and nothing after it"
 
 
-def test_without_it_nothing_happens() -> None:
+def test_without_ctrl_c_nothing_happens() -> None:
     with interrupts_held() as pressed:
         pass
     assert not pressed()
 
 
-def test_a_second_one_interrupts_at_once() -> None:
-    told = []
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    events = []
 
     def work() -> None:
         with interrupts_held():
             press_ctrl_c()
-            told.append(1)
+            events.append(1)
             press_ctrl_c()
-            told.append(2)
+            events.append(2)
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert told == [1]
+    assert events == [1]
 
 
 @pytest.mark.parametrize("presses", [0, 1, 2])
-def test_afterwards_ctrl_c_is_what_it_was(presses: int) -> None:
+def test_ctrl_c_works_as_before_after_the_block(presses: int) -> None:
     def own(number: int, frame: object) -> None:
         pass
 
@@ -85,31 +85,31 @@ def test_an_error_in_the_block_is_not_hidden() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_inner_of_two_blocks_does_not_take_the_outer_ones() -> None:
-    told = []
+def test_an_inner_block_leaves_the_outer_blocks_interrupt() -> None:
+    events = []
 
     def work() -> None:
         with interrupts_held() as outer:
             with contextlib.suppress(KeyboardInterrupt), interrupts_held():
                 press_ctrl_c()
-            told.append(outer())
+            events.append(outer())
             press_ctrl_c()
-            told.append(outer())
+            events.append(outer())
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert told == [False, True]
+    assert events == [False, True]
 
 
-def test_other_threads_work_without_it() -> None:
-    told = []
+def test_the_block_does_nothing_in_other_threads() -> None:
+    events = []
 
     def work() -> None:
         with interrupts_held() as pressed:
-            told.append(pressed())
-        told.append(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+            events.append(pressed())
+        events.append(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert told == [False, True]
+    assert events == [False, True]

@@ -1,4 +1,4 @@
-"""The heart: whatever the controller and whatever the draft, the text is that of plain decoding."""
+"""The main promise: every controller and every draft gives the text of plain decoding."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def targets(draw: st.DrawFn) -> TargetModel:
 
 
 class Schedule:
-    """A controller that goes through a list of parameters, over and over."""
+    """A controller that repeats a list of parameters."""
 
     observes_draft = False
 
@@ -171,10 +171,10 @@ def test_the_texts_that_are_compared_differ_from_each_other() -> None:
 
 
 class TestComparison:
-    """The comparison above tells wrong engines from right ones."""
+    """The comparison above notices wrong engines."""
 
     @pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "sampling"])
-    def test_accepting_what_the_target_would_not_choose_is_noticed(
+    def test_accepting_other_tokens_than_the_targets_is_noticed(
         self, monkeypatch: pytest.MonkeyPatch, sampling: SamplingSettings
     ) -> None:
         def first_child(tree: TokenTree, choices: IntArray) -> IntArray:
@@ -191,19 +191,15 @@ class TestComparison:
         assert texts(float32_draft("causal"), SAMPLINGS[1], "fixed_tree")[0] != expected
 
     def test_a_tree_that_sees_its_siblings_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        expected, right = plain_texts(SAMPLINGS[0]), LiveDecoder._draft
+        expected, right = plain_texts(SAMPLINGS[0]), LiveDecoder._verify
 
-        def sees_all(*arguments: Any) -> tuple[TokenTree, IntArray]:
-            chosen, nodes = right(*arguments)
-            seen_by_path, chosen.ancestors = chosen.ancestors, np.tri(len(chosen), dtype=bool)
-            chosen.accepted_path = lambda choices: path(chosen, seen_by_path, choices)  # type: ignore[method-assign]
-            return chosen, nodes
-
-        def path(tree: TokenTree, ancestors: np.ndarray, choices: IntArray) -> IntArray:
+        def sees_all(decoder: LiveDecoder, tree: TokenTree, *arguments: Any) -> IntArray:
+            ancestors, tree.ancestors = tree.ancestors, np.tri(len(tree), dtype=bool)
+            choices = right(decoder, tree, *arguments)
             tree.ancestors = ancestors
-            return TokenTree.accepted_path(tree, choices)
+            return choices
 
-        monkeypatch.setattr(LiveDecoder, "_draft", sees_all)
+        monkeypatch.setattr(LiveDecoder, "_verify", sees_all)
         assert texts(float32_draft("causal"), SAMPLINGS[0], "fixed_tree")[0] != expected
 
 

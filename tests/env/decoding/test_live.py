@@ -56,7 +56,7 @@ def target() -> TargetModel:
 
 @pytest.fixture(scope="module")
 def echo(target: TargetModel) -> CausalDraft:
-    """A draft that always guesses right first."""
+    """A draft whose first candidate is always right."""
     return causal_draft(target, 0.0)
 
 
@@ -70,7 +70,7 @@ def tiny_gpt2(context: int) -> GPT2LMHeadModel:
 class TestLimits:
     @CONTROLLERS
     @pytest.mark.parametrize("wanted", range(1, 13))
-    def test_the_text_has_the_tokens_asked_for_and_not_one_more(
+    def test_the_text_has_the_requested_tokens_and_not_one_more(
         self, target: TargetModel, echo: Draft, controller: str, wanted: int
     ) -> None:
         whole = generate(target, echo, Request(PROMPT, 12)).tokens
@@ -124,7 +124,7 @@ class TestLimits:
     @pytest.mark.parametrize(
         "sampling", [SamplingSettings(), SamplingSettings(1.0, seed=3)], ids=["greedy", "sampling"]
     )
-    def test_where_a_draft_can_see_no_further_lookup_goes_on_alone(
+    def test_past_the_drafts_context_lookup_continues_alone(
         self, target: TargetModel, sampling: SamplingSettings
     ) -> None:
         draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
@@ -274,7 +274,7 @@ class TestErrors:
 
     @KINDS
     @pytest.mark.parametrize("parameters", [PLAIN, TreeParameters()], ids=["plain", "tree"])
-    def test_an_interrupted_round_cannot_be_carried_on_with(
+    def test_an_interrupted_round_cannot_be_continued(
         self, target: TargetModel, kind: str, parameters: TreeParameters
     ) -> None:
         decoder = LiveDecoder(target, make_draft(kind, target))
@@ -311,7 +311,7 @@ class TestErrors:
 
 
 class UnaskedDraft(LookupDraft):
-    """A draft that must not be asked."""
+    """A draft that must not run."""
 
     def expand(self, tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         raise AssertionError("plain decoding asked the draft")
@@ -333,7 +333,7 @@ class TestSharing:
         texts = [run(decoder, make_controller("fixed_tree"), request).tokens for decoder in decoders * 2]
         assert texts == [generate(target, LookupDraft(), request).tokens] * 6
 
-    def test_a_target_lent_out_is_as_it_was_and_comes_back_ready(self) -> None:
+    def test_a_lent_target_is_unchanged_and_ready_afterwards(self) -> None:
         target = TargetModel(tiny_llama(), frozenset())
         draft, request, text = feature_draft(target), Request(PROMPT, 20), torch.tensor([PROMPT])
         before = generate(target, draft, request, "fixed_tree").tokens
@@ -346,7 +346,7 @@ class TestSharing:
 
 
 class TestObservation:
-    def test_it_tells_where_the_text_is_and_how_the_last_round_went(self, target: TargetModel, echo: Draft) -> None:
+    def test_it_shows_the_texts_position_and_the_last_round(self, target: TargetModel, echo: Draft) -> None:
         decoder = LiveDecoder(target, echo)
         decoder.start(Request(PROMPT, 20))
         seen = decoder.observe()
@@ -360,7 +360,7 @@ class TestObservation:
         assert seen.generated + seen.remaining == 20
         assert (seen.last_drafted, seen.last_depth, seen.last_accepted) == (5, outcome.depth, outcome.accepted)
 
-    def test_it_tells_how_lookup_would_do(self, target: TargetModel, echo: Draft) -> None:
+    def test_it_shows_lookups_match_and_rate(self, target: TargetModel, echo: Draft) -> None:
         decoder, matches = LiveDecoder(target, echo), set()
         decoder.start(Request(make_prompt(1, 10), 60))
         before = echo.forward_seconds
@@ -376,7 +376,7 @@ class TestObservation:
         assert {0, 2, 3} <= matches, "the test would be vacuous"
 
     @KINDS
-    def test_it_is_told_which_nodes_lookup_alone_proposed(self, target: TargetModel, kind: str) -> None:
+    def test_outcomes_count_the_nodes_that_lookup_alone_proposed(self, target: TargetModel, kind: str) -> None:
         decoder, sources = LiveDecoder(target, make_draft(kind, target)), itertools.cycle(SOURCES)
         told: dict[str, list[int]] = {source: [0] * 4 for source in SOURCES}
         for seed in range(6):
@@ -397,7 +397,7 @@ class TestObservation:
                 assert 0 < drafted_lookup < drafted
                 assert 0 < accepted_lookup < accepted
 
-    def test_the_node_budget_bounds_what_is_verified(self, target: TargetModel, echo: Draft) -> None:
+    def test_the_node_budget_bounds_the_verified_nodes(self, target: TargetModel, echo: Draft) -> None:
         decoder, rows = LiveDecoder(target, echo), []
         hook = target.model.get_input_embeddings().register_forward_hook(
             lambda module, inputs, output: rows.append(output.shape[-2])
@@ -424,7 +424,7 @@ class TestObservation:
         decoder.start(Request(PROMPT, 60))
         assert (decoder.observe().recent, decoder.observe().greedy) == ((), True)
 
-    def test_at_the_end_it_tells_what_the_text_has_come_to(self, target: TargetModel, echo: Draft) -> None:
+    def test_at_the_end_it_shows_the_finished_text(self, target: TargetModel, echo: Draft) -> None:
         decoder = LiveDecoder(target, echo)
         decoder.start(Request(PROMPT, 12))
         rounds_until_the_end(decoder, [chain(3)] * 12)
@@ -514,7 +514,7 @@ class TestObservedDraft:
         assert sum(accepted for _, accepted, *_ in trees[True]) > 0, "the test would be vacuous"
 
     @SETTINGS
-    def test_it_says_what_the_draft_says_of_the_root(self, target: TargetModel, sampling: SamplingSettings) -> None:
+    def test_it_shows_the_drafts_candidates_at_the_root(self, target: TargetModel, sampling: SamplingSettings) -> None:
         draft, compared = causal_draft(target), 0
         draft.calibrator = CALIBRATOR  # not seen in what is observed
         decoder = LiveDecoder(target, draft)
@@ -531,14 +531,14 @@ class TestObservedDraft:
 
     @pytest.mark.parametrize("kind", ["causal", "feature"])
     @pytest.mark.parametrize("parameters", [chain(2), PLAIN, dataclasses.replace(chain(2), source="lookup")])
-    def test_its_forward_is_made_once_and_counts_to_the_round(self, kind: str, parameters: TreeParameters) -> None:
+    def test_its_forward_runs_once_and_counts_to_the_round(self, kind: str, parameters: TreeParameters) -> None:
         target = tiny_target()
         draft = make_draft(kind, target)
         decoder = LiveDecoder(target, draft)
         decoder.start(Request(PROMPT, 40))
         while decoder.under_way:
             if decoder.limit - len(decoder.tokens) < 3:
-                break  # too little is left for a tree
+                break  # too few tokens are left for a tree
             before, owed = draft.forward_seconds, draft.owed
             decoder.observe(draft=True)
             after = draft.forward_seconds
@@ -549,7 +549,7 @@ class TestObservedDraft:
             assert outcome.seconds.draft >= outcome.seconds.draft_forward > 0
             assert outcome.level_rows == ((owed, 1) if parameters == chain(2) else (owed,))
 
-    def test_where_the_draft_can_see_no_further_it_says_nothing(self, target: TargetModel) -> None:
+    def test_past_the_drafts_context_it_shows_nothing(self, target: TargetModel) -> None:
         draft = CausalDraft(CachedModel(tiny_gpt2(20)), target.vocabulary)
         decoder = LiveDecoder(target, draft)
         decoder.start(Request(PROMPT, 40))
@@ -593,7 +593,7 @@ class TestLevelRows:
             embedding.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[-2]))
         else:
             head = draft.lean.head
-            draft.lean.head = lambda x: rows.append(len(x)) or head(x)
+            draft.lean.head = lambda x, **options: rows.append(len(x)) or head(x, **options)
         decoder, told = LiveDecoder(target, draft), set()
         shapes = itertools.cycle([dataclasses.replace(shape, source=source) for shape in SHAPES for source in SOURCES])
         for seed in range(3):

@@ -1,4 +1,4 @@
-"""A target and a draft load from folders and work together, or the user is told by name what is wrong with them."""
+"""A target and a draft load from folders and work together, or an error names what is wrong."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TestLoading:
             pair.with_draft(str(folders.stranger))
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-    def test_both_models_get_the_precision_asked_for(self, folders: TinyFolders, dtype: str) -> None:
+    def test_both_models_get_the_requested_precision(self, folders: TinyFolders, dtype: str) -> None:
         pair = load_pair(str(folders.target), str(folders.draft), dtype)
         assert isinstance(pair.draft, CausalDraft)
         assert {pair.target.dtype, pair.draft.model.dtype} == {getattr(torch, dtype)}
@@ -172,7 +172,7 @@ class TestFiles:
         with pytest.raises(ModelFileError, match=f"{path} is missing, truncated or unreadable"):
             load_pair(str(broken))
 
-    def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(self, broken: Path) -> None:
+    def test_weights_without_a_tensor_are_refused(self, broken: Path) -> None:
         save_file({}, broken / "model.safetensors", {"format": "pt"})
         with pytest.raises(ModelFileError, match=re.escape(str(broken))):
             load_pair(str(broken))
@@ -188,7 +188,7 @@ class TestFiles:
         ],
     )
     @pytest.mark.parametrize("role", ["target", "draft"])
-    def test_a_file_that_cannot_be_read_is_told_with_its_folder(
+    def test_a_file_that_cannot_be_read_is_named_with_its_folder(
         self, folders: TinyFolders, broken: Path, name: str, text: str, role: str
     ) -> None:
         (broken / name).write_text(text)
@@ -196,7 +196,7 @@ class TestFiles:
         with pytest.raises(ModelFileError, match=re.escape(str(broken))):
             load_pair(*names)
 
-    def test_a_folder_without_a_tokenizer_is_told(self, broken: Path) -> None:
+    def test_a_folder_without_a_tokenizer_is_named(self, broken: Path) -> None:
         for path in broken.glob("tokenizer*"):
             path.unlink()
         with pytest.raises(ModelFileError, match=re.escape(str(broken))):

@@ -1,4 +1,4 @@
-"""A calibrator never turns the order of probabilities around, survives its file, and refuses a broken one."""
+"""A calibrator keeps the order of probabilities, survives its file, and refuses a broken one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestMap:
         log_probs = children(*probabilities)
         np.testing.assert_allclose(NEUTRAL.calibrate(log_probs, depth), log_probs, rtol=1e-6, atol=1e-9)
 
-    def test_no_offer_stays_no_offer(self) -> None:
+    def test_an_empty_place_stays_empty(self) -> None:
         log_probs = np.array([[np.log(0.5), -np.inf, -np.inf]])
         calibrated = NEUTRAL.calibrate(log_probs, 1)
         assert np.isfinite(calibrated[0, 0])
@@ -64,7 +64,7 @@ class TestMap:
     def test_certainty_stays_finite(self) -> None:
         assert (np.isfinite(NEUTRAL.calibrate(np.array([[0.0, -50.0]]), 1))).all()
 
-    def test_each_rank_and_depth_has_values_of_its_own_and_the_last_ones_go_on(self) -> None:
+    def test_each_rank_and_depth_has_its_own_values_and_the_last_ones_apply_beyond(self) -> None:
         calibrator = make_calibrator()
         log_probs = children(0.4, 0.3, 0.2, 0.1)
         first, second, third = (calibrator.calibrate(log_probs, depth, greedy=False)[0] for depth in (1, 2, 3))
@@ -82,13 +82,13 @@ class TestMap:
 
 
 def test_the_margin_is_the_first_childs_lead() -> None:
-    assert margins(children(0.6, 0.25, 0.1)) == pytest.approx([0.35])
-    assert margins(children(0.6)) == pytest.approx([0.6])
-    assert margins(np.array([[np.log(0.6), -np.inf]])) == pytest.approx([0.6])
+    assert margins(np.exp(children(0.6, 0.25, 0.1))) == pytest.approx([0.35])
+    assert margins(np.exp(children(0.6))) == pytest.approx([0.6])
+    assert margins(np.array([[0.6, 0.0]])) == pytest.approx([0.6])
 
 
 class TestFile:
-    def test_what_is_saved_is_loaded(self, tmp_path: Path) -> None:
+    def test_a_saved_calibrator_loads_unchanged(self, tmp_path: Path) -> None:
         calibrator = make_calibrator()
         calibrator.save(tmp_path / "calibrator.json")
         loaded = load_calibrator(tmp_path / "calibrator.json")
@@ -118,7 +118,7 @@ class TestFile:
             load_calibrator(path)
 
     @pytest.mark.parametrize("text", ["", "{", "[]"])
-    def test_a_file_that_is_none_is_named(self, tmp_path: Path, text: str) -> None:
+    def test_a_file_without_a_calibrator_is_named(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "calibrator.json"
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ModelFileError, match=str(path)):

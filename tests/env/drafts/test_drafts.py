@@ -1,4 +1,4 @@
-"""Drafts: whatever happened before, they guess as if they had just read the whole text."""
+"""Drafts propose as if they had just read the whole text, no matter what happened before."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import ModelFileError, NumericalError, PairError
 from specgym.env.decoding.live import LiveDecoder
 from specgym.env.drafts import CausalDraft, Draft, MergedDraft
-from specgym.env.drafts.network import load_network, save_network
-from specgym.env.models.cache import KeyValueBuffer
+from specgym.env.drafts.network import FeatureDraftNetwork, load_network, save_network
+from specgym.env.models.attention import attend
 from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.growth import Candidates, grow_tree
 from specgym.env.tree.parameters import Source, TreeParameters
@@ -50,7 +50,7 @@ WIDE = TreeParameters(base_depth=3, max_depth=3, min_branch=2, mid_branch=2, max
 
 
 def read_anew(draft: Draft, target: TargetModel, text: list[int], sampling: SamplingSettings) -> MergedDraft:
-    """Lets a draft read a whole text at once, as at the start of a request; returns it merged with prompt lookup."""
+    """Lets a draft read a whole text at once, and returns it merged with prompt lookup."""
     target.show_features(draft.feature_layers)
     target.cache.reset()
     target.extend(text[:-1])
@@ -67,7 +67,7 @@ def assert_same(found: Candidates, expected: Candidates) -> None:
 
 
 def assert_as_if_read_anew(decoder: LiveDecoder, sampling: SamplingSettings, source: Source = "model") -> None:
-    """The draft's next tree is that of a draft that reads the text so far at once."""
+    """Checks that the draft's next tree equals that of a draft that reads the text so far at once."""
     text, wide = decoder.tokens, dataclasses.replace(WIDE, source=source)
     with torch.inference_mode():
         used = grow_tree(text[-1], wide, decoder.merged.expander(wide))
@@ -95,7 +95,7 @@ def test_after_any_rounds_a_draft_grows_the_tree_of_one_that_reads_the_whole_tex
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_rounds_of_lookup_alone_cost_the_draft_nothing_and_leave_it_nothing_but_a_debt(kind: str) -> None:
+def test_rounds_of_lookup_alone_run_no_draft_forward_and_leave_tokens_owed(kind: str) -> None:
     decoder = LiveDecoder(TARGET, DRAFTS[kind])
     decoder.start(Request(make_prompt(2), 60))
     decoder.round(WIDE)
@@ -140,8 +140,8 @@ def test_a_causal_drafts_candidates_in_a_tree_are_the_models_after_each_branch_a
         for node in range(1, len(tree)):
             branch = tree.token[tree.ancestors[node]].tolist()
             logits = draft.model.model(torch.tensor([text[:-1] + branch[:-1]])).logits[0, -1]
-            told = logits.log_softmax(-1)[branch[-1]].bfloat16().item()  # the precision that candidates are told in
-            assert told == pytest.approx(tree.log_prob[node], rel=1e-6)
+            expected = logits.log_softmax(-1)[branch[-1]].bfloat16().item()  # the precision of candidates
+            assert expected == pytest.approx(tree.log_prob[node], rel=1e-6)
     assert len(tree) == 15
 
 
@@ -197,10 +197,21 @@ def test_nodes_left_out_of_a_level_make_no_difference_to_the_others(kind: str) -
         assert_same(offer, whole[node])
 
 
+def whole_text_output(network: FeatureDraftNetwork, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The network's output over a whole text, `[1, rows, hidden]`."""
+    stream = network.begin(tokens, features)
+    rotation = network.rotary(torch.arange(tokens.shape[1]), stream.dtype)
+    for layer in network.blocks:
+        query, key, value = layer.project(stream, rotation)
+        stream = layer.finish(stream, attend(query, key, value, None))
+    output: torch.Tensor = network.output_norm(stream)
+    return output
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("times", [1, 75], ids=["at once", "in parts"])
 @pytest.mark.parametrize(("layers", "feature_layers"), [(1, ()), (2, ()), (1, (0,)), (2, (0, 1))])
-def test_a_feature_draft_alone_goes_on_as_its_network_does_over_the_whole_text(
+def test_a_feature_draft_equals_its_network_over_the_whole_text(
     layers: int, feature_layers: tuple[int, ...], times: int
 ) -> None:
     target = tiny_target(max_position_embeddings=1024)
@@ -214,9 +225,7 @@ def test_a_feature_draft_alone_goes_on_as_its_network_does_over_the_whole_text(
     for _ in range(4):
         found = draft.expand(tree, node, 3)
         # Row r holds token r + 1 and the state before it; the network's last output is the state to go on with.
-        tokens = draft.embedding(torch.tensor([text[1:]]))
-        caches = [KeyValueBuffer() for _ in range(layers)]
-        output = draft.network(tokens, states[None], torch.arange(len(text) - 1), None, caches)[0, -1:]
+        output = whole_text_output(draft.network, draft.embedding(torch.tensor([text[1:]])), states[None])[0, -1:]
         assert_same(found, chooser.rank(draft.network.head(output), [len(text)], 3, draft.network.token_ids))
         states = torch.cat([states, output])
         text.append(int(found.tokens[0, 0]))
@@ -286,7 +295,7 @@ class TestNetworkFile:
         save_network(tiny_network(), path, {})
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ModelFileError, match=r"draft\.safetensors is corrupt .*scripts\.distill"):
+        with pytest.raises(ModelFileError, match=r"draft\.safetensors is corrupt .*`specgym distill`"):
             load_network(path)
 
     def test_a_file_of_something_else_is_named(self, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def reading(pieces: Iterable[list[int]], **options: float) -> LookupDraft:
 
 
 def candidates(draft: LookupDraft, root: int, path: Iterable[int] = (), k: int = 4) -> Candidates:
-    """What a draft offers after its text, which ends with `root`, and a path."""
+    """A draft's candidates after its text, which ends with `root`, and a path."""
     tree, node = TokenTree(root), np.zeros(1, np.int64)
     for token in path:
         node = tree.add(node, np.array([token]), np.zeros(1))
@@ -46,7 +46,7 @@ def candidates(draft: LookupDraft, root: int, path: Iterable[int] = (), k: int =
 
 
 def lookup(text: list[int], path: Iterable[int] = (), k: int = 4, **options: float) -> dict[int, float]:
-    """What is offered after `text` and `path`, best first."""
+    """Candidates after `text` and `path`, best first."""
     found = candidates(reading([text], **options), text[-1], path, k)
     offered = found.log_probs[0] > -math.inf
     assert found.tokens.shape == found.log_probs.shape == (1, k)
@@ -59,7 +59,7 @@ def lookup(text: list[int], path: Iterable[int] = (), k: int = 4, **options: flo
 
 
 def matches(text: list[int], ending: list[int]) -> list[tuple[int, int]]:
-    """What followed each of the latest matches of `ending` in `text`, and their lengths: longest first, then latest."""
+    """The tokens after the latest matches of `ending` in `text`, with match lengths: longest first, then latest."""
     found = []
     for end in range(len(text) - 1, 0, -1):
         lengths = [
@@ -71,7 +71,7 @@ def matches(text: list[int], ending: list[int]) -> list[tuple[int, int]]:
 
 
 def expected(text: list[int], path: list[int], k: int, strength: float) -> dict[int, float]:
-    """What the manual of `LookupDraft` says, word by word."""
+    """The docstring of `LookupDraft`, computed word by word."""
     tried, right = [0] * (LONGEST + 1), [0] * (LONGEST + 1)
     for index in range(1, len(text)):
         for guess, length in matches(text[:index], text[:index])[:1]:
@@ -87,7 +87,7 @@ def expected(text: list[int], path: list[int], k: int, strength: float) -> dict[
 
 
 @given(texts, paths, st.integers(1, 4), st.sampled_from([0.5, 8.0]))
-def test_it_offers_what_its_manual_says(text: list[int], path: list[int], k: int, strength: float) -> None:
+def test_it_proposes_what_its_docstring_says(text: list[int], path: list[int], k: int, strength: float) -> None:
     found, right = lookup(text, path, k, strength=strength), expected(text, path, k, strength)
     assert list(found) == list(right)
     np.testing.assert_allclose(list(found.values()), list(right.values()), rtol=1e-12)

@@ -215,7 +215,7 @@ def test_where_a_sure_model_and_lookup_agree_the_tree_is_the_models_own() -> Non
 
 
 def curve(slope: float, offset: float, margin: float = 0.0) -> CalibrationMap:
-    """One map for all depths and the first four ranks; lower ranks are thought less of."""
+    """One map for all depths and the first four ranks; lower ranks become less likely."""
     ranks = np.arange(4.0)
     offsets = offset - np.array([[0.0], [1.0]]) - ranks * 0.1
     return CalibrationMap(np.full(4, slope), np.full(4, slope), np.full(4, margin), offsets)
@@ -244,9 +244,7 @@ class TestCalibration:
     @pytest.mark.parametrize(
         "sampling", [SamplingSettings(), SamplingSettings(1.0, seed=4)], ids=["greedy", "sampling"]
     )
-    def test_children_are_calibrated_by_depth_and_way_of_decoding_and_stand_best_first(
-        self, sampling: SamplingSettings
-    ) -> None:
+    def test_children_are_calibrated_by_depth_and_mode_and_sorted_best_first(self, sampling: SamplingSettings) -> None:
         text, found = list(make_prompt(3, 9)), []
         for calibrator in (None, CALIBRATOR):
             expand = merged_draft(text, calibrator, sampling).expander(TreeParameters())

@@ -1,4 +1,4 @@
-"""The vector that policies read: every entry within 0 and 1, and each says what its row of the table promises."""
+"""Features lie within 0 and 1 and have the values that their table describes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgym.env.gym.features import FEATURES, feature_table, feature_vector, saturate, unsaturate, unsaturate_number
+from specgym.env.gym.features import FEATURES, GROUPS, feature_columns, feature_table, feature_vector
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation, PastRound
 
 NOTHING_YET = Observation(position=10, generated=1, remaining=50)
@@ -28,7 +28,7 @@ def past_rounds(draw: st.DrawFn) -> PastRound:
 
 @st.composite
 def observations(draw: st.DrawFn) -> Observation:
-    """Whatever a decoder may show."""
+    """Draws any observation that a decoder may make."""
     recent = draw(st.lists(past_rounds(), max_size=WINDOW))
     last = recent[-1] if recent else PastRound(0, 0, 0)
     count = draw(st.integers(0, ROOT_CHILDREN))
@@ -71,7 +71,7 @@ def test_before_the_first_round_nothing_is_known() -> None:
     assert {name for name, value in seen.items() if value not in (0, 0.5)} == {"context", "generated", "remaining"}
 
 
-def test_the_text_is_told_on_a_logarithmic_scale() -> None:
+def test_lengths_are_on_a_logarithmic_scale() -> None:
     seen = named(Observation(position=255, generated=15, remaining=2**20, greedy=False))
     assert (seen["context"], seen["generated"], seen["remaining"]) == (
         pytest.approx(8 / 15),
@@ -81,7 +81,7 @@ def test_the_text_is_told_on_a_logarithmic_scale() -> None:
     assert seen["sampling"] == 1
 
 
-def test_the_drafts_opinion_is_told_as_probabilities() -> None:
+def test_the_drafts_log_probabilities_become_probabilities() -> None:
     log_probs = tuple(math.log(p) for p in (0.5, 0.25, 0.125, 0.0625))
     seen = named(Observation(10, 1, 50, root_log_probs=log_probs))
     assert [seen[f"draft_{rank}"] for rank in range(1, 5)] == [0.5, 0.25, 0.125, 0.0625]
@@ -90,7 +90,7 @@ def test_the_drafts_opinion_is_told_as_probabilities() -> None:
     assert (lonely["draft_margin"], lonely["draft_rest"], lonely["draft_2"]) == (0.75, 0.25, 0)
 
 
-def test_the_window_tells_how_often_and_to_what_depth_trees_were_right() -> None:
+def test_past_rounds_show_how_often_trees_were_accepted_to_each_depth() -> None:
     recent = (PastRound(12, 4, 4), PastRound(6, 4, 1), PastRound(0, 0, 0), PastRound(2, 2, 0))
     seen = named(Observation(10, 9, 50, *recent[-1], recent=recent))
     assert seen["rounds"] == pytest.approx(0.4)
@@ -106,23 +106,22 @@ def test_the_window_tells_how_often_and_to_what_depth_trees_were_right() -> None
     assert seen["last_accepted"] == pytest.approx(0.5 / 3)
 
 
-def test_the_machine_is_told_in_plain_steps() -> None:
+def test_costs_are_saturated() -> None:
     seen = named(Observation(10, 1, 50, level_cost=0.25, row_cost=0.05))
     assert (seen["level_cost"], seen["row_cost"]) == (0.5, 0.5)
 
 
-@given(cost=st.floats(0, 1e3), half=st.floats(0.01, 10))
-def test_a_cost_that_is_shown_can_be_told_from_what_is_shown(cost: float, half: float) -> None:
-    shown = np.array([saturate(cost, half), 1.0])
-    assert unsaturate(shown, half).tolist() == [pytest.approx(cost, rel=1e-6, abs=1e-9), np.inf]
-    assert [unsaturate_number(each, half) for each in shown] == unsaturate(shown, half).tolist()
-
-
-def test_the_table_has_a_row_for_every_entry_and_names_fields_that_there_are() -> None:
+def test_the_table_lists_every_feature_and_its_fields() -> None:
     rows = feature_table().splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [str(index) for index in range(len(FEATURES))]
     names = [row.split("`")[1] for row in rows]
     assert names == [feature.name for feature in FEATURES]
     assert len(set(names)) == len(names)
     fields = set(Observation.__slots__)
-    assert {field for feature in FEATURES for field in feature.source.split(", ")} <= fields
+    assert {field for feature in FEATURES for field in feature.fields} <= fields
+
+
+def test_every_feature_is_in_one_group() -> None:
+    columns = [column for group in GROUPS for column in feature_columns([group]).tolist()]
+    assert sorted(columns) == list(range(len(FEATURES)))
+    assert feature_columns(GROUPS).tolist() == list(range(len(FEATURES)))

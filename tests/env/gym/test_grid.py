@@ -1,4 +1,4 @@
-"""The parameter grid: every rule's choices are on it, and what is not on it is refused by name."""
+"""Every rule's choices are on the default grid, and parameters off a grid are refused by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from specgym.controllers.registry import make_controller
 from specgym.controllers.rules.phases import PHASE_1, PHASE_2, HistoryController, fixed_tree
 from specgym.env.common.errors import ParameterError, UnknownNameError
-from specgym.env.gym.grid import DIMENSIONS, ParameterGrid
+from specgym.env.gym.grid import ParameterGrid
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import PLAIN, SOURCES, Source, TreeParameters
 from tests.support.tiny_models import tree_parameters
@@ -26,7 +26,7 @@ actions = st.tuples(*(st.integers(0, int(count) - 1) for count in GRID.nvec)).ma
 
 
 def steps_of_phase_3(source: Source) -> set[TreeParameters]:
-    """Whatever the history controller can come to, however the rounds go, from extreme to extreme and turning back."""
+    """Returns all parameters that the history controller can reach, from one extreme to the other and back."""
     seen = set()
     for turn in range(30):
         controller = HistoryController(source=source, window=1, patience=1)
@@ -51,7 +51,7 @@ class TestRules:
         assert GRID.parameters(GRID.index(parameters)) == parameters
 
     @pytest.mark.parametrize("source", SOURCES)
-    def test_whatever_does_not_speculate_is_plain_decoding(self, source: Source) -> None:
+    def test_parameters_that_do_not_speculate_are_plain_decoding(self, source: Source) -> None:
         assert GRID.parameters(GRID.index(dataclasses.replace(PHASE_2, base_depth=0, source=source))) == PLAIN
         plain = make_controller(f"autoregressive:source={source}").act(Observation(9, 4, 40))
         assert GRID.parameters(GRID.index(plain)) == PLAIN
@@ -72,28 +72,23 @@ class TestActions:
         assert GRID.parameters(found) == parameters
         assert GRID.flat(found) <= GRID.flat(action), "of several the first"
 
-    @given(actions)
-    def test_a_number_and_its_action_are_one(self, action: np.ndarray) -> None:
-        assert GRID.unflat(GRID.flat(action)).tolist() == action.tolist()
-
     def test_numbers_count_through_the_last_dimension_first(self) -> None:
-        every = [SMALL.unflat(index).tolist() for index in range(SMALL.size)]
-        assert every == [list(action) for action in itertools.product(*map(range, SMALL.nvec))]
-        assert SMALL.size == len(every) == 3 * 1 * 1 * 2 * 1 * 2
+        numbers = [SMALL.flat(action) for action in itertools.product(*map(range, SMALL.nvec))]
+        assert numbers == list(range(3 * 1 * 1 * 2 * 1 * 2))
 
     def test_every_set_of_parameters_comes_once(self) -> None:
         distinct = list(GRID)
-        assert len(set(distinct)) == len(distinct) < GRID.size
+        assert len(set(distinct)) == len(distinct) < GRID.nvec.prod()
         # Plain; by depth 1 to 10, early stop, deep and source: ten confidences, and a binary tree.
         assert len(distinct) == 1 + 10 * 6 * 2 * 3 * (10 + 1)
         assert {PLAIN, PHASE_1, PHASE_2} <= set(distinct)
 
     @given(actions)
-    def test_depth_0_is_plain_whatever_the_rest(self, action: np.ndarray) -> None:
+    def test_depth_0_is_plain_decoding(self, action: np.ndarray) -> None:
         action[0] = 0
         assert GRID.parameters(action) == PLAIN
 
-    def test_dimensions_mean_what_they_say(self) -> None:
+    def test_each_dimension_sets_its_parameters(self) -> None:
         assert GRID.parameters([9, 3, 2, 1, 2, 0]) == dataclasses.replace(
             PHASE_2, base_depth=9, max_depth=9, high_confidence=0.65, early_stop=0.1, source="both"
         )
@@ -119,15 +114,10 @@ class TestActions:
             with pytest.raises(ParameterError, match=message):
                 ask(action)  # type: ignore[operator]
 
-    @pytest.mark.parametrize("index", [-1, GRID.size])
-    def test_a_number_off_the_grid_is_refused(self, index: int) -> None:
-        with pytest.raises(ParameterError, match=f"within 0 and {GRID.size - 1}; got {index}"):
-            GRID.unflat(index)
-
 
 class TestNearest:
     @given(tree_parameters(deepest=14))
-    def test_parameters_are_on_the_grid_or_refused_with_the_nearest_that_are(self, parameters: TreeParameters) -> None:
+    def test_parameters_are_on_the_grid_or_refused_with_the_nearest(self, parameters: TreeParameters) -> None:
         nearest = GRID.parameters(GRID.nearest(parameters))
         assert nearest.speculates == parameters.speculates
         if nearest == parameters or not parameters.speculates:
@@ -150,11 +140,11 @@ class TestNearest:
             ({"deep_expand": 0.6}, r"deep_expand=0.6 \(nearest: 0.7\)\. Take"),
         ],
     )
-    def test_a_refusal_names_the_fields_and_what_is_nearest(self, changes: dict[str, float], message: str) -> None:
+    def test_an_error_names_the_fields_and_the_nearest_values(self, changes: dict[str, float], message: str) -> None:
         with pytest.raises(ParameterError, match=message):
             GRID.index(dataclasses.replace(PHASE_2, **changes))
 
-    def test_a_grid_without_plain_decoding_or_a_source_has_none(self) -> None:
+    def test_a_grid_without_plain_decoding_or_a_source_refuses_them(self) -> None:
         with pytest.raises(ParameterError, match=r"base_depth=0 \(nearest: 3\)"):
             dataclasses.replace(SMALL, base_depth=(3, 5)).index(PLAIN)
         with pytest.raises(ParameterError, match=r"source=model \(nearest: both\)"):
@@ -176,7 +166,7 @@ class TestMaking:
             ({"complete_budget": 0}, r"frontier_width and node_budget of 1 or more"),
         ],
     )
-    def test_a_grid_of_impossible_parameters_is_refused(self, changes: dict[str, object], message: str) -> None:
+    def test_a_grid_of_invalid_parameters_is_refused(self, changes: dict[str, object], message: str) -> None:
         with pytest.raises(ParameterError, match=message):
             ParameterGrid(**changes)  # type: ignore[arg-type]
 
@@ -188,7 +178,7 @@ class TestMaking:
         assert list(kept) == list(grid)
         assert GRID != SMALL
 
-    def test_a_record_that_is_no_grid_is_refused(self) -> None:
+    def test_an_invalid_record_is_refused(self) -> None:
         record = GRID.to_dict()
         with pytest.raises(UnknownNameError, match=r"entry of a grid 'base_depths'. Did you mean base_depth"):
             ParameterGrid.from_dict(record | {"base_depths": [1]})
@@ -202,6 +192,6 @@ class TestMaking:
 
     def test_the_table_has_every_dimension_and_value(self) -> None:
         rows = GRID.table().splitlines()[2:]
-        assert [row.split("`")[1] for row in rows] == list(DIMENSIONS)
+        assert [row.split("`")[1] for row in rows] == list(ParameterGrid.dimensions)
         assert "0.5, 0.55, 0.6" in rows[1]
         assert "model, lookup, both" in rows[4]

@@ -25,7 +25,7 @@ from specgym.env.tree.rounds import Request
 from tests.support.tiny_models import causal_draft, make_prompt, tiny_target
 from tests.support.tiny_pair import CONTEXT, save_tiny_folders
 
-LIVE = "env:specgym/Live-v0"
+LIVE = "specgym/Live-v0"
 REQUESTS = [Request(make_prompt(seed), 20) for seed in range(4)]
 TEXTS = ["hello there", "one two one two", "aaaa", "what is it"]
 
@@ -37,7 +37,7 @@ def make_decoder() -> LiveDecoder:
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What loads a tiny pair and prompts from files."""
+    """Arguments that load a tiny pair and prompts from files."""
     folder = tmp_path_factory.mktemp("pair")
     folders, prompts = save_tiny_folders(folder), folder / "prompts.jsonl"
     lines = [json.dumps({"question_id": number, "turns": [text, "more"]}) for number, text in enumerate(TEXTS)]
@@ -76,13 +76,13 @@ class TestNames:
 
 
 class TestCheckers:
-    def test_gymnasiums_has_nothing_to_say(self) -> None:
+    def test_gymnasiums_checker_passes(self) -> None:
         env = gym.make(LIVE, decoder=make_decoder, requests=REQUESTS).unwrapped
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             check_env(env)
 
-    def test_stable_baselines3s_has_nothing_to_say(self) -> None:
+    def test_the_checker_of_stable_baselines3_passes(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             check_env_of_sb3(LiveSpeculation(make_decoder, requests=REQUESTS))
@@ -120,7 +120,7 @@ class TestLoading:
             ({"dtype": "int4"}, ParameterError, "dtype must be one of"),
         ],
     )
-    def test_what_cannot_be_loaded_is_refused(
+    def test_invalid_arguments_are_refused(
         self, arguments: dict[str, Any], wrong: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
@@ -148,7 +148,7 @@ class TestVector:
         envs.close()
         return found
 
-    def test_side_by_side_and_in_processes_of_their_own_they_say_the_same(self, arguments: dict[str, Any]) -> None:
+    def test_environments_in_one_process_and_in_several_agree(self, arguments: dict[str, Any]) -> None:
         """Both kinds give the same tokens and observations under a seed; the workers load their own models."""
         together = gym.make_vec(LIVE, num_envs=2, vectorization_mode="sync", **arguments)
         apart = gym.make_vec(

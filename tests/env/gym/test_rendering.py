@@ -1,4 +1,4 @@
-"""What a round looks like: every node is drawn, once and where it belongs, with what became of it."""
+"""Pictures of a round show every node once, in its place, and whether it was accepted."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_the_text_shows_the_tree_with_its_marks_probabilities_and_the_bonus_toke
     ]
 
 
-def test_a_text_that_ended_within_the_tree_has_no_bonus_token_and_says_why() -> None:
+def test_a_text_that_ends_within_the_tree_has_no_bonus_token() -> None:
     ended = RoundOutcome((7,), 3, 2, 1, finished=FinishReason.END_OF_SEQUENCE)
     lines = draw_text(small_tree(), ACCEPTED[:1], ended, IDS).splitlines()
     assert "1 committed, end of sequence" in lines[0]
     assert not any("own" in line for line in lines)
 
 
-def test_tokens_are_called_by_their_text_on_one_line() -> None:
+def test_a_token_is_named_by_its_text_on_one_line() -> None:
     tokenizer = tiny_tokenizer()
     name = token_names(tokenizer)
     assert name(tokenizer.encode("a")[0]) == "'a'"
@@ -51,7 +51,7 @@ def test_tokens_are_called_by_their_text_on_one_line() -> None:
 
 
 @pytest.mark.parametrize("tokens", ["plain", "$x_{$ \\frac", "語"])
-def test_the_picture_has_one_size_whatever_the_tree_and_shows_what_was_accepted(tokens: str) -> None:
+def test_pictures_have_one_size_and_show_accepted_nodes(tokens: str) -> None:
     def name(token: int) -> str:
         return tokens
 

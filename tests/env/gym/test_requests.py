@@ -17,7 +17,7 @@ def drawn(queue: RequestQueue, seed: int, count: int) -> list[Request]:
     return [queue.draw(generator) for _ in range(count)]
 
 
-def test_all_of_a_list_come_before_one_comes_again_and_then_in_another_order() -> None:
+def test_a_list_is_drawn_completely_and_then_in_another_order() -> None:
     first, second = np.array_split(np.array([request.prompt[0] for request in drawn(RequestQueue(LIST), 0, 14)]), 2)
     assert sorted(first) == sorted(second) == list(range(1, 8))
     assert first.tolist() != second.tolist()
@@ -49,7 +49,7 @@ def test_a_request_is_picked_by_itself_or_by_its_index() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"), [(7, "within 0 and 6; got 7"), (-1, "got -1"), ("first", "got 'first'"), (None, "got None")]
 )
-def test_what_is_no_request_is_refused(wanted: object, message: str) -> None:
+def test_an_invalid_choice_is_refused(wanted: object, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         RequestQueue(LIST).pick(wanted)
     with pytest.raises(ParameterError, match="index in a list"):
@@ -61,7 +61,7 @@ def test_an_empty_list_is_refused() -> None:
         RequestQueue([])
 
 
-def test_so_many_draws_as_it_says_meet_every_request_of_a_list_wherever_it_stands() -> None:
+def test_its_number_of_draws_contains_every_request_of_a_list() -> None:
     for drawn_before in range(20):
         queue, generator = RequestQueue(LIST), np.random.default_rng(drawn_before)
         for _ in range(drawn_before):

@@ -1,4 +1,4 @@
-"""The environment: the same rounds as a steered decoder's, tokens and time as reward, and errors before any work."""
+"""The environment plays the rounds of its decoder, rewards tokens and time, and refuses wrong arguments early."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestRounds:
     @pytest.mark.parametrize(
         "name", ["autoregressive", "fixed_tree", "confidence", "dynamic_depth", "history", "banditspec"]
     )
-    def test_they_are_those_of_the_same_rule_steering_the_decoder(
+    def test_they_equal_those_of_the_rule_without_the_environment(
         self, target: TargetModel, name: str, source: str, observes_draft: bool
     ) -> None:
         env = make_env(target, observes_draft=observes_draft)
@@ -100,7 +100,7 @@ class TestRounds:
 
 class TestReward:
     @pytest.mark.parametrize("lam", [0.0, 1.0, 1.7])
-    def test_it_is_the_tokens_less_the_price_of_the_time(self, target: TargetModel, lam: float) -> None:
+    def test_it_is_tokens_less_the_price_of_time(self, target: TargetModel, lam: float) -> None:
         tokens = 0
         for _, reward, _, _, info in play(make_env(target, lam=lam), make_controller("history"), seed=0):
             outcome = info["outcome"]
@@ -124,7 +124,7 @@ class TestReward:
         info = free.step(free.grid.index(PLAIN))[-1]
         assert (info["seconds"]["draft_forward"], info["levels"]) == (0, 0)
 
-    def test_a_plain_step_is_measured_once_and_moves_nothing(self, target: TargetModel) -> None:
+    def test_measuring_a_plain_step_happens_once_and_keeps_the_order(self, target: TargetModel) -> None:
         given, measured = make_env(target), make_env(target, plain_step_seconds=None)
         infos = [env.reset(seed=3)[1] for env in (given, measured)]
         assert infos[0]["request"] == infos[1]["request"]
@@ -135,7 +135,7 @@ class TestReward:
         assert given.reset()[1]["request"] == measured.reset()[1]["request"]
         assert measured.plain_step_seconds == step
 
-    def test_where_there_is_no_room_to_measure_that_is_said(self, target: TargetModel) -> None:
+    def test_too_little_room_to_measure_a_plain_step_is_refused(self, target: TargetModel) -> None:
         decoder = LiveDecoder(target, LookupDraft())
         assert measure_plain_step(decoder, Request((3,) * 126, 1)) > 0
         with pytest.raises(LimitError, match="no room to measure a plain step"):
@@ -143,7 +143,7 @@ class TestReward:
 
 
 class TestObservation:
-    def test_it_is_the_vector_of_what_the_decoder_shows(self, target: TargetModel) -> None:
+    def test_it_is_the_vector_of_the_decoders_observation(self, target: TargetModel) -> None:
         env = make_env(target)
         vector, info = env.reset(seed=0)
         ended = False
@@ -155,15 +155,15 @@ class TestObservation:
         assert vector in env.observation_space
         assert info["observation"].remaining == 0
 
-    def test_without_the_drafts_opinion_its_entries_are_zero(self, target: TargetModel) -> None:
+    def test_draft_features_are_zero_if_the_draft_is_not_observed(self, target: TargetModel) -> None:
         env = make_env(target, observes_draft=False)
         vector, _ = env.reset(seed=0)
-        draft = [index for index, feature in enumerate(FEATURES) if feature.source == "root_log_probs"]
+        draft = [index for index, feature in enumerate(FEATURES) if feature.group == "draft"]
         assert len(draft) == 7
         assert not vector[draft].any()
         assert make_env(target).reset(seed=0)[0][draft].all()
 
-    def test_info_tells_the_round(self, target: TargetModel) -> None:
+    def test_info_describes_the_round(self, target: TargetModel) -> None:
         env, accepted = make_env(target), 0
         env.reset(seed=0)
         parameters = TreeParameters(base_depth=3, max_depth=3)
@@ -206,7 +206,7 @@ class TestEnds:
         assert (terminated, truncated) == (False, True)
         assert info["outcome"].finished is FinishReason.CONTEXT_LIMIT
 
-    def test_requests_that_end_with_their_first_token_are_passed_over(self, target: TargetModel) -> None:
+    def test_requests_that_end_with_their_first_token_are_skipped(self, target: TargetModel) -> None:
         short = [dataclasses.replace(request, max_new_tokens=1) for request in REQUESTS]
         env = make_env(target, [*short, REQUESTS[2]])
         for _ in range(8):
@@ -297,7 +297,7 @@ class TestErrors:
         assert env.decoder.tokens == tokens
         assert env.step([2, 0, 0, 0, 0, 0])[-1]["tokens"] > 0
 
-    def test_two_environments_on_one_decoder_are_found_out(self, target: TargetModel) -> None:
+    def test_two_environments_on_one_decoder_are_refused(self, target: TargetModel) -> None:
         decoder = LiveDecoder(target, LookupDraft())
         first, second = (SpeculationEnv(decoder, REQUESTS, plain_step_seconds=PLAIN_STEP) for _ in range(2))
         for env in (first, second):
@@ -317,18 +317,18 @@ class TestErrors:
             ({"requests": []}, LimitError, r"one request or more"),
         ],
     )
-    def test_what_cannot_be_is_refused(
+    def test_invalid_arguments_are_refused(
         self, target: TargetModel, options: dict[str, Any], error: type[Exception], message: str
     ) -> None:
         with pytest.raises(error, match=message):
             make_env(target, **options)
 
-    def test_a_wide_grid_will_do_where_the_draft_is_not_observed(self, target: TargetModel) -> None:
+    def test_a_wide_grid_is_accepted_if_the_draft_is_not_observed(self, target: TargetModel) -> None:
         env = make_env(target, grid=ParameterGrid(branch=(0, 5)), observes_draft=False)
         env.reset(seed=0)
         assert env.step([1, 0, 0, 0, 0, 1])[-1]["drafted"] == 5
 
-    def test_an_option_of_reset_that_there_is_none_of_is_refused(self, target: TargetModel) -> None:
+    def test_an_unknown_option_of_reset_is_refused(self, target: TargetModel) -> None:
         with pytest.raises(UnknownNameError, match=r"option of reset 'requests'. Did you mean request\?"):
             make_env(target).reset(options={"requests": 1})
 

@@ -1,4 +1,4 @@
-"""Fitted curves rise with rows and context and tell the costs that the measurements came from."""
+"""Fitted curves rise with rows and context, and recover the costs behind the measurements."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from scipy.optimize import isotonic_regression
 from specgym.env.common.arrays import FloatArray
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.families import compute_bound
-from specgym.env.latency.fit import Knots, Sample, at_one_speed, fit_costs, fit_profile, monotone, summarise
+from specgym.env.latency.fit import Sample, at_one_speed, fit_costs, fit_profile, monotone, summarise
 from specgym.env.latency.latency_profile import ProfileError
 
-KNOTS = Knots((1, 2, 3, 4, 8), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32))
+KNOTS = {"root": (1, 2, 3, 4, 8), "level": (1, 2, 4, 8, 16), "verify": (1, 2, 4, 8, 16, 32)}
 BUCKETS = (100, 600, 1500)
 TRUTH = compute_bound().sampled
 
@@ -55,7 +55,7 @@ class TestMonotone:
 
 
 class TestOneSpeed:
-    def test_visits_of_a_machine_whose_speed_changes_are_those_of_one_whose_speed_does_not(self) -> None:
+    def test_visits_are_scaled_to_one_speed(self) -> None:
         kinds = [(greedy, bucket) for greedy in (True, False) for bucket in BUCKETS]
         steady = {kind: visit(*kind) for kind in kinds}
         visits = [
@@ -97,10 +97,10 @@ def sampled(costs: RoundCosts, noise: float, repeats: int = 9, seed: int = 0) ->
         note(bucket, "plain", 1, costs.plain_seconds(middle))
         note(bucket, "overhead", 1, costs.overhead)
         note(bucket, "lookup", 1, 1e-5)
-        for stage, rows in (("root", KNOTS.owed), ("level", KNOTS.expanded), ("verify", KNOTS.verified)):
+        for stage, rows in KNOTS.items():
             for number in rows:
                 note(bucket, stage, number, getattr(costs, stage).at(low, share, number))
-        note(bucket, "prompt", bucket, costs.root.at(low, share, KNOTS.owed[-1]) + costs.root_row * (bucket - 8))
+        note(bucket, "prompt", bucket, costs.root.at(low, share, KNOTS["root"][-1]) + costs.root_row * (bucket - 8))
     return samples
 
 
@@ -125,7 +125,7 @@ class TestFit:
             assert found.round_seconds(*each) == pytest.approx(TRUTH.round_seconds(*each))
         assert found.lookup == pytest.approx(1e-5)
 
-    def test_a_cell_that_was_never_met_is_filled_from_its_neighbours(self) -> None:
+    def test_an_unmeasured_cell_is_filled_from_its_neighbours(self) -> None:
         points = summarise(sampled(TRUTH, 0.0), greedy=False)
         fewer = [point for point in points if not (point.context == 644 and point.stage == "root" and point.rows == 3)]
         assert len(fewer) == len(points) - 1
@@ -133,7 +133,7 @@ class TestFit:
         np.testing.assert_allclose(found, whole, rtol=0.02)
         assert found[0, 3] <= found[1, 3] <= found[2, 3]
 
-    def test_a_knot_that_was_met_nowhere_is_left_out(self) -> None:
+    def test_an_unmeasured_knot_is_left_out(self) -> None:
         points = [point for point in summarise(sampled(TRUTH, 0.0), greedy=False) if point.rows != 2]
         assert fit_costs(points, KNOTS).level.rows == (1, 4, 8, 16)
 
@@ -146,7 +146,7 @@ class TestFit:
         points = [
             point for point in summarise(sampled(TRUTH, 0.0), greedy=False) if point.stage not in ("root", "level")
         ]
-        found = fit_costs(points, Knots((), (), KNOTS.verified))
+        found = fit_costs(points, {"root": (), "level": (), "verify": KNOTS["verify"]})
         assert found.level_cost(144) == found.root_row == 0
         assert found.round_seconds(144, (), 16) == pytest.approx(TRUTH.round_seconds(144, (), 16))
 
@@ -165,7 +165,7 @@ class TestFit:
         with pytest.raises(ProfileError, match=message):
             fit_costs(left, KNOTS)
 
-    def test_the_two_ways_of_decoding_do_not_mix(self) -> None:
+    def test_greedy_and_sampled_measurements_do_not_mix(self) -> None:
         slow = sampled(TRUTH, 0.0)
         fast = [dataclasses.replace(sample, greedy=True, seconds=sample.seconds / 2) for sample in slow]
         profile = fit_profile([*slow, *fast], KNOTS, {"who": "me"})

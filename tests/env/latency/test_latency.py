@@ -1,4 +1,4 @@
-"""A latency profile foretells a round from its rows, says no where it does not know, and survives its file."""
+"""A latency profile predicts a round from its rows, refuses unknown rows, and survives its file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from specgym.env.common.errors import LimitError, ParameterError
 from specgym.env.decoding.live import LiveDecoder
-from specgym.env.latency.costs import RoundCosts
-from specgym.env.latency.curve import Curve, UnmeasuredError
+from specgym.env.latency.costs import Curve, RoundCosts, UnmeasuredError
 from specgym.env.latency.families import (
     FAMILIES,
     STEP,
@@ -65,42 +64,39 @@ class TestPrediction:
         # At 100: overhead 0.25, root(2) 3, level(1) 1, level(4) 2.5, verify(3) 13, three nodes of lookup 0.375.
         assert COSTS.round_seconds(100, (2, 1, 4), 3, 3) == pytest.approx(0.25 + 3 + 1 + 2.5 + 13 + 0.375)
         assert COSTS.round_seconds(100, (), 9, 4) == pytest.approx(0.25 + 19 + 0.5)
-        assert COSTS.round_steps(100, (), 9, 4) == pytest.approx(1.975)
 
     def test_a_round_that_does_nothing_but_verify_the_root_is_a_plain_step(self) -> None:
         assert COSTS.round_seconds(100, (), 1) == COSTS.plain_seconds(100) == 10
-        assert COSTS.round_steps(220, (), 1) == 1
-        # The draft was asked, if in vain: that is no plain step.
+        assert COSTS.round_seconds(220, (), 1) == COSTS.plain_seconds(220)
+        # A draft forward without candidates: that is no plain step.
         assert COSTS.round_seconds(100, (1,), 1) == pytest.approx(0.25 + 2 + 9)
 
-    def test_contexts_in_between_and_past_the_last_one_are_linear_and_below_the_first_one_held(self) -> None:
+    def test_costs_are_linear_between_and_past_contexts_and_constant_below_the_first(self) -> None:
         found = [COSTS.round_seconds(context, (), 9, 0) - 0.25 for context in (0, 100, 200, 300, 400)]
         assert found == pytest.approx([19, 19, 28, 37, 46])
         assert [COSTS.plain_seconds(context) for context in (0, 150, 500)] == pytest.approx([10, 11, 18])
 
-    def test_tokens_owed_past_the_curve_cost_their_price_each(self) -> None:
+    def test_tokens_owed_past_the_curve_cost_the_same_each(self) -> None:
         assert COSTS.round_seconds(100, (3,), 2) == pytest.approx(0.25 + 4 + 12)
         assert COSTS.round_seconds(100, (103,), 2) == pytest.approx(0.25 + 4 + 50 + 12)
 
     @pytest.mark.parametrize(
         ("level_rows", "verified", "message"),
         [
-            ((1, 6), 2, r"knows the cost of 1 to 5 expanded nodes; got 6\. Ask for a smaller tree, or measure"),
+            ((1, 6), 2, r"knows the cost of 1 to 5 expanded nodes; got 6\. Request a smaller tree, or measure"),
             ((1,), 10, "1 to 9 verified rows; got 10"),
             ((1,), 0, "1 to 9 verified rows; got 0"),
             ((-1,), 2, "1 to 3 owed tokens; got -1"),
         ],
     )
-    def test_what_was_not_measured_is_not_made_up(
-        self, level_rows: tuple[int, ...], verified: int, message: str
-    ) -> None:
+    def test_unmeasured_rows_are_refused(self, level_rows: tuple[int, ...], verified: int, message: str) -> None:
         with pytest.raises(UnmeasuredError, match=message):
             COSTS.round_seconds(100, level_rows, verified)
         with pytest.raises(LimitError, match=message):
             COSTS.rounds_seconds([100, 200], np.array([[1, 0], [*level_rows, 0][:2]]), [2, verified])
 
     @given(st.lists(ROUNDS, min_size=1), st.booleans())
-    def test_many_rounds_at_once_are_the_single_ones(self, rounds: list[Round], one_context: bool) -> None:
+    def test_many_rounds_at_once_equal_single_ones(self, rounds: list[Round], one_context: bool) -> None:
         costs = at_one_context(COSTS) if one_context else COSTS
         rows = np.zeros((len(rounds), 5), np.int64)
         for row, (_, level_rows, _, _) in zip(rows, rounds, strict=True):
@@ -125,7 +121,7 @@ class TestMarginalCosts:
         assert COSTS.row_cost(300) == pytest.approx(3 / 14)
         assert COSTS.row_cost(100, verified=1, more=1) == pytest.approx(3 / 10)
 
-    def test_a_row_past_the_curve_has_no_price(self) -> None:
+    def test_a_row_past_the_curve_is_refused(self) -> None:
         assert COSTS.row_cost(100, verified=8) == pytest.approx(1 / 10)
         with pytest.raises(UnmeasuredError, match="1 to 9 verified rows; got 10"):
             COSTS.row_cost(100, verified=9)
@@ -150,7 +146,7 @@ class TestBadCosts:
             ((1,), ((float("nan"),),), "finite and 0 or more"),
         ],
     )
-    def test_a_curve_that_cannot_be_is_refused(self, rows: Any, seconds: Any, message: str) -> None:
+    def test_an_impossible_curve_is_refused(self, rows: Any, seconds: Any, message: str) -> None:
         with pytest.raises(ParameterError, match=message):
             Curve("verified rows", rows, seconds)
 
@@ -165,7 +161,7 @@ class TestBadCosts:
             ({"plain": Curve("plain steps", (1,), ((0.0,), (1.0,)))}, "A plain step must take time"),
         ],
     )
-    def test_costs_that_cannot_be_are_refused(self, changes: dict[str, Any], message: str) -> None:
+    def test_impossible_costs_are_refused(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(ParameterError, match=message):
             dataclasses.replace(COSTS, **changes)
 
@@ -177,7 +173,7 @@ class TestFile:
             assert load_profile(tmp_path / f"{number}.json") == profile
 
     def test_a_missing_profile_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ProfileError, match=r"no latency profile to read at .*gone\.json .*scripts\.calibrate"):
+        with pytest.raises(ProfileError, match=r"no latency profile .*gone\.json .*`specgym measure-latency`"):
             load_profile(tmp_path / "gone.json")
 
     @pytest.mark.parametrize(
@@ -185,9 +181,9 @@ class TestFile:
         [
             ({"format": "specgym latency profile 0"}, f"expected '{FORMAT}', got 'specgym latency profile 0'"),
             ({"format": None}, f"expected '{FORMAT}', got None"),
-            ({"points": [{"stage": "verify"}]}, "is corrupt"),
+            ({"points": [{"stage": "verify"}]}, "is no latency profile of this version"),
             ({"greedy": {}}, "expected the key 'contexts', got none"),
-            ({"sampled": 3}, "is corrupt"),
+            ({"sampled": 3}, "is no latency profile of this version"),
         ],
     )
     def test_another_schema_or_a_wrong_value_is_refused_by_name(
@@ -203,17 +199,17 @@ class TestFile:
         [
             ({"overhead": -3}, "finite and 0 or more"),
             ({"contexts": [1]}, "each of 1 contexts"),
-            ({"speed": 1}, "no key but those of round costs, got speed"),
+            ({"speed": 1}, "only keys of round costs, got speed"),
             ({"verify": {"what": "rows", "rows": [2, 1], "seconds": [[1, 2], [1, 2]]}}, "ascending rows"),
         ],
     )
-    def test_costs_that_cannot_be_are_refused_by_the_files_name(
+    def test_impossible_costs_are_refused_with_the_files_name(
         self, tmp_path: Path, change: dict[str, Any], message: str
     ) -> None:
         path = self.changed(tmp_path, {"greedy": json.loads(json.dumps(dataclasses.asdict(COSTS))) | change})
         with pytest.raises(ProfileError, match=message) as refused:
             load_profile(path)
-        assert str(refused.value).startswith(f"{path} is corrupt: ")
+        assert str(refused.value).startswith(f"{path} is no latency profile of this version: ")
 
     @pytest.mark.parametrize("text", ["", "[1, 2]", "{", "\x00", "null"])
     def test_a_file_that_is_something_else_is_refused(self, tmp_path: Path, text: str) -> None:
@@ -252,13 +248,13 @@ class TestFamilies:
         common = CommonCosts(draft_ratio=0.25, round_overhead=0.5, context_growth=0.0, sampled_row=0.01)
         profile = FAMILIES[name](common)
         assert profile.greedy.level_cost(0) == profile.greedy.level_cost(900) == pytest.approx(0.25)
-        bare = profile.greedy.round_steps(0, (), 3) - profile.greedy.verify.table[0, 3] / STEP
+        bare = (profile.greedy.round_seconds(0, (), 3) - profile.greedy.verify.table[0, 3]) / STEP
         assert bare == pytest.approx(0.5)
         noise = profile.sampled.verify.table - profile.greedy.verify.table
         assert noise[0, 50] / STEP == pytest.approx(0.5)
 
     @given(seed=st.integers(0, 2**32 - 1))
-    def test_a_drawn_machine_charges_what_it_says_and_is_drawn_again_by_its_seed(self, seed: int) -> None:
+    def test_a_drawn_machine_has_its_parameters_costs_and_depends_on_the_seed_alone(self, seed: int) -> None:
         machine = drawn_machine(np.random.default_rng(seed))
         assert machine == drawn_machine(np.random.default_rng(seed)) != drawn_machine(np.random.default_rng(seed + 1))
         own = machine.origin["parameters"]

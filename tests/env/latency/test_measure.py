@@ -1,4 +1,4 @@
-"""What is measured are real rounds, of exactly the rows that were asked for, with all of their time in one place."""
+"""Measuring runs real rounds of exactly the planned rows, and counts all of their time once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from specgym.env.common.errors import ParameterError
 from specgym.env.decoding.live import LiveDecoder
 from specgym.env.drafts import MergedDraft
 from specgym.env.latency.fit import Sample, fit_profile
-from specgym.env.latency.measure import Grid, ladder, longest_text, measure, plan, shape
-from specgym.env.latency.timing import TimedDraft
+from specgym.env.latency.measure import Grid, TimedDraft, ladder, longest_text, measure, plan, shape
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request
@@ -29,7 +28,7 @@ def target() -> TargetModel:
 
 
 class TestPlan:
-    def test_rows_are_about_evenly_spaced_in_proportion(self) -> None:
+    def test_rows_grow_in_about_even_proportion(self) -> None:
         assert ladder(64) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
         assert ladder(20) == (1, 2, 3, 4, 6, 8, 12, 16, 20)
         assert ladder(1) == (1,)
@@ -43,7 +42,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("expanded", [1, 2, 3, 6, 8, 12])
     @pytest.mark.parametrize("nodes", [1, 2, 5, 23, 40])
-    def test_a_forced_tree_has_exactly_the_rows_asked_for(self, target: TargetModel, expanded: int, nodes: int) -> None:
+    def test_a_forced_tree_has_exactly_the_requested_rows(self, target: TargetModel, expanded: int, nodes: int) -> None:
         for sampling in (SamplingSettings(), SamplingSettings(1.0, seed=nodes)):
             decoder = LiveDecoder(target, causal_draft(target))
             decoder.start(Request(make_prompt(nodes), 400, sampling))
@@ -57,7 +56,7 @@ class TestPlan:
 class TestTimedDraft:
     @pytest.mark.parametrize("kind", DRAFT_KINDS)
     @pytest.mark.parametrize("source", ["model", "lookup", "both"])
-    def test_the_levels_of_a_round_are_noted_and_nothing_is_changed(
+    def test_the_levels_of_a_round_are_recorded_and_nothing_is_changed(
         self, target: TargetModel, kind: str, source: str
     ) -> None:
         request = Request(make_prompt(1, 12), 60, SamplingSettings(1.0, top_k=3, seed=2))
@@ -88,7 +87,7 @@ class TestTimedDraft:
 
 class TestMeasure:
     @pytest.mark.parametrize("kind", DRAFT_KINDS)
-    def test_every_cell_is_measured_both_ways_at_every_context_and_a_profile_comes_of_it(
+    def test_every_cell_is_measured_in_both_modes_at_every_context_and_fits_a_profile(
         self, target: TargetModel, kind: str
     ) -> None:
         visits: list[str] = []
@@ -96,7 +95,7 @@ class TestMeasure:
         before = decoder.merged
         samples = measure(decoder, TEXT, GRID, repeats=2, progress=visits.append)
         assert decoder.merged is before
-        assert Counter(visits) == {f"{way}, {size} tokens": 2 for way in ("greedy", "sampled") for size in (24, 96)}
+        assert Counter(visits) == {f"{mode}, {size} tokens": 2 for mode in ("greedy", "sampled") for size in (24, 96)}
         model = kind != "lookup"
         expected = {("verify", rows) for rows in ladder(12)} | {("plain", 1), ("overhead", 1), ("lookup", 1)}
         if model:
@@ -170,9 +169,7 @@ class TestRefusals:
             ((64,), {"most_verified": 2}, "most_verified must be 3 or more; got 2"),
         ],
     )
-    def test_a_grid_that_cannot_be_is_refused(
-        self, contexts: tuple[int, ...], most: dict[str, int], message: str
-    ) -> None:
+    def test_an_impossible_grid_is_refused(self, contexts: tuple[int, ...], most: dict[str, int], message: str) -> None:
         with pytest.raises(ParameterError, match=message):
             Grid(contexts, **most)
 
@@ -190,7 +187,7 @@ class TestRefusals:
         with pytest.raises(ParameterError, match="leave 128 tokens of the 200"):
             Grid().fitting(200)
 
-    def test_a_draft_that_reads_less_than_its_target_decides(self, target: TargetModel) -> None:
+    def test_a_draft_with_a_shorter_context_than_its_target_decides(self, target: TargetModel) -> None:
         shorter = tiny_target(max_position_embeddings=256)
         assert longest_text(LiveDecoder(target, make_draft("lookup", target))) == 512
         assert longest_text(LiveDecoder(target, causal_draft(shorter))) == 256

@@ -1,4 +1,4 @@
-"""Attention: the packed form gives what the plain form gives, and a tree is read as its branches."""
+"""Attention: its stacked form equals the plain one, and a tree is read as its branches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def states(heads: int, rows: int, dim: int = 8, batch: int = 2, seed: int = 0) -
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """The textbook's, with every key/value head repeated for its group."""
+    """Textbook attention, with every key/value head repeated for its group."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     return (query @ key.transpose(-1, -2) * scale + mask).softmax(-1) @ value

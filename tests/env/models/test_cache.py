@@ -1,4 +1,4 @@
-"""The cache: what it keeps of a tree is what the kept tokens alone would have left in it."""
+"""The cache: the rows that it keeps of a tree are those of the kept tokens read alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts share a batch and nothing else: whatever comes and goes beside it, a text is read as if it were alone."""
+"""Texts that share a batch are read as if each were alone, whichever others begin and end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from specgym.env.models.attention import ATTENTION
+from specgym.env.models.attention import use_tree_attention
 from specgym.env.models.slots import SlotCache
 from tests.support.tiny_models import VOCABULARY, tiny_llama
 
@@ -18,14 +18,14 @@ SLOTS, CAPACITY = 4, 16
 
 @pytest.fixture(scope="module")
 def models() -> tuple[PreTrainedModel, PreTrainedModel]:
-    """One model twice: as it stands, and with the attention that slots need."""
+    """Returns one model twice: unchanged, and with the attention that slots need."""
     plain, slotted = tiny_llama(), tiny_llama()
-    slotted.set_attn_implementation(ATTENTION)
+    use_tree_attention(slotted)
     return plain, slotted
 
 
 class Texts:
-    """Texts in the slots of a model's cache, and their tokens as the test knows them."""
+    """Texts in the slots of a model's cache, and their tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.cache = model, SlotCache(model, SLOTS, CAPACITY)

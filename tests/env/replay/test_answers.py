@@ -8,7 +8,7 @@ import torch
 
 from specgym.env.common.errors import LimitError
 from specgym.env.drafts import LookupDraft
-from specgym.env.models.fast.native import can_run
+from specgym.env.models.fast.native_matrix import can_run
 from specgym.env.models.target import TargetModel
 from specgym.env.replay.recording.answers import Answer, write_answers
 from specgym.env.tree.rounds import Request

@@ -18,8 +18,7 @@ from specgym.env.drafts import Draft, LookupDraft
 from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.replay.recording.recorder import Recorder, SupersetRule
-from specgym.env.replay.traces.recorded_trees import RecordedDraft, RecordedTrees
-from specgym.env.replay.traces.whole_text_lookup import WholeTextLookup
+from specgym.env.replay.traces.recorded_trees import RecordedDraft, RecordedTrees, WholeTextLookup
 from specgym.env.tree.growth import grow_tree
 from specgym.env.tree.parameters import SOURCES, TreeParameters
 from specgym.env.tree.rounds import Request

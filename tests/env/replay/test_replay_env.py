@@ -25,7 +25,7 @@ from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.rounds import Request
 from tests.support.tiny_trace import save_tiny_trace
 
-REPLAY = "env:specgym/Replay-v0"
+REPLAY = "specgym/Replay-v0"
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ class TestWhatIsReplayed:
 class TestErrors:
     def test_no_trace_is_an_error_where_none_is_shipped(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(recordings, "DEFAULT_TRACE", tmp_path / "none.sgt.xz")
-        with pytest.raises(TraceError, match=r"Expected a trace to replay.*Record one with python -m scripts.record"):
+        with pytest.raises(TraceError, match=r"Expected a trace to replay.*Record one with specgym record"):
             ReplaySpeculation()
 
     @pytest.mark.parametrize(

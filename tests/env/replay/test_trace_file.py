@@ -36,7 +36,7 @@ HEADER = TraceHeader(
 def table(seed: int, start: int, positions: int) -> RecordedTrees:
     """A root at every position but one, and a few children."""
     random = np.random.default_rng(seed)
-    made = RecordedTrees(3)
+    made = RecordedTrees.empty(3)
 
     def found(rows: int) -> Candidates:
         log_probs = -np.sort(random.exponential(size=(rows, 3))).astype(np.float16).astype(np.float64)

@@ -16,8 +16,7 @@ from gymnasium.vector import AutoresetMode
 from specgym.env.common.errors import LimitError, ParameterError, TraceError, UnknownNameError, UnrecordedError
 from specgym.env.gym.features import FEATURES
 from specgym.env.gym.grid import ParameterGrid
-from specgym.env.latency.costs import RoundCosts
-from specgym.env.latency.curve import Curve, UnmeasuredError
+from specgym.env.latency.costs import Curve, RoundCosts, UnmeasuredError
 from specgym.env.latency.families import FAMILIES, CommonCosts, compute_bound
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.replay_env import ReplaySpeculation
@@ -103,10 +102,10 @@ class Shadows:
 
     def begin(self, seen: np.ndarray) -> None:
         """Begins the episodes that are new, and compares what is seen of them."""
-        rollouts = self.envs.rollouts
-        self.playing = [there[profile] for there, profile in zip(self.there, rollouts.profile, strict=True)]
+        states = self.envs.states
+        self.playing = [there[profile] for there, profile in zip(self.there, states.profile, strict=True)]
         for index in np.flatnonzero(self.ended):
-            text = self.envs.replays.texts[rollouts.text[index]]
+            text = self.envs.replays.texts[states.text[index]]
             first, _ = self.playing[index].reset(options={"request": text_request(text)})
             np.testing.assert_array_equal(seen[index], first)
 
@@ -192,7 +191,7 @@ class TestEpisodes:
         order, plain = info["text"].tolist(), np.zeros((2, 6), np.int64)
         while len(order) < 2 * len(envs.replays.texts):
             _, _, terminated, truncated, _ = envs.step(plain)
-            order += envs.rollouts.text[terminated | truncated].tolist()
+            order += envs.states.text[terminated | truncated].tolist()
         count = len(envs.replays.texts)
         assert sorted(order[:count]) == sorted(order[count : 2 * count]) == list(range(count))
         assert order[:count] != order[count : 2 * count]
@@ -266,7 +265,7 @@ class TestTables:
         eager.tabulate_all(lambda done, every: told.append((done, every)))
         count = len(set(SMALL))
         assert told == [(done, count) for done in range(1, count + 1)]
-        assert len(lazy.replays.table.book) == 1 < len(eager.replays.table.book)
+        assert len(lazy.replays.table.index) == 1 < len(eager.replays.table.index)
         for envs in (lazy, eager):
             envs.reset(seed=2)
             envs.action_space.seed(1)
@@ -287,7 +286,7 @@ class TestGymnasium:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             envs = gym.make_vec(
-                "env:specgym/Replay-v0",
+                "specgym/Replay-v0",
                 num_envs=5,
                 vectorization_mode="vector_entry_point",
                 traces=str(causal),
@@ -304,7 +303,7 @@ class TestGymnasium:
         assert rewards.shape == terminated.shape == truncated.shape == (5,)
 
     def test_without_a_mode_this_form_is_taken(self, causal: Path) -> None:
-        envs = gym.make_vec("env:specgym/Replay-v0", num_envs=2, traces=causal, split=None)
+        envs = gym.make_vec("specgym/Replay-v0", num_envs=2, traces=causal, split=None)
         assert isinstance(envs.unwrapped, ReplayVectorEnv)
 
 
@@ -344,29 +343,29 @@ class TestErrors:
     def test_an_action_off_the_grid_plays_no_round(self, causal: Path, actions: np.ndarray, message: str) -> None:
         envs = make(causal)
         envs.reset(seed=0)
-        place = envs.rollouts.place.tolist()
+        place = envs.states.place.tolist()
         with pytest.raises(ParameterError, match=message):
             envs.step(actions)
-        assert envs.rollouts.place.tolist() == place
+        assert envs.states.place.tolist() == place
 
     def test_a_tree_that_was_not_recorded_plays_no_round(self, causal: Path) -> None:
         wide = dataclasses.replace(SMALL, early_stop=(0.05, 0.0), base=TreeParameters(8, 8, frontier_width=60))
         envs = make(causal, grid=dataclasses.replace(wide, base_depth=(0, 8)))
         envs.reset(seed=0)
-        place = envs.rollouts.place.tolist()
+        place = envs.states.place.tolist()
         with pytest.raises(UnrecordedError, match="Ask for a tree within the recorded ones"):
             envs.step(np.tile([1, 0, 1, 0, 0, 0], (3, 1)))
-        assert envs.rollouts.place.tolist() == place
+        assert envs.states.place.tolist() == place
         assert envs.step(np.tile([1, 0, 0, 0, 0, 0], (3, 1)))[4]["tokens"].min() > 0
 
     def test_a_round_that_the_profile_does_not_know_plays_no_round(self, causal: Path) -> None:
         envs = make(causal, profile=LatencyProfile(bent(0.01, 5), bent(0.01, 5)))
         envs.reset(seed=0)
-        place = envs.rollouts.place.tolist()
+        place = envs.states.place.tolist()
         for _ in range(2):
             with pytest.raises(UnmeasuredError, match="the cost of 1 to 5 verified rows"):
                 envs.step(np.tile([2, 0, 0, 0, 0, 0], (3, 1)))
-        assert envs.rollouts.place.tolist() == place
+        assert envs.states.place.tolist() == place
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),

@@ -19,7 +19,7 @@ class TableDraft:
 
     Args:
         probabilities: of the candidates at each depth, best first; the last entry serves all further depths.
-        seed: where given, each path shuffles the odds in its own way, and some candidates are no offers.
+        seed: if given, each path shuffles the odds in its own way, and some places are empty.
     """
 
     def __init__(self, probabilities: list[list[float]], seed: int | None = None) -> None:
@@ -66,7 +66,7 @@ def test_the_surer_the_draft_the_fewer_children_and_both_thresholds_count_as_nei
     assert len(children(tree, 0)) == expected
 
 
-def test_the_number_of_children_goes_by_confidence_and_depth_by_the_probabilities_of_the_candidates() -> None:
+def test_confidence_sets_the_number_of_children_and_probabilities_set_the_depth() -> None:
     def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         log_probs = np.log(np.tile([0.6, 0.2, 0.1, 0.1], (len(nodes), 1)))
         return Candidates(np.tile(np.arange(4), (len(nodes), 1)), log_probs, np.where(nodes == 0, 0.9, 0.1))
@@ -139,7 +139,7 @@ def test_a_node_is_not_expanded_if_it_is_unlikely_given_its_parent() -> None:
     assert grow_tree(0, TreeParameters(**shape, min_confidence=0.38), draft).depth.max() == 9
 
 
-def test_what_comes_from_an_uncertain_distribution_is_not_expanded() -> None:
+def test_children_of_an_uncertain_distribution_are_not_expanded() -> None:
     draft = TableDraft([[0.9, 0.1], [0.5, 0.5], [1.0]])
     shape = {"base_depth": 9, "max_depth": 9, "min_branch": 1, "mid_branch": 1, "max_branch": 1}
     assert grow_tree(0, TreeParameters(**shape, max_entropy=0.6), draft).depth.max() == 2
@@ -147,7 +147,7 @@ def test_what_comes_from_an_uncertain_distribution_is_not_expanded() -> None:
     assert grow_tree(0, TreeParameters(**shape), draft).depth.max() == 9
 
 
-def test_entropy_does_not_bind_what_lookup_alone_proposed() -> None:
+def test_entropy_does_not_bound_nodes_of_lookup_alone() -> None:
     def draft(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         log_probs, unsure = np.log(np.tile([0.5, 0.3], (len(nodes), 1))), np.ones(len(nodes))
         from_lookup = np.tile([False, True], (len(nodes), 1))
@@ -158,11 +158,11 @@ def test_entropy_does_not_bind_what_lookup_alone_proposed() -> None:
     assert tree.depth.max() == 3
 
 
-def test_a_level_is_drafted_if_it_can_bring_its_price() -> None:
-    draft = TableDraft([[0.4, 0.3], [0.5, 0.4]])  # what the levels below the root would expand: 0.7, 0.63, 0.567
+def test_a_level_is_drafted_only_above_the_least_level_reach() -> None:
+    draft = TableDraft([[0.4, 0.3], [0.5, 0.4]])  # reach of the levels below the root: 0.7, 0.63, 0.567
     shape = {"base_depth": 9, "max_depth": 9, "min_branch": 2, "mid_branch": 2, "max_branch": 2}
     assert [
-        grow_tree(0, TreeParameters(**shape, min_level_reach=price), draft).depth.max() for price in (0.71, 0.69)
+        grow_tree(0, TreeParameters(**shape, min_level_reach=least), draft).depth.max() for least in (0.71, 0.69)
     ] == [
         1,
         2,
@@ -172,13 +172,13 @@ def test_a_level_is_drafted_if_it_can_bring_its_price() -> None:
 
 
 @pytest.mark.parametrize("parameters", [PLAIN, TreeParameters(base_depth=0, max_depth=3, deep_expand=0.0)])
-def test_plain_decoding_drafts_nothing_and_asks_nothing(parameters: TreeParameters) -> None:
+def test_plain_decoding_drafts_nothing_and_never_calls_the_draft(parameters: TreeParameters) -> None:
     draft = TableDraft([[0.9, 0.1]])
     assert len(grow_tree(4, parameters, draft)) == 1
     assert not draft.calls
 
 
-def test_what_the_draft_does_not_offer_never_enters_the_tree() -> None:
+def test_empty_places_never_enter_the_tree() -> None:
     def two_offers_then_none(tree: TokenTree, nodes: IntArray, k: int) -> Candidates:
         log_probs = np.full((len(nodes), k), -np.inf)
         if not tree.depth[nodes].any():
@@ -202,7 +202,7 @@ def test_every_node_is_there_because_the_parameters_say_so(parameters: TreeParam
     assert all(len(nodes) <= parameters.frontier_width for nodes, _ in draft.calls)
     assert all(k == parameters.max_branch for _, k in draft.calls)
 
-    # A node has the first of its candidates as children, as many as its confidence asks for.
+    # A node has the first of its candidates as children, as many as its confidence gives.
     for node in range(len(tree)):
         if node not in expanded:
             assert not children(tree, node).size

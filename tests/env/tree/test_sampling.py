@@ -28,7 +28,7 @@ def rows(source: GumbelNoise, positions: list[int]) -> np.ndarray:
 
 class TestNoise:
     @given(st.lists(st.integers(0, 200), min_size=1, max_size=150), st.integers(-(2**63), 2**64))
-    def test_it_is_the_same_in_whatever_order_positions_are_asked_for(self, positions: list[int], seed: int) -> None:
+    def test_the_order_of_positions_does_not_matter(self, positions: list[int], seed: int) -> None:
         asked_before = GumbelNoise(seed, 11, CPU)
         rows(asked_before, positions[::-1])
         alone = [noise(seed, [position])[0] for position in positions]
@@ -58,7 +58,7 @@ class TestNoise:
 
 
 def exact_distribution(logits: torch.Tensor, settings: SamplingSettings) -> np.ndarray:
-    """The probabilities of the tokens, worked out in NumPy."""
+    """The probabilities of the tokens, computed in NumPy."""
     odds = np.exp(logits.numpy().astype(np.float64) / settings.temperature)
     descending = np.argsort(-odds)
     kept = np.zeros(len(odds), bool)
@@ -108,7 +108,7 @@ class TestChoice:
         ],
         ids=str,
     )
-    def test_samples_of_other_settings_are_told_apart(self, drawn: SamplingSettings, claimed: SamplingSettings) -> None:
+    def test_samples_of_other_settings_are_noticed(self, drawn: SamplingSettings, claimed: SamplingSettings) -> None:
         assert fit(draw(drawn), exact_distribution(LOGITS, claimed)) < 1e-6
 
     def test_many_seeds_at_one_position_have_the_distribution_too(self) -> None:
@@ -150,7 +150,7 @@ class TestChoice:
 
 
 def as_told(log_probs: FloatArray) -> FloatArray:
-    """Log-probabilities in the precision that candidates are told in."""
+    """Log-probabilities in the precision of candidates."""
     return torch.from_numpy(log_probs).bfloat16().double().numpy()
 
 
@@ -164,7 +164,7 @@ class TestRank:
         np.testing.assert_allclose(candidates.confidence, np.exp(to_candidates[:1]), rtol=1e-9)
 
     @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-    def test_a_recording_in_float16_holds_what_is_offered_to_the_bit(self, settings: SamplingSettings) -> None:
+    def test_candidates_survive_a_recording_in_float16_to_the_bit(self, settings: SamplingSettings) -> None:
         logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(4))
         candidates = TokenChooser(settings, 6, CPU).rank(logits, range(50), 4, entropy=True)
         assert candidates.entropy is not None
@@ -184,7 +184,7 @@ class TestRank:
         assert TokenChooser(SamplingSettings(), 6, CPU).rank(LOGITS[None], [3], 9).tokens.shape == (1, 6)
 
     @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-    def test_a_draft_that_thinks_as_the_target_proposes_first_what_the_target_will_choose(
+    def test_a_draft_with_the_targets_distribution_proposes_the_targets_choice_first(
         self, settings: SamplingSettings
     ) -> None:
         logits, positions = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), list(range(50))

@@ -1,4 +1,4 @@
-"""Token trees: what their arrays say is what following parents one by one says."""
+"""Token trees: their arrays agree with following parents one by one."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_accepted_path_is_where_a_walk_along_the_targets_choices_ends(tree: 
 
 def test_a_right_token_under_a_wrong_parent_is_not_accepted() -> None:
     # Node 3 and node 4 both hold token 7; the target goes to node 2 and then chooses 7, so it is node 4.
-    # Node 5 is its parent's right continuation, but the parent, node 3, is out of the way.
+    # Node 5 is its parent's right continuation, but the parent, node 3, is not on the path.
     tree = build([0, 0, 1, 2, 3], [1, 2, 7, 7, 9], [-0.1] * 5)
     assert tree.accepted_path(np.array([2, 7, 7, 9, 0, 0])).tolist() == [0, 2, 4]
 

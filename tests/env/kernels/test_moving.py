@@ -1,4 +1,4 @@
-"""Weights of a file leave memory and come back as they were; numbers that are nowhere else stay."""
+"""Weights of a file leave memory and come back unchanged; numbers that exist in memory only stay."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specgym.env.drafts.lean_network import LeanDraft
+from specgym.env.drafts.feature import LeanDraft
 from specgym.env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork, load_network, save_network
+from specgym.env.kernels.moving import release_pages, trim_heap
 from specgym.env.models.fast.packed import best_packing
-from specgym.env.models.fast.resident import return_freed, return_pages
-from specgym.env.models.hub.fingerprint import fingerprint
-from specgym.env.models.hub.loading import load_causal_model
+from specgym.env.models.hub.loading import fingerprint, load_causal_model
 from specgym.env.models.target import TargetModel
 from tests.support.tiny_models import tiny_llama
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.skipif(not PAGES.exists(), reason="this system does not
 
 
 def held(weight: torch.Tensor) -> float:
-    """Share of the pages that lie wholly within a tensor and are in memory."""
+    """Returns the share of a tensor's full pages that are in memory."""
     first = -(-weight.data_ptr() // mmap.PAGESIZE)
     count = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE - first
     pages = np.fromfile(PAGES, np.uint64, count, offset=8 * first)
@@ -34,7 +33,7 @@ def held(weight: torch.Tensor) -> float:
 
 @pytest.fixture
 def mapped(tmp_path: Path) -> torch.Tensor:
-    """A mebibyte of a file, all of it looked at."""
+    """A mebibyte of a file, all of it read."""
     save_file({"weight": torch.arange(2**19, dtype=torch.int16)}, tmp_path / "file.safetensors")
     weight = load_file(tmp_path / "file.safetensors")["weight"]
     assert weight.sum() == torch.arange(2**19, dtype=torch.int16).sum()
@@ -43,7 +42,7 @@ def mapped(tmp_path: Path) -> torch.Tensor:
 
 
 def test_pages_of_a_file_go_and_come_back_with_the_same_numbers(mapped: torch.Tensor) -> None:
-    assert return_pages(mapped)
+    assert release_pages(mapped)
     assert held(mapped) == 0
     assert torch.equal(mapped, torch.arange(2**19, dtype=torch.int16))
     assert held(mapped) == 1
@@ -51,26 +50,26 @@ def test_pages_of_a_file_go_and_come_back_with_the_same_numbers(mapped: torch.Te
 
 def test_numbers_that_were_changed_since_stay(mapped: torch.Tensor) -> None:
     mapped[1000] = -5
-    assert not return_pages(mapped)
+    assert not release_pages(mapped)
     assert mapped[1000] == -5
     assert held(mapped) == 1
 
 
 def test_numbers_that_were_made_in_memory_stay() -> None:
     made = torch.full((2**19,), 7, dtype=torch.int16)
-    assert not return_pages(made)
+    assert not release_pages(made)
     assert bool((made == 7).all())
 
 
 def test_what_is_no_plain_stretch_of_memory_is_left_alone(mapped: torch.Tensor) -> None:
-    assert not return_pages(mapped.view(1024, 512).T)
-    assert not return_pages(torch.empty(4, device="meta"))
+    assert not release_pages(mapped.view(1024, 512).T)
+    assert not release_pages(torch.empty(4, device="meta"))
     assert held(mapped) == 1
 
 
 def test_what_was_freed_can_be_returned_at_any_time() -> None:
     kept = torch.arange(1000)
-    return_freed()
+    trim_heap()
     assert torch.equal(kept, torch.arange(1000))
 
 

@@ -98,7 +98,7 @@ def tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
 
 
 def tree_error(config: PretrainedConfig) -> float:
-    """The largest difference between two branches read in one forward pass and each of them read alone."""
+    """Returns the largest difference between two branches read in one forward and each of them read alone."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     prefix, left, right = torch.randint(3, 30, (3, 1, 4))

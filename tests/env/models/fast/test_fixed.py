@@ -1,4 +1,4 @@
-"""Forwards in fixed shapes: the same numbers as without, whatever was in their memory before, captured or not."""
+"""Forwards in fixed shapes give the same numbers as others, captured or not, whatever their memory held before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from specgym.env.models.fast.graphs import Graph, Graphs
 from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
-from tests.env.models.test_lean import FAMILIES, TEXT, build
+from tests.env.models.fast.test_lean import FAMILIES, TEXT, build
 from tests.support.tiny_models import (
     causal_draft,
     feature_draft,
@@ -37,19 +37,19 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has every device work in fixed shapes."""
+    """Makes every device use fixed shapes."""
     monkeypatch.setattr(graphs, "_FIXED_ON", frozenset({"cpu", "cuda"}))
 
 
 def fixed_forward(owner: object) -> FixedForward:
-    """That of a lean model or draft, which must have one."""
-    found = owner._fixed  # type: ignore[attr-defined]
-    assert isinstance(found, FixedForward), "the test would be vacuous"
-    return found
+    """Returns the fixed forward of a lean model or draft, which must have one."""
+    forward = owner._fixed  # type: ignore[attr-defined]
+    assert isinstance(forward, FixedForward), "the test would be vacuous"
+    return forward
 
 
 def walk(cached: CachedModel) -> Iterator[torch.Tensor]:
-    """A text, plain steps, a tree, an accepted branch of it, and what comes after that."""
+    """Yields logits of a text, of plain steps, of a tree, and after an accepted branch of it."""
     cached.cache.reset()
     yield cached.extend(TEXT)
     for token in (4, 9):
@@ -175,7 +175,7 @@ def test_a_text_that_failed_leaves_nothing_behind(everywhere: None) -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 31])
-def test_a_token_that_the_model_has_not_is_refused_and_nothing_is_appended(token: int, everywhere: None) -> None:
+def test_an_unknown_token_is_refused_and_nothing_is_appended(token: int, everywhere: None) -> None:
     target = tiny_target()
     with torch.inference_mode():
         target.extend(TEXT)
@@ -185,7 +185,7 @@ def test_a_token_that_the_model_has_not_is_refused_and_nothing_is_appended(token
     assert target.cache.length == before
 
 
-def test_where_no_graph_can_be_captured_one_is_told_and_the_text_is_the_same(
+def test_without_graphs_there_is_a_warning_and_the_text_is_the_same(
     everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
@@ -204,7 +204,7 @@ def test_where_no_graph_can_be_captured_one_is_told_and_the_text_is_the_same(
 
 
 class Launches:
-    """Stands for capturing: what a graph launches is run anew, into the memory of the first run."""
+    """Replaces capturing: launching a graph runs the work again, into the memory of the first run."""
 
     def __init__(self) -> None:
         self.captured = 0

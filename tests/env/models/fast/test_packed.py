@@ -1,4 +1,4 @@
-"""Packed linear layers: the numbers of plain ones, and the same ones for a row alone and in company."""
+"""Packed linear layers give the numbers of plain ones, and a row has the same bits alone and among others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from specgym.env.models.fast.layer import MOST_ROWS, has_kernel, padded_rows
-from specgym.env.models.fast.native import can_run
+from specgym.env.models.fast.native_matrix import can_run
 from specgym.env.models.fast.packed import Packing, Projection, best_packing, can_pack, row_invariant
 
 CPU = torch.device("cpu")
@@ -45,12 +45,12 @@ def test_a_projection_that_is_not_packed_follows_its_layers() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("features", [96, 576, 1536])
 @pytest.mark.parametrize("packing", PACKED)
-def test_a_packed_row_has_the_same_bits_alone_and_in_company(packing: Packing, features: int) -> None:
+def test_a_packed_row_has_the_same_bits_alone_and_among_others(packing: Packing, features: int) -> None:
     projection, x = Projection(layers(256, features=features), packing), rows(256, features)
     alone = torch.cat([projection(row[None]) for row in x])
     for company in (2, 3, 7, 11, 16, 17, 50, 64, 65, 200):  # also with rows that are made up
         for text in (False, True):
-            together = torch.cat([projection(part, text=text) for part in x.split(company)])
+            together = torch.cat([projection(part, is_text=text) for part in x.split(company)])
             assert torch.equal(together, alone)
 
 
@@ -76,7 +76,7 @@ def test_a_text_is_multiplied_by_kernels_that_others_use_and_a_tree_by_its_own(m
     assert multiplied == [24, 24, 160, 320]
     multiplied.clear()
     for size in (2, 9, 17, 33, MOST_ROWS - 1):
-        assert len(projection(rows(size), text=False)) == size
+        assert len(projection(rows(size), is_text=False)) == size
     assert multiplied == [2, 9, 17, 33, MOST_ROWS - 1]
 
 
@@ -87,11 +87,11 @@ def test_a_step_of_plain_decoding_is_one_row(text: bool) -> None:
     assert not has_kernel(MOST_ROWS + 1, text)
 
 
-def test_a_kernel_that_depends_on_the_company_is_found_out() -> None:
+def test_a_kernel_whose_results_depend_on_other_rows_is_noticed() -> None:
     assert row_invariant(lambda x: x * 2, 64, 64)
     assert not row_invariant(lambda x: x * len(x), 64, 64)
     assert not row_invariant(lambda x: x * (1 + (len(x) == 1)), 64, 64)
-    assert row_invariant(lambda x: x * (1 + (len(x) == 1)), 64, 64, least=2)
+    assert row_invariant(lambda x: x * (1 + (len(x) == 1)), 64, 64, min_rows=2)
 
 
 def test_other_precisions_are_not_packed() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from specgym.controllers.rules.phases import PHASE_1, PHASE_2, fixed_tree
 from specgym.env.common.errors import ParameterError, TraceError, UnrecordedError
 from specgym.env.replay.decoder import TextReplay
-from specgym.env.replay.tabulation import TraceTable, tabulate
+from specgym.env.replay.tables.tabulation import tabulate
+from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.tree.parameters import PLAIN, SOURCES, TreeParameters
 from tests.env.replay.test_decoder import Recorded, record
 from tests.env.replay.test_recording import CALIBRATOR
@@ -57,11 +58,12 @@ class TestTabulate:
         for index, root in enumerate(texts.roots.tolist()):
             text = int(texts.owner[root])
             deepest = int(texts.deepest(np.array([root]))[0])
-            facts = replays[text].outcome(root - int(texts.start[text]), parameters.capped(deepest))
+            outcome, kept = replays[text].outcome(root - int(texts.start[text]), parameters.capped(deepest))
             rows = table.deeper_rows[index]
-            assert tuple(rows[rows > 0].tolist()) == facts.deeper_rows
-            for name in ("accepted", "drafted", "depth", "asked", "lookup_nodes", "kept"):
-                assert getattr(table, name)[index] == getattr(facts, name), name
+            assert tuple(rows[rows > 0].tolist()) == outcome.level_rows[1:]
+            assert (table.asked[index], table.kept[index]) == (bool(outcome.level_rows), kept)
+            for name in ("accepted", "drafted", "depth", "lookup_nodes"):
+                assert getattr(table, name)[index] == getattr(outcome, name), name
 
     def test_some_roots_may_be_asked_for_in_any_order(self, recorded: Recorded) -> None:
         texts = corpus(recorded, True)

@@ -1,0 +1,1 @@
+"""Outcomes of every choice at every position of recorded texts, as tables."""
