@@ -1,4 +1,4 @@
-"""What a controller is."""
+"""The protocol of a controller."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ class Controller(Protocol):
     """Chooses the tree parameters of every round."""
 
     observes_draft: bool
-    """whether it wants to see what the draft model says of the root, at the price of a draft forward every round,
-    which the round makes use of unless it leaves the draft model out"""
+    """whether it observes the draft model's probabilities at the root, which costs a draft forward every round; the
+    round reuses that forward unless it leaves the draft model out"""
 
     def reset(self) -> None:
-        """A new request begins."""
+        """Starts a new request."""
 
     def act(self, observation: Observation) -> TreeParameters:
-        """The parameters of the round that begins now."""
+        """Returns the parameters of the round that starts now."""
+
+
+class Rule:
+    """Base of controllers that do not observe the draft; what they learn is kept from request to request."""
+
+    observes_draft = False
+
+    def reset(self) -> None:
+        """Starts a new request: nothing changes."""

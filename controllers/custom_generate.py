@@ -1,27 +1,17 @@
 """Speculative decoding inside transformers: ``model.generate(**inputs, custom_generate=speculative_generate, …)``.
 
-transformers passes on only those extra arguments that the function names, and drops its own ``streamer=`` and
-``assistant_model=`` silently; use ``on_tokens=`` and ``draft=`` instead.
+transformers passes on only the extra arguments that the function names. It drops its own ``streamer=`` and
+``assistant_model=`` without a word; use ``on_tokens=`` and ``draft=`` instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import (
-    EosTokenCriteria,
-    GenerationConfig,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    PreTrainedModel,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, generation
 
 from specgym.controllers.controller import Controller
 from specgym.controllers.registry import DEFAULT, make_controller
@@ -35,8 +25,12 @@ from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
-_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
-_BUILT_IN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)  # the decoder keeps these itself
+_WARPERS = {
+    generation.TemperatureLogitsWarper: "temperature",
+    generation.TopKLogitsWarper: "top_k",
+    generation.TopPLogitsWarper: "top_p",
+}
+_OWN_CRITERIA = (generation.MaxLengthCriteria, generation.EosTokenCriteria)  # the decoder keeps these itself
 
 
 def speculative_generate(
@@ -51,58 +45,50 @@ def speculative_generate(
     seed: int | None = None,
     on_tokens: Callable[[Sequence[int]], None] | None = None,
     **others: Any,
-) -> torch.Tensor | GenerateDecoderOnlyOutput:
+) -> torch.Tensor | generation.GenerateDecoderOnlyOutput:
     """Continues one text exactly as the model would by itself, only faster.
 
     Args:
         model: the target, as `generate` passes it.
         input_ids: the prompt, `int64[1, tokens]`.
-        logits_processor: temperature, top-k and top-p are supported, others are refused.
+        logits_processor: temperature, top-k and top-p; any other processor is refused.
         stopping_criteria: checked after every token; the text is cut at the first that is met.
         generation_config: limits, end-of-sequence tokens and sampling settings.
-        draft: ``"lookup"``, the file of a feature draft, a causal language model of the same vocabulary, or a draft.
+        draft: ``"lookup"``, a feature draft's file, a causal language model of the same vocabulary, or a draft.
         controller: a registered name, with options as in `make_controller`, or a controller.
         seed: seed of the sampling noise; drawn from torch's generator if None.
         on_tokens: called with the tokens of every round, as they are committed.
-        others: what else `generate` prepares for its own loops. Of these only the attention mask counts: it must not
-            hide anything, since there is one text only.
+        others: further arguments that `generate` prepares for its own loops. Only the attention mask is read: it must
+            not hide anything, since there is one text only.
 
     Returns:
-        Prompt and text, `int64[1, tokens]`, in an output object if the configuration asks for one.
+        Prompt and text, `int64[1, tokens]`, in an output object if the configuration wants one.
 
     Raises:
         LimitError: more than one text, beams, padding, or a prompt that does not fit.
         ParameterError: a logits processor that is not supported.
-        PairError: models that cannot work, or not together.
+        PairError: a model that is not supported, or two that do not fit each other.
     """
     config = generation_config or model.generation_config
     _check_request(input_ids, others.get("attention_mask"), config)
     sampling = _sampling(config, logits_processor or LogitsProcessorList(), seed)
-    prompt = tuple(input_ids[0].tolist())
-    request = Request(prompt, config.max_length - len(prompt), sampling)
-    criteria = StoppingCriteriaList(
-        criterion for criterion in stopping_criteria or [] if not isinstance(criterion, _BUILT_IN_CRITERIA)
-    )
-    target = TargetModel(model, _end_tokens(config))
-    guesser = None
-    try:
-        guesser = _draft(draft, target)
-        decoder = LiveDecoder(target, guesser, LearnedCosts())
-        steerer = make_controller(controller) if isinstance(controller, str) else controller
-        tokens = list(prompt)
-        for step in steer(decoder, steerer, request):
+    tokens = input_ids[0].tolist()
+    request = Request(tuple(tokens), config.max_length - len(tokens), sampling)
+    criteria = StoppingCriteriaList(rule for rule in stopping_criteria or [] if not isinstance(rule, _OWN_CRITERIA))
+    with ExitStack() as cleanup:
+        end = config.eos_token_id
+        target = TargetModel(model, frozenset([end] if isinstance(end, int) else end or ()))
+        cleanup.callback(target.restore)
+        decoder = LiveDecoder(target, _draft(draft, target, cleanup), LearnedCosts())
+        for step in steer(decoder, make_controller(controller) if isinstance(controller, str) else controller, request):
             fresh, stopped = _cut(criteria, tokens, step.outcome.tokens, input_ids.device)
             tokens.extend(fresh)
             if on_tokens is not None:
                 on_tokens(fresh)
             if stopped:
                 break
-    finally:
-        if isinstance(guesser, CausalDraft) and isinstance(draft, PreTrainedModel):
-            guesser.model.restore()  # before the target, which may be the same object
-        target.restore()
     sequences = torch.tensor([tokens], device=input_ids.device)
-    return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
+    return generation.GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
 
 
 def _check_request(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: GenerationConfig) -> None:
@@ -115,42 +101,29 @@ def _check_request(input_ids: torch.Tensor, attention_mask: torch.Tensor | None,
 
 
 def _sampling(config: GenerationConfig, processors: LogitsProcessorList, seed: int | None) -> SamplingSettings:
-    others = [type(processor).__name__ for processor in processors if not isinstance(processor, _WARPERS)]
-    if others:
+    refused = [type(processor).__name__ for processor in processors if type(processor) not in _WARPERS]
+    if refused:
         raise ParameterError(
-            f"Not supported with speculation: {', '.join(others)}. A tree holds several pasts at once, and these would "
-            "have to be run for each. Temperature, top_k and top_p work; switch the others off."
+            f"Not supported with speculation: {', '.join(refused)}. A tree holds several pasts at once, and these "
+            "would have to run for each. Temperature, top_k and top_p work; switch the others off."
         )
     if not config.do_sample:
         return SamplingSettings()
     if seed is None:
         seed = int(torch.randint(2**62, (1,)))
-    temperature, top_k, top_p = 1.0, 0, 1.0
-    for processor in processors:
-        if isinstance(processor, TemperatureLogitsWarper):
-            temperature = float(processor.temperature)
-        elif isinstance(processor, TopKLogitsWarper):
-            top_k = int(processor.top_k)
-        elif isinstance(processor, TopPLogitsWarper):
-            top_p = float(processor.top_p)
-    return SamplingSettings(temperature, top_k, top_p, seed)
+    settings = {(name := _WARPERS[type(processor)]): getattr(processor, name) for processor in processors}
+    return SamplingSettings(**{"temperature": 1.0, "seed": seed} | settings)
 
 
-def _end_tokens(config: GenerationConfig) -> frozenset[int]:
-    end = config.eos_token_id
-    if end is None:
-        return frozenset()
-    return frozenset(end if isinstance(end, list | tuple) else [end])
-
-
-def _draft(draft: str | PreTrainedModel | Draft, target: TargetModel) -> Draft:
+def _draft(draft: str | PreTrainedModel | Draft, target: TargetModel, cleanup: ExitStack) -> Draft:
+    """Returns the draft, with a model of the caller's own restored by `cleanup`."""
     if isinstance(draft, str):
         return make_draft(draft, target)
     if not isinstance(draft, PreTrainedModel):
         return draft
     cached = CachedModel(draft)
+    cleanup.callback(cached.restore)  # runs before the target's, which may be the same model
     if cached.device != target.device:
-        cached.restore()
         raise PairError(f"The draft is on {cached.device}, the target on {target.device}; put them on one device.")
     return CausalDraft(cached, target.vocabulary)
 
@@ -158,10 +131,8 @@ def _draft(draft: str | PreTrainedModel | Draft, target: TargetModel) -> Draft:
 def _cut(
     criteria: StoppingCriteriaList, before: list[int], fresh: Sequence[int], device: torch.device
 ) -> tuple[list[int], bool]:
-    """Those of the `fresh` tokens up to where a criterion stops the text, and whether one does."""
-    if not criteria:
-        return list(fresh), False
-    for count in range(1, len(fresh) + 1):
+    """Returns the `fresh` tokens up to where a criterion stops the text, and whether one does."""
+    for count in range(1, len(fresh) + 1) if criteria else ():
         text = torch.tensor([before + list(fresh[:count])], device=device)
         if bool(torch.as_tensor(criteria(text, None)).all()):
             return list(fresh[:count]), True

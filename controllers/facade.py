@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from specgym.controllers.controller import Controller
@@ -29,17 +28,17 @@ class Pair(ModelPair):
         seed: int = 0,
         raw: bool = False,
     ) -> str:
-        """Answers a text, token for token as the target would by itself.
+        """Returns the answer to a text, token for token the target's own.
 
         Args:
-            text: the user's turn, or the text to continue if `raw`.
+            text: the user's turn; if `raw`, the text to continue.
             controller: a registered name with options, a policy's file, or a controller.
             max_new_tokens: most tokens of the answer [tokens].
             temperature: 0 decodes greedily.
             top_k: samples among this many likeliest tokens only; 0 for all.
             top_p: samples among the likeliest tokens that hold this much probability.
             seed: seed of the sampling noise.
-            raw: continues the text as it is, without the chat template.
+            raw: whether to continue the text as it is, without the chat template.
 
         Raises:
             LimitError: an empty text, or one that does not fit the target's context.
@@ -54,6 +53,5 @@ class Pair(ModelPair):
 
 
 def load(target: str = DEFAULT_TARGET, draft: str | None = None, dtype: str = "bfloat16", device: str = "cpu") -> Pair:
-    """Loads a target and a draft, see `specgym.env.decoding.pair.load_pair` for arguments and errors."""
-    pair = load_pair(target, draft, dtype, device)
-    return Pair(**{field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)})
+    """Loads a target and a draft; for arguments and errors see `specgym.env.decoding.pair.load_pair`."""
+    return Pair(**vars(load_pair(target, draft, dtype, device)))

@@ -1,4 +1,4 @@
-"""The loop: a controller steers a decoder through a request."""
+"""The loop in which a controller steers a decoder through a request."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from specgym.controllers.controller import Controller
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome
 
+_PARTS = ("draft", "draft_forward", "verify", "verify_forward", "commit")  # fields of a round's `seconds`
+
 
 @dataclass(frozen=True, slots=True)
 class SteeredRound:
-    """A round and what its choice cost."""
+    """A round and the time of its choice."""
 
     outcome: RoundOutcome
     controller_seconds: float
-    """time that observing and choosing took, without a draft forward for the observation, which the outcome has [s]"""
+    """time of observing and choosing; a draft forward for the observation is part of the outcome instead [s]"""
 
 
 def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterator[SteeredRound]:
-    """Runs a request round by round; the first one reads the prompt and is not steered.
+    """Runs a request round by round. The first round reads the prompt and is not steered.
 
     Raises:
         LimitError: the request does not fit the decoder's context.
@@ -31,7 +33,7 @@ def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterato
     yield SteeredRound(outcome, 0.0)
     while outcome.finished is None:
         if controller.observes_draft:
-            decoder.observe(draft=True)  # the forward is the round's; observing again costs none
+            decoder.observe(draft=True)  # the round is charged for the forward; observing again costs none
         before = time.perf_counter()
         parameters = controller.act(decoder.observe(controller.observes_draft))
         elapsed = time.perf_counter() - before
@@ -41,7 +43,7 @@ def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterato
 
 @dataclass
 class Generation:
-    """A finished text and its account."""
+    """A finished text with its counts and times."""
 
     tokens: list[int] = field(default_factory=list)
     """the generated token ids"""
@@ -55,22 +57,18 @@ class Generation:
     """draft tokens verified [tokens]"""
     accepted: int = 0
     """draft tokens committed [tokens]"""
-    seconds_by_part: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(
-            ("draft", "draft_forward", "verify", "verify_forward", "commit", "controller"), 0.0
-        )
-    )
-    """wall time by stage; the model forwards are parts of their stages [s]"""
+    seconds_by_part: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*_PARTS, "controller"), 0.0))
+    """wall time by stage; a model forward is part of its stage [s]"""
 
     def add(self, step: SteeredRound) -> None:
-        """Takes a round into the account."""
+        """Adds a round."""
         outcome = step.outcome
         self.tokens.extend(outcome.tokens)
         self.finished = outcome.finished
         self.rounds += 1
         self.drafted += outcome.drafted
         self.accepted += outcome.accepted
-        for part in ("draft", "draft_forward", "verify", "verify_forward", "commit"):
+        for part in _PARTS:
             self.seconds_by_part[part] += getattr(outcome.seconds, part)
         self.seconds_by_part["controller"] += step.controller_seconds
 

@@ -1,4 +1,4 @@
-"""What rounds brought and took, as a controller can tell it from what it observes."""
+"""Tokens and time of past rounds, computed from observations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specgym.env.tree.parameters import Source
 
 @dataclass(frozen=True)
 class MachineCosts:
-    """What a bit more speculation costs."""
+    """Costs of drafting and verifying a little more."""
 
     level: float
     """one more level of draft forwards [plain steps]"""
@@ -20,35 +20,31 @@ class MachineCosts:
     """one more row of a verification [plain steps]"""
 
     def steps(self, past: PastRound, source: Source) -> float:
-        """Predicted time of a round [plain steps]: the target's forward, the draft's levels, the verified nodes.
+        """Predicts the time of a round: the target's forward, the draft's levels, the verified nodes [plain steps].
 
-        What a round costs besides is not observed and left out.
+        The overhead of a round is not observed and left out.
         """
         levels = 0 if source == "lookup" else past.depth
         return 1 + self.level * levels + self.row * past.drafted
 
 
-_UNKNOWN = MachineCosts(LEVEL_PRIOR, ROW_PRIOR)
-
-
 def machine_costs(observation: Observation) -> MachineCosts:
-    """The machine's prices; where it tells neither of them, `LEVEL_PRIOR` and `ROW_PRIOR`."""
-    if observation.level_cost == observation.row_cost == 0:
-        return _UNKNOWN
-    return MachineCosts(observation.level_cost, observation.row_cost)
+    """Returns the observed costs, or `LEVEL_PRIOR` and `ROW_PRIOR` where the machine reports neither."""
+    level, row = observation.level_cost, observation.row_cost
+    return MachineCosts(LEVEL_PRIOR, ROW_PRIOR) if level == row == 0 else MachineCosts(level, row)
 
 
 def last_round(observation: Observation) -> PastRound | None:
-    """The last round that was chosen for this request; None before the first."""
+    """Returns the last round that was chosen for this request; None before the first."""
     return observation.recent[-1] if observation.recent else None
 
 
 class Throughput:
-    """What rounds have brought and taken, which count less the longer ago they were.
+    """Moving averages of tokens and time, in which older rounds count less.
 
     Args:
-        window: rounds after which a round counts less by a factor of e [rounds].
-        prior: rounds of plain decoding that it begins with [rounds].
+        window: rounds after which a round's weight has fallen to 1/e [rounds].
+        prior: rounds of plain decoding to start with [rounds].
 
     Raises:
         ParameterError: a value outside its range.
@@ -60,25 +56,25 @@ class Throughput:
         self.keep = 1 - 1 / window
         self.rounds = self.tokens = self.steps = prior
 
-    def note(self, tokens: float, steps: float) -> None:
-        """Takes a round into account."""
+    def add(self, tokens: float, steps: float) -> None:
+        """Adds a round's tokens and time [plain steps]."""
         self.rounds = self.keep * self.rounds + 1
         self.tokens, self.steps = self.keep * self.tokens + tokens, self.keep * self.steps + steps
 
     @property
     def rate(self) -> float:
-        """Tokens per plain step; that of plain decoding is 1."""
+        """Tokens per plain step; plain decoding has 1."""
         return self.tokens / self.steps
 
-    def profit(self, price: float) -> float:
-        """Tokens that a round brought beyond a plain one, on average, less what its further time was worth."""
-        return self.tokens / self.rounds - 1 - price * (self.steps / self.rounds - 1)
+    def profit(self, time_price: float) -> float:
+        """Returns the average tokens of a round beyond a plain one, less the price of the round's extra time."""
+        return self.tokens / self.rounds - 1 - time_price * (self.steps / self.rounds - 1)
 
 
 class Gate:
-    """Whether to go on with what must pay: shut for a while when it has not paid, and longer every time again.
+    """Closes for a break when speculation has not paid, and for twice as long each time that it still does not.
 
-    It is judged by tokens per plain step, which have to exceed plain decoding's 1: over `window` rounds, or after a
+    Speculation pays if it gets more tokens per plain step than plain decoding's 1: over `window` rounds, or after a
     break over `probe` rounds. Breaks double from `rest` to `longest` rounds, until a whole window has paid.
 
     Args:
@@ -97,27 +93,27 @@ class Gate:
         if not 1 <= rest <= longest:
             raise ParameterError(f"rest must be within 1 and longest; got {rest} and {longest}.")
         self.window, self.probe, self.rest, self.longest = window, probe, rest, longest
-        self.rounds: deque[tuple[float, float]] = deque(maxlen=window)
-        self.needed, self.pause, self.left = window, rest, 0
+        self.rounds: deque[tuple[float, float]] = deque(maxlen=window)  # tokens and plain steps
+        self.rounds_needed, self.next_break, self.break_left = window, rest, 0
 
     @property
-    def shut(self) -> bool:
+    def closed(self) -> bool:
         """Whether there is a break now."""
-        return self.left > 0
+        return self.break_left > 0
 
     def wait(self) -> None:
-        """A round of a break goes by."""
-        self.left -= 1
+        """Counts a round of the break."""
+        self.break_left -= 1
 
-    def note(self, tokens: float, steps: float) -> None:
-        """Takes a round into account, and begins a break if those that count have not paid."""
+    def add(self, tokens: float, steps: float) -> None:
+        """Adds a speculative round, and starts a break if the rounds that count have not paid."""
         self.rounds.append((tokens, steps))
-        if len(self.rounds) < self.needed:
+        if len(self.rounds) < self.rounds_needed:
             return
-        brought, took = (sum(column) for column in zip(*self.rounds, strict=True))
-        if brought <= took:
-            self.left, self.pause = self.pause, min(2 * self.pause, self.longest)
+        tokens, steps = (sum(column) for column in zip(*self.rounds, strict=True))
+        if tokens <= steps:
+            self.break_left, self.next_break = self.next_break, min(2 * self.next_break, self.longest)
             self.rounds.clear()
-            self.needed = self.probe
+            self.rounds_needed = self.probe
         elif len(self.rounds) == self.window:
-            self.needed, self.pause = self.window, self.rest
+            self.rounds_needed, self.next_break = self.window, self.rest

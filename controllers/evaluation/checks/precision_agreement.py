@@ -1,4 +1,4 @@
-"""How far two precisions of one model are the same model."""
+"""Checks how far two precisions of a model agree."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from specgym.env.models.target import TargetModel
 
 @dataclass(frozen=True)
 class Agreement:
-    """What one model says of texts, set against what another says."""
+    """How far one model's predictions of texts agree with another's."""
 
-    positions: int  # tokens that both foretold
+    positions: int  # tokens that both predicted
     same: float  # share of the positions at which both have the same likeliest token
-    nats: float  # how much less likely the other makes the tokens, on average; below 0: likelier [nats]
+    nats: float  # mean loss of the tokens' log-probability; below 0: the other model predicts them better [nats]
 
 
 @torch.inference_mode()
 def find_agreement(one: TargetModel, other: TargetModel, texts: Sequence[tuple[int, ...]]) -> Agreement:
-    """What two models say of each text after its first token, read as a whole.
+    """Compares two models' predictions of every token of each text after the first.
 
     Args:
-        one: the model that is set against.
-        other: the model in question.
-        texts: token ids, of two tokens or more each.
+        one: the reference.
+        other: the model to compare.
+        texts: token ids, at least two tokens each.
     """
     positions, same, nats = 0, 0, 0.0
     for text in texts:
         tokens = torch.tensor(text[1:])
-        said = [_log_probs(model, text) for model in (one, other)]
+        predictions = [_log_probs(model, text) for model in (one, other)]
+        first, second = (log_probs.argmax(dim=-1) for log_probs in predictions)
+        likely = [p.gather(1, tokens.to(p.device)[:, None]).double().sum().item() for p in predictions]
         positions += len(tokens)
-        same += int((said[0].argmax(dim=-1) == said[1].argmax(dim=-1)).sum())
-        likely = [each.gather(1, tokens.to(each.device)[:, None]).double().sum().item() for each in said]
+        same += int((first == second).sum())
         nats += likely[0] - likely[1]
     return Agreement(positions, same / positions, nats / positions)
 
 
 def _log_probs(model: TargetModel, text: tuple[int, ...]) -> torch.Tensor:
+    """Log-probabilities of what follows each token but the last, `[tokens - 1, vocabulary]`."""
     model.cache.reset()
     return model.extend_all(text[:-1]).float().log_softmax(dim=-1)

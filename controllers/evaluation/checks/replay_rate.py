@@ -1,16 +1,15 @@
-"""How many rounds a second replay plays, one text at a time and many together, and how fast texts are recorded."""
+"""Measures the rounds a second of replay, one text at a time and many together, and the speed of recording."""
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from specgym.controllers.evaluation.checks.replay_check import RULE
+from specgym.controllers.evaluation.checks.lossless import RULE
 from specgym.controllers.registry import make_controller
 from specgym.controllers.run import run
 from specgym.env.decoding.pair import ModelPair
@@ -22,12 +21,13 @@ from specgym.env.replay.sources import text_request
 from specgym.env.replay.traces.file import Trace, TraceWriter, read_trace
 from specgym.env.replay.traces.records import TraceText
 from specgym.env.replay.vector import ReplayVectorEnv
+from specgym.env.tree.rounds import Stopwatch
 from specgym.env.tree.sampling import SamplingSettings
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast something was."""
+    """The measured speed of something."""
 
     what: str
     rounds: int
@@ -37,25 +37,25 @@ class Speed:
 
     @property
     def per_second(self) -> float:
-        """How many a second."""
+        """Rounds or positions a second."""
         return self.rounds / self.seconds
 
 
 def single_speeds(
     trace: Trace, texts: Sequence[TraceText], profile: LatencyProfile, controller: str, repeats: int
 ) -> list[Speed]:
-    """One text after the other under a controller: rounds that are played for the first time, then known ones.
+    """Measures one text after the other under a controller: rounds played for the first time, then known rounds.
 
     Args:
-        trace: where the texts are from.
+        trace: the trace that holds the texts.
         texts: the texts.
-        profile: what rounds take.
+        profile: of the machine.
         controller: its name, see `make_controller`.
-        repeats: times that the known rounds are played; the median of their speeds is told.
+        repeats: measurements of the known rounds; their median is returned.
 
     Raises:
-        UnknownNameError: there is no such controller.
-        UnrecordedError, UnmeasuredError: the trace or the profile does not cover it.
+        UnknownNameError: no such controller.
+        UnrecordedError, UnmeasuredError: the trace or the profile does not cover its choices.
     """
     decoder, policy = ReplayDecoder(trace.texts, trace.header, profile), make_controller(controller)
     requests = [text_request(text) for text in texts]
@@ -64,39 +64,41 @@ def single_speeds(
         # The round that reads the prompt is not steered, and takes no time here.
         return sum(run(decoder, policy, request).rounds - 1 for request in requests)
 
-    first = _timed("single, first time", play)
-    return [first, _median([_timed("single, known rounds", play) for _ in range(repeats)])]
+    return [_timed("single, first time", play), _median_speed("single, known rounds", play, repeats)]
 
 
-def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int, seed: int = 0) -> list[Speed]:
-    """All episodes together under random actions, once all that they may bring is known.
+def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int) -> list[Speed]:
+    """Measures all episodes together under random actions, after tabulating every action.
 
     Args:
         envs: the environment.
         steps: steps of each measurement.
-        repeats: measurements, of which the median is told.
-        seed: of texts and actions.
+        repeats: measurements; their median is returned.
 
     Raises:
         UnrecordedError, UnmeasuredError: the trace or a profile does not cover the grid.
     """
-    tabulated = _timed("tabulating", lambda: _tabulate(envs))
-    envs.reset(seed=seed)
-    sizes = np.asarray(envs.grid.nvec)
-    actions = np.random.default_rng(seed).integers(sizes, size=(steps, envs.num_envs, len(sizes)))
+
+    def tabulate() -> int:
+        envs.tabulate_all()
+        roots = sum(len(text.tokens) - text.prompt - 1 for text in envs.replays.texts)
+        return roots * len(envs.replays.table.choices)
 
     def play() -> int:
         for action in actions:
             envs.step(action)
         return steps * envs.num_envs
 
-    play()  # memory is taken and caches are filled
-    together = _median([_timed(f"vectorised, {envs.num_envs} episodes", play) for _ in range(repeats)])
-    return [tabulated, together]
+    tabulated = _timed("tabulating", tabulate)
+    envs.reset(seed=0)
+    sizes = np.asarray(envs.grid.nvec)
+    actions = np.random.default_rng(0).integers(sizes, size=(steps, envs.num_envs, len(sizes)))
+    play()  # a warm-up
+    return [tabulated, _median_speed(f"vectorised, {envs.num_envs} episodes", play, repeats)]
 
 
 def recording_speed(pair: ModelPair, prompts: Sequence[Prompt], max_new_tokens: int) -> Speed:
-    """Records answers to prompts, each greedily and sampled at temperature 1, as widely as every controller needs.
+    """Measures the recording of answers, greedy and at temperature 1, by a rule that covers all controllers.
 
     Args:
         pair: target and draft model.
@@ -119,17 +121,10 @@ def recording_speed(pair: ModelPair, prompts: Sequence[Prompt], max_new_tokens: 
     return _timed("recording [positions]", record)
 
 
-def _tabulate(envs: ReplayVectorEnv) -> int:
-    envs.tabulate_all()
-    roots = sum(len(text.tokens) - text.prompt - 1 for text in envs.replays.texts)
-    return roots * len(envs.replays.table.choices)
-
-
 def _timed(what: str, play: Callable[[], int]) -> Speed:
-    began = time.perf_counter()
-    rounds = play()
-    return Speed(what, rounds, time.perf_counter() - began)
+    watch = Stopwatch()
+    return Speed(what, play(), watch.lap())
 
 
-def _median(speeds: Sequence[Speed]) -> Speed:
-    return sorted(speeds, key=lambda speed: speed.per_second)[len(speeds) // 2]
+def _median_speed(what: str, play: Callable[[], int], repeats: int) -> Speed:
+    return sorted((_timed(what, play) for _ in range(repeats)), key=lambda speed: speed.per_second)[repeats // 2]

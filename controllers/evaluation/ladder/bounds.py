@@ -1,249 +1,230 @@
-"""What no controller can beat on a trace: the best choice of every round, seeing what will be accepted.
+"""Bounds that no controller can beat on a trace: the best choice of every round, knowing what will be accepted.
 
-*Myopic* takes the most tokens per time of each round; the *clairvoyant* the least time to the end of the text, by
-dynamic programming over positions. A round's time depends on the round before by the tokens that the draft still owes,
-so these are part of the state: exactly up to the last knot of the latency profile's curve, and as many past it. What is
-owed past it is charged for the prompt and for nothing else, so that the bound may be too low, never too high.
+*Myopic* takes the most tokens per time of each round. The *clairvoyant* takes the least time to the end of the text, by
+dynamic programming over positions. The time of a round depends on the rounds before by the tokens that the draft has
+not read yet, so the number of these is part of the state.
+
+That number is exact up to the last knot of the latency profile's curve, and held there past it. Unread tokens past the
+knot are charged for the prompt only. So the bound may be too low, but never too high.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from specgym.env.common.arrays import FloatArray, IntArray
+from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
+from specgym.env.common.processes import map_on_cores, usable_cores
 from specgym.env.latency.costs import RoundCosts
-from specgym.env.replay.tabulation import Outcomes, TraceTable, tabulate
-from specgym.env.tree.parameters import TreeParameters
+from specgym.env.replay.tables.action_table import OutcomeTable
+from specgym.env.replay.tables.outcomes import Outcomes, seconds_after_root
+from specgym.env.replay.tables.player import Player
+from specgym.env.replay.tables.trace_table import TraceTable
+
+_PARTS_PER_CORE = 4  # of a grid: enough to share the work evenly, few enough to send the results
 
 
-@dataclass(frozen=True)
-class Playback:
-    """How texts came about, one number a text."""
+class Playback(NamedTuple):
+    """Time and nodes of whole texts, one number for each, or one for each choice and text."""
 
     seconds: FloatArray
-    """predicted time of all rounds, `float64[texts]` [s]"""
+    """predicted time of all rounds, `float64[..., texts]` [s]"""
     rounds: IntArray
-    """`int64[texts]`"""
+    """`int64[..., texts]`"""
     drafted: IntArray
-    """`int64[texts]`"""
+    """`int64[..., texts]`"""
     accepted: IntArray
-    """`int64[texts]`"""
+    """`int64[..., texts]`"""
 
 
-@dataclass(frozen=True)
-class _Round:
-    """A choice for each of some roots and what it brings; times are without the draft's first level."""
+class _Round(NamedTuple):
+    """A choice for each of some roots, and its outcome. Times are without the draft's first level."""
 
     seconds: FloatArray
     accepted: IntArray
     drafted: IntArray
     kept: IntArray
-    asked: IntArray
+    asked: BoolArray
 
 
-@dataclass(frozen=True)
 class Choices:
-    """The cheapest way to every number of accepted tokens, at every root of a corpus.
+    """The cheapest choice of every kind at every root of some texts.
 
-    The first kind asks the draft model, the second does not. Times are without the draft's first level, whose cost the
-    rounds before decide; infinity where no choice does it.
+    Kinds differ by the number of accepted tokens and by whether the draft model is asked; where it is, also by the
+    number of accepted tokens that it keeps. Times are without the draft's first level, whose cost depends on the rounds
+    before.
+
+    Args:
+        roots: number of roots.
+        most: accepted tokens are fewer than this.
+
+    Attributes:
+        accepted, kept, asked: of each kind, `int64[kinds]` and `bool[kinds]`; kinds that do not ask come first.
+        seconds: infinity where there is no such choice, `float64[roots, kinds]` [s].
+        drafted: nodes of those trees, `int32[roots, kinds]`.
     """
 
-    asking: FloatArray
-    """by accepted tokens and of these the draft's kept ones, `float64[roots, accepted, kept]` [s]"""
-    asking_drafted: IntArray
-    """nodes of those trees, `int64[roots, accepted, kept]`"""
-    silent: FloatArray
-    """`float64[roots, accepted]` [s]"""
-    silent_drafted: IntArray
-    """`int64[roots, accepted]`"""
+    def __init__(self, roots: int, most: int) -> None:
+        self.most, counts = most, np.arange(most)
+        self.accepted: IntArray = np.concatenate([counts, np.repeat(counts, most)])
+        self.kept: IntArray = np.concatenate([np.zeros(most, np.int64), np.tile(counts, most)])
+        self.asked: BoolArray = np.arange(len(self.kept)) >= most
+        self.seconds = np.full((roots, len(self.kept)), np.inf)
+        self.drafted = np.zeros((roots, len(self.kept)), np.int32)
 
+    def add(self, outcomes: Outcomes, seconds: FloatArray) -> None:
+        """Takes in a choice wherever it is cheaper, given its outcomes and times at every root."""
+        kind = outcomes.accepted + outcomes.asked * (outcomes.accepted * (self.most - 1) + self.most + outcomes.kept)
+        cheaper = np.flatnonzero(seconds < self.seconds[np.arange(len(seconds)), kind])
+        where = cheaper, kind[cheaper]
+        self.seconds[where], self.drafted[where] = seconds[cheaper], outcomes.drafted[cheaper]
 
-def _contexts(corpus: TraceTable) -> IntArray:
-    contexts: IntArray = corpus.roots - corpus.start[corpus.owner[corpus.roots]]
-    return contexts
+    def merge(self, other: Choices) -> None:
+        """Takes in other choices wherever they are cheaper."""
+        cheaper = other.seconds < self.seconds
+        self.seconds[cheaper], self.drafted[cheaper] = other.seconds[cheaper], other.drafted[cheaper]
 
-
-def _seconds(corpus: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> FloatArray:
-    """Times of rounds without the draft's first level, `float64[roots]`."""
-    levels = np.concatenate([np.zeros((len(corpus.roots), 1), np.int64), outcomes.deeper_rows], axis=1)
-    return costs.rounds_seconds(_contexts(corpus), levels, 1 + outcomes.drafted, outcomes.lookup_nodes)
+    def best(self, roots: IntArray, values: FloatArray) -> _Round:
+        """Returns the choice of least `values[n, kinds]` at each of n roots."""
+        kind = values.argmin(axis=1)
+        seconds, drafted = self.seconds[roots, kind], self.drafted[roots, kind]
+        return _Round(seconds, self.accepted[kind], drafted, self.kept[kind], self.asked[kind])
 
 
 def collect_choices(
-    corpus: TraceTable,
-    machines: Sequence[RoundCosts],
-    grid: Collection[TreeParameters],
-    progress: Callable[[], None] = lambda: None,
+    outcomes: OutcomeTable, machines: Sequence[RoundCosts], progress: Callable[[], None] = lambda: None
 ) -> list[Choices]:
-    """Goes through a whole grid.
+    """Returns the cheapest choices of a whole grid, for each machine.
 
     Args:
-        corpus: the texts.
-        machines: what rounds take, on one machine or several: outcomes are the same on all of them.
-        grid: the choices there are; plain decoding must be one of them.
-        progress: called after each.
-
-    Returns:
-        The choices on each machine.
+        outcomes: of all choices, for one table of texts. Plain decoding has to be one of the choices.
+        machines: costs of one machine or several; outcomes are the same on all of them.
+        progress: called for each choice.
 
     Raises:
         UnmeasuredError: a round has more rows than the profile knows.
-        UnrecordedError: the trace does not cover a tree.
     """
-    most = max(parameters.max_depth for parameters in grid) + 1
-    found = [_no_choices(len(corpus.roots), most) for _ in machines]
-    for parameters in grid:
-        outcomes = tabulate(corpus, parameters)
-        for choices, costs in zip(found, machines, strict=True):
-            _take_cheaper(choices, outcomes, _seconds(corpus, costs, outcomes))
-        progress()
-    return found
+    (table,), count = outcomes.tables, len(outcomes.choices)
+    most = max(parameters.max_depth for parameters in outcomes.choices) + 1
+
+    def collect(numbers: IntArray) -> list[Choices]:
+        cheapest = [Choices(len(table.roots), most) for _ in machines]
+        for number in numbers.tolist():
+            found = outcomes.outcomes(number)
+            for choices, costs in zip(cheapest, machines, strict=True):
+                choices.add(found, _seconds(table, costs, found))
+        return cheapest
+
+    cores = outcomes.cores or usable_cores()
+    parts = np.array_split(np.arange(count), min(cores * _PARTS_PER_CORE, count))
+    cheapest = [Choices(len(table.roots), most) for _ in machines]
+    for numbers, part in zip(parts, map_on_cores(collect, parts, cores), strict=True):
+        for choices, others in zip(cheapest, part, strict=True):
+            choices.merge(others)  # in the grid's order: of equal choices the first wins
+        for _ in numbers:
+            progress()
+    return cheapest
 
 
-def _no_choices(roots: int, most: int) -> Choices:
-    asking, silent = (roots, most, most), (roots, most)
-    return Choices(
-        np.full(asking, np.inf), np.zeros(asking, np.int64), np.full(silent, np.inf), np.zeros(silent, np.int64)
-    )
+def _seconds(table: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> FloatArray:
+    """Times of rounds without the draft's first level, `float64[roots]`."""
+    return seconds_after_root(costs, table.contexts[:, None], outcomes, outcomes.asked)[:, 0]
 
 
-def _take_cheaper(choices: Choices, outcomes: Outcomes, seconds: FloatArray) -> None:
-    """Puts a choice in where it is cheaper than what there is."""
-    for asked, best, drafted in (
-        (True, choices.asking, choices.asking_drafted),
-        (False, choices.silent, choices.silent_drafted),
-    ):
-        rows = np.flatnonzero(outcomes.asked == asked)
-        where = (rows, outcomes.accepted[rows], outcomes.kept[rows])[: best.ndim]
-        cheaper = seconds[rows] < best[where]
-        where = tuple(part[cheaper] for part in where)
-        best[where], drafted[where] = seconds[rows][cheaper], outcomes.drafted[rows][cheaper]
+def _play(
+    table: TraceTable, costs: RoundCosts, choose: Callable[[IntArray, IntArray, IntArray], _Round], copies: int = 1
+) -> Playback:
+    """Plays all texts side by side, each so many times.
+
+    `choose(episodes, roots, unread)` decides about the episodes of those numbers, which stand at the roots of those
+    numbers. Episodes are copy by copy and text by text.
+    """
+    count = len(table.texts) * copies
+    player = Player(table.first, table.first + table.lengths, table.unread, count)
+    player.begin(slice(None), np.tile(np.arange(len(table.texts)), copies))
+    seconds, (rounds, drafted, accepted) = np.zeros(count), np.zeros((3, count), np.int64)
+    while len(active := np.flatnonzero(~player.ended)):
+        roots, unread = player.place[active], player.unread[active]
+        choice = choose(active, roots, unread)
+        first_level = costs.roots_seconds(table.contexts[roots], unread)
+        seconds[active] += choice.seconds + np.where(choice.asked, first_level, 0.0)
+        player.play(active, player.committed(active, choice.accepted), choice.asked, choice.kept)
+        rounds[active] += 1
+        drafted[active] += choice.drafted
+        accepted[active] += choice.accepted
+    return Playback(seconds, rounds, drafted, accepted)
 
 
-class _Player:
-    """Plays all texts of a corpus side by side."""
+def play_static(table: TraceTable, costs: RoundCosts, choices: Sequence[Outcomes]) -> Playback:
+    """Plays all texts under each of some choices that never change, given their outcomes; `[choices, texts]`.
 
-    def __init__(self, corpus: TraceTable, costs: RoundCosts) -> None:
-        self.corpus, self.costs = corpus, costs
-        self.contexts = _contexts(corpus)
-        self.lengths: IntArray = corpus.end - corpus.begin - 1  # roots of each text
-        self.first: IntArray = np.cumsum(self.lengths) - self.lengths
-        # At its first level the draft reads the prompt and the first token; a feature draft has no row for the first.
-        self.owed: IntArray = corpus.begin - corpus.start + 1 - (corpus.header.draft_kind == "feature")
+    Raises:
+        UnmeasuredError: a round has more rows than the profile knows.
+    """
+    each = [(_seconds(table, costs, one), one.accepted, one.drafted, one.kept, one.asked) for one in choices]
+    columns, texts = [np.stack(column) for column in zip(*each, strict=True)], len(table.texts)  # [choices, roots] each
 
-    def play(self, choose: Callable[[IntArray, IntArray], _Round]) -> Playback:
-        """Plays by `choose(roots, owed)`, which decides about the roots of those numbers."""
-        texts = len(self.lengths)
-        seconds = np.zeros(texts)
-        rounds, drafted, accepted, done = (np.zeros(texts, np.int64) for _ in range(4))
-        owed = self.owed.copy()
-        while len(active := np.flatnonzero(done < self.lengths)):
-            roots = self.first[active] + done[active]
-            choice = choose(roots, owed[active])
-            first_level = self.costs.roots_seconds(self.contexts[roots], owed[active])
-            committed = np.minimum(choice.accepted + 1, self.lengths[active] - done[active])
-            seconds[active] += choice.seconds + np.where(choice.asked, first_level, 0.0)
-            owed[active] = np.where(choice.asked, 0, owed[active]) + committed - choice.kept
-            rounds[active] += 1
-            drafted[active] += choice.drafted
-            accepted[active] += choice.accepted
-            done[active] += committed
-        return Playback(seconds, rounds, drafted, accepted)
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
+        return _Round._make(column[episodes // texts, roots] for column in columns)
+
+    played = _play(table, costs, choose, len(choices))
+    return Playback._make(column.reshape(-1, texts) for column in played)
 
 
-def play_static(corpus: TraceTable, machines: Sequence[RoundCosts], parameters: TreeParameters) -> list[Playback]:
-    """All texts with the same parameters in every round, on each machine. Raises as `collect_choices` does."""
-    outcomes = tabulate(corpus, parameters)
-    return [_play_outcomes(corpus, costs, outcomes) for costs in machines]
+def myopic(table: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
+    """Plays the choice of most tokens per time in each round."""
+    left = table.end[table.owner[table.roots]] - 1 - table.roots  # tokens up to the end
+
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
+        tokens = np.minimum(choices.accepted + 1, left[roots][:, None])
+        first_level = costs.roots_seconds(table.contexts[roots], unread)[:, None] * choices.asked
+        return choices.best(roots, (choices.seconds[roots] + first_level) / tokens)
+
+    return _play(table, costs, choose)
 
 
-def _play_outcomes(corpus: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> Playback:
-    seconds = _seconds(corpus, costs, outcomes)
+def clairvoyant(table: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
+    """Plays every text in the least time to its end."""
+    future = _Future(table, costs, choices)
 
-    def choose(roots: IntArray, owed: IntArray) -> _Round:
-        return _Round(
-            seconds[roots],
-            outcomes.accepted[roots],
-            outcomes.drafted[roots],
-            outcomes.kept[roots],
-            outcomes.asked[roots].astype(np.int64),
-        )
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
+        return choices.best(roots, future.times(episodes, roots - table.first[episodes], unread[:, None])[:, 0])
 
-    return _Player(corpus, costs).play(choose)
-
-
-def _best(asking: FloatArray, silent: FloatArray, choices: Choices, roots: IntArray) -> _Round:
-    """The least of `asking[n, accepted, kept]` and `silent[n, accepted]`, as what it is among `choices`."""
-    rows, kept_most = np.arange(len(roots)), asking.shape[2]
-    flat = asking.reshape(len(roots), -1)
-    best_asking, best_silent = flat.argmin(axis=1), silent.argmin(axis=1)
-    asked = flat[rows, best_asking] < silent[rows, best_silent]
-    accepted, kept = np.divmod(best_asking, kept_most)
-    return _Round(
-        np.where(asked, choices.asking[roots, accepted, kept], choices.silent[roots, best_silent]),
-        np.where(asked, accepted, best_silent),
-        np.where(asked, choices.asking_drafted[roots, accepted, kept], choices.silent_drafted[roots, best_silent]),
-        np.where(asked, kept, 0),
-        asked.astype(np.int64),
-    )
-
-
-def myopic(corpus: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
-    """Each round the most tokens per time."""
-    player = _Player(corpus, costs)
-    left = player.lengths[corpus.owner[corpus.roots]] - (corpus.roots - corpus.begin[corpus.owner[corpus.roots]])
-    accepted = np.arange(choices.silent.shape[1])
-
-    def choose(roots: IntArray, owed: IntArray) -> _Round:
-        tokens = np.minimum(accepted + 1, left[roots][:, None])
-        first_level = costs.roots_seconds(player.contexts[roots], owed)
-        asking = (choices.asking[roots] + first_level[:, None, None]) / tokens[:, :, None]
-        return _best(asking, choices.silent[roots] / tokens, choices, roots)
-
-    return player.play(choose)
+    return _play(table, costs, choose)
 
 
 class _Future:
-    """Least time from a root to the end of its text, by what is owed: backwards from the ends."""
+    """Least time from a root to the end of its text, by the tokens that the draft has not read: backwards from the end.
 
-    def __init__(self, player: _Player, choices: Choices) -> None:
-        self.player, self.choices = player, choices
-        self.most = player.costs.root.most  # owed tokens told apart
-        steps, accepted = int(player.lengths.max()), np.arange(choices.silent.shape[1])
+    Attributes:
+        least: `float64[texts, steps, unread]` [s].
+    """
+
+    def __init__(self, table: TraceTable, costs: RoundCosts, choices: Choices) -> None:
+        self.table, self.costs, self.choices = table, costs, choices
+        self.most = costs.root.most  # unread tokens past these cost the same
+        steps = int(table.lengths.max())
         # Past its end a text takes no more time.
-        self.least = np.zeros((len(player.lengths), steps + len(accepted) + 1, self.most + 1))
-        self.after = accepted + 1
-        self.left_owed = np.minimum(self.after[:, None] - accepted[None, :], self.most).clip(min=0)
+        self.least = np.zeros((len(table.lengths), steps + choices.most + 1, self.most + 1))
         for step in range(steps - 1, -1, -1):
-            texts = np.flatnonzero(player.lengths > step)
-            for owed in range(1, self.most + 1):
-                asking, silent = self.costs(texts, np.full(len(texts), step), np.full(len(texts), owed))
-                self.least[texts, step, owed] = np.minimum(asking.min(axis=(1, 2)), silent.min(axis=1))
+            texts = np.flatnonzero(table.lengths > step)
+            unread = np.broadcast_to(np.arange(1, self.most + 1), (len(texts), self.most))
+            self.least[texts, step, 1:] = self.times(texts, np.full(len(texts), step), unread).min(axis=2)
 
-    def costs(self, texts: IntArray, steps: IntArray, owed: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Time to the end by each choice, `[n, accepted, kept]` and `[n, accepted]`."""
-        player, choices, owed = self.player, self.choices, np.minimum(owed, self.most)
-        roots, following = player.first[texts] + steps, steps[:, None] + self.after
-        first_level = player.costs.roots_seconds(player.contexts[roots], owed)
-        future = self.least[texts[:, None, None], following[:, :, None], self.left_owed]
-        asking = choices.asking[roots] + first_level[:, None, None] + future
-        owing = np.minimum(owed[:, None] + self.after, self.most)
-        return asking, choices.silent[roots] + self.least[texts[:, None], following, owing]
+    def times(self, texts: IntArray, steps: IntArray, unread: IntArray) -> FloatArray:
+        """Returns the time to the end by each choice, `float64[n, unread, kinds]`.
 
-
-def clairvoyant(corpus: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
-    """The least time to the end of every text."""
-    player = _Player(corpus, costs)
-    future = _Future(player, choices)
-    owner = corpus.owner[corpus.roots]
-
-    def choose(roots: IntArray, owed: IntArray) -> _Round:
-        texts = owner[roots]
-        asking, silent = future.costs(texts, roots - player.first[texts], owed)
-        return _best(asking, silent, choices, roots)
-
-    return player.play(choose)
+        Args:
+            texts: numbers of n texts.
+            steps: where each stands.
+            unread: several numbers of tokens that the draft has not read, `int64[n, unread]`.
+        """
+        table, choices, unread = self.table, self.choices, np.minimum(unread, self.most)
+        roots = table.first[texts] + steps
+        first_level = self.costs.roots_seconds(table.contexts[roots][:, None], unread)[:, :, None] * choices.asked
+        following = (steps[:, None] + choices.accepted + 1)[:, None]  # [n, 1, kinds]
+        left = np.where(choices.asked, 0, unread[:, :, None]) + choices.accepted + 1 - choices.kept
+        future = self.least[texts[:, None, None], following, np.clip(left, 0, self.most)]
+        return np.asarray(choices.seconds[roots][:, None] + first_level + future)

@@ -1,9 +1,10 @@
-"""Ways to continue a text, all called alike: a controller on a decoder, or transformers itself."""
+"""Runners: ways to continue a text behind one call, such as a controller on a decoder or transformers' `generate`."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -17,34 +18,42 @@ from specgym.env.tree.rounds import FinishReason, Request, check_fits
 from specgym.env.tree.sampling import SamplingSettings
 
 TRANSFORMERS = "transformers"
-"""name of the reference: transformers' own `generate`, without a draft"""
+"""name of transformers' own `generate`, without a draft"""
 
 
 class RunnerError(SpecGymError):
-    """A runner that failed on a text; the message is the reason."""
+    """A runner failed on a text; the message is the reason."""
 
 
 class Runner(Protocol):
     """Continues texts, one at a time."""
 
     name: str
+    baseline: str | None
+    """name of the runner whose output this one's is compared with; None for our plain decoding"""
+    target: TargetModel | None
+    """the model that chooses the tokens; None for the benchmark's own target"""
 
     def __call__(self, request: Request) -> Generation:
         """Runs a request to its end."""
 
 
 class ControllerRunner:
-    """A controller at work on a decoder.
+    """Runs a controller on a decoder.
 
     Args:
-        name: the controller's name, with options, see `make_controller`.
-        decoder: what it steers.
-        title: what it is called in results; its name by default.
+        controller: the controller's name, with options, see `make_controller`.
+        decoder: the decoder to steer.
+        name: the runner's name in results; the controller's by default.
+        baseline: see `Runner`.
     """
 
-    def __init__(self, name: str, decoder: LiveDecoder, title: str | None = None) -> None:
-        self.name, self.decoder = title or name, decoder
-        self.controller = make_controller(name)
+    def __init__(
+        self, controller: str, decoder: LiveDecoder, name: str | None = None, baseline: str | None = None
+    ) -> None:
+        self.name, self.baseline, self.decoder = name or controller, baseline, decoder
+        self.target: TargetModel | None = decoder.target
+        self.controller = make_controller(controller)
 
     def __call__(self, request: Request) -> Generation:
         """Runs a request to its end."""
@@ -52,71 +61,84 @@ class ControllerRunner:
 
 
 class TransformersRunner:
-    """Plain decoding by transformers' `generate`, with the attention that transformers chooses by itself.
+    """Decodes plainly by transformers' `generate`, with the attention that transformers chooses by itself.
 
-    Its sampling draws other noise, so beyond temperature 0 its texts are its own and only its speed compares.
+    Its sampling draws other noise than ours. Beyond temperature 0 only its speed can be compared, not its texts.
 
     Args:
-        target: the model, borrowed for the time of a run.
+        model: the target, borrowed while a request runs.
     """
 
     name = TRANSFORMERS
+    baseline: str | None = None
+    target: TargetModel | None = None
 
-    def __init__(self, target: TargetModel) -> None:
-        self.target = target
+    def __init__(self, model: TargetModel) -> None:
+        self.model = model
 
     def __call__(self, request: Request) -> Generation:
         """Runs a request to its end.
 
         Raises:
             LimitError: the prompt leaves no room in the target's context.
-            NumericalError: the target returned NaN or infinite logits, which `generate` takes for some token.
+            NumericalError: the target returned NaN or infinite logits, from which `generate` would take some token.
         """
-        length, context = len(request.prompt), self.target.context_limit
+        length, context = len(request.prompt), self.model.context_limit
         check_fits(length, context)
-        prompt = torch.tensor([request.prompt], device=self.target.device)
-        with self.target.lent() as model:
-            before = time.perf_counter()
+        prompt = torch.tensor([request.prompt], device=self.model.device)
+        with self.model.lent() as model:
+            before, most = time.perf_counter(), min(request.max_new_tokens, context - length)
+            options = _options(request.sampling) | {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
             try:
-                output = model.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=min(request.max_new_tokens, context - length),
-                    pad_token_id=0,
-                    **_settings(request.sampling),
-                )
-            except RuntimeError as error:  # what sampling from NaN ends in
+                output = model.generate(prompt, max_new_tokens=most, **options)
+            except RuntimeError as error:  # sampling from NaN ends in one
                 raise NumericalError(f"transformers could not sample: {error}.") from error
             tokens = output[0, length:].tolist()
             seconds = time.perf_counter() - before
             _check_finite(model, output[:, :-1])
-        return Generation(tokens, self._reason(tokens, length), seconds, rounds=len(tokens), seconds_by_part={})
-
-    def _reason(self, tokens: list[int], length: int) -> FinishReason:
-        if tokens[-1] in self.target.end_tokens:
-            return FinishReason.END_OF_SEQUENCE
-        full = length + len(tokens) == self.target.context_limit
-        return FinishReason.CONTEXT_LIMIT if full else FinishReason.TOKEN_LIMIT
+        finished = finish_reason(tokens, length, context, self.model.end_tokens)
+        return Generation(tokens, finished, seconds, rounds=len(tokens), seconds_by_part={})
 
 
-def _settings(sampling: SamplingSettings) -> dict[str, object]:
-    """What `generate` calls these settings; its sampling is seeded here."""
+def finish_reason(tokens: Sequence[int], prompt: int, context: int, end_tokens: Collection[int]) -> FinishReason:
+    """Returns why a text ended, by its generated tokens and the lengths of its prompt and of the context [tokens]."""
+    if tokens[-1] in end_tokens:
+        return FinishReason.END_OF_SEQUENCE
+    return FinishReason.CONTEXT_LIMIT if prompt + len(tokens) == context else FinishReason.TOKEN_LIMIT
+
+
+def _options(sampling: SamplingSettings) -> dict[str, Any]:
+    """Returns these settings by `generate`'s names, and seeds its sampling."""
     if sampling.greedy:
         return {"do_sample": False}
     torch.manual_seed(sampling.seed)
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-    }
+    return {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")} | {"do_sample": True}
 
 
 @torch.inference_mode()
 def _check_finite(model: PreTrainedModel, text: torch.Tensor) -> None:
-    """Refuses a text that the model lost its mind over: NaN anywhere in it reaches the last position."""
+    """Refuses a text for which the model computed NaN, which spreads from any position to the last one."""
     if not model(text, use_cache=False, logits_to_keep=1).logits.isfinite().all():
         raise NumericalError("The target returned NaN or infinite logits. Its weights or the dtype are at fault.")
+
+
+def parse_pairs(text: str | None, expected: str) -> dict[str, str]:
+    """Reads values by name from ``NAME=VALUE,NAME=VALUE``; empty for None.
+
+    Args:
+        text: the pairs.
+        expected: how an error describes them, such as "drafts as NAME=DRAFT".
+
+    Raises:
+        ParameterError: an entry of another form, or two of one name.
+    """
+    values: dict[str, str] = {}
+    for entry in text.split(",") if text else ():
+        name, _, value = entry.partition("=")
+        if not (name and value) or name in values:
+            raise ParameterError(f"Expected {expected}, each with a name of its own; got {entry!r}.")
+        values[name] = value
+    return values
 
 
 def check_runner(name: str) -> None:
@@ -133,27 +155,10 @@ def check_runner(name: str) -> None:
     make_controller(name)
 
 
-def parse_rivals(text: str | None) -> dict[str, str]:
-    """Drafts by name from ``NAME=DRAFT,NAME=DRAFT``; empty for None.
-
-    Raises:
-        ParameterError: an entry of another form, or two of one name.
-    """
-    rivals: dict[str, str] = {}
-    for entry in text.split(",") if text else ():
-        name, _, draft = entry.partition("=")
-        if not (name and draft) or name in rivals:
-            raise ParameterError(f"Expected drafts as NAME=DRAFT, each with a name of its own; got {entry!r}.")
-        rivals[name] = draft
-    return rivals
-
-
 def make_runner(name: str, decoder: LiveDecoder) -> Runner:
-    """A runner by its name: `TRANSFORMERS`, or a controller as in `make_controller`.
+    """Makes a runner by its name: `TRANSFORMERS`, or a controller as in `make_controller`.
 
     Raises as `check_runner` does.
     """
     check_runner(name)
-    if name == TRANSFORMERS:
-        return TransformersRunner(decoder.target)
-    return ControllerRunner(name, decoder)
+    return TransformersRunner(decoder.target) if name == TRANSFORMERS else ControllerRunner(name, decoder)

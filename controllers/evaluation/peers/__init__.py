@@ -1,6 +1,6 @@
-"""The field beside us: other libraries' decoding, each in a process of its own, called like our runners.
+"""Other libraries' decoding, each library in a process of its own, called like our runners.
 
-`catalogue` names the peers, `messages` is what is said between us and a worker, `client` and `runner` are our side of
-it, `worker` and the `*_peers` modules are the other one. What runs in a worker imports the standard library, `messages`
-and `catalogue`, and the peer's own library, nothing else of ours: its Python may be one where we are not installed.
+`catalogue` lists the peers and the messages between our process and a worker. `client` and `comparison` are our side;
+`worker` and `libraries/*_peers` are the worker's. A worker's Python may lack our packages, so its modules import the
+standard library, `catalogue` and the peer's own library only.
 """

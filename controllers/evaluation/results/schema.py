@@ -1,35 +1,38 @@
-"""The results of a run, typed: what `results.json` holds, key by key.
+"""The results of a run as typed records, and typed records as JSON: what `results.json` holds, key by key.
 
-JSON is the truth; the table, the CSV file and the figures are derived from it. Reading is strict: a key too many, a key
-too few, a wrong type or another schema version is refused, so that nobody compares numbers that mean different things.
+JSON is the truth; tables, CSV files and figures are derived from it. Reading is strict, so that nobody compares numbers
+that mean different things: unknown or missing keys, wrong types and other schema versions are refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from specgym.env.common.errors import ParameterError
 
 JSON: TypeAlias = Any
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+CLAIRVOYANT, MYOPIC = "clairvoyant", "myopic"
+"""names of the bounds: the best choices for a whole text, and the best choice of every round"""
 KINDS = ("benchmark", "evaluation", "compare")
-PARTS = ("draft", "verify", "commit", "controller", "engine")
-"""Parts of a run's wall time; `engine` is everything outside model forwards and the controller."""
 SHARES = ("draft", "verify", "commit", "controller", "other")
-"""Keys of `ControllerSummary.shares`: the stages of a round, and what no stage covers."""
+"""keys of `ControllerSummary.shares`: the stages of a round, and the rest"""
 STAGE_KEYS = ("draft", "draft_forward", "verify", "verify_forward", "commit", "controller")
-"""Keys of `PromptRow.seconds_by_part`; a `_forward` key is the model's part of the stage and lies inside it."""
+"""keys of `PromptRow.seconds_by_part`; a `_forward` key is the model's part of its stage"""
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One controller's run over one prompt, once. Raises `ParameterError` for a measurement that cannot be."""
+    """One run of a controller on a prompt. Raises `ParameterError` for impossible measurements."""
 
     controller: str
     prompt_id: str
@@ -41,13 +44,13 @@ class PromptRow:
     rounds: int  # target forwards
     drafted: int  # draft tokens in trees [tokens]
     accepted: int  # accepted draft tokens [tokens]
-    seconds_by_part: dict[str, float]  # wall time by `STAGE_KEYS` [s]; empty if the runner cannot tell
-    identical: bool | None  # the output equals plain decoding's; None: nothing to compare with
-    first_difference: int | None  # index of the first differing token
-    top2_gap: float | None  # the target's top-2 logit gap there
+    seconds_by_part: dict[str, float] = field(default_factory=dict)  # wall time by `STAGE_KEYS` [s]; empty if not timed
+    identical: bool | None = None  # the output equals plain decoding's; None: not compared
+    first_difference: int | None = None  # index of the first differing token
+    top2_gap: float | None = None  # the target's top-2 logit gap there
 
     def __post_init__(self) -> None:
-        # Refused here, at the first bad row, and not in the summary after hours of measuring.
+        # Refused at the first bad row, not in the summary after hours of measuring.
         if not (self.tokens >= 1 and math.isfinite(self.seconds) and self.seconds > 0):
             self._refuse("tokens >= 1 and seconds > 0", f"{self.tokens} tokens in {self.seconds} s")
         if unknown := sorted(set(self.seconds_by_part) - set(STAGE_KEYS)):
@@ -84,7 +87,7 @@ class CategorySummary:
 
 @dataclass(frozen=True)
 class ControllerSummary:
-    """One controller on all its prompts; None stands where there was nothing to measure."""
+    """One controller on all its prompts; None where there was nothing to measure."""
 
     tokens_per_second: float | None  # total tokens / total seconds
     speedup: float | None  # throughput over the baseline's, on the prompts that both have
@@ -104,7 +107,7 @@ class ControllerSummary:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the numbers were measured on."""
+    """The machine that numbers were measured on."""
 
     cpu: str  # model name
     cores: int  # logical processors that this process may use
@@ -116,18 +119,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class PeerFacts:
-    """Another library's way of decoding, as ``settings["peers"]`` of a comparison has it, by its name."""
+    """Facts about another library's decoding; a comparison keeps them by name in ``settings["peers"]``."""
 
     package: str  # what pip calls the library
-    version: str | None  # None: the library is not there
-    given: str  # what it is given, and how it is set
-    reference: str  # the peer that is its plain decoding, which its outputs are compared with
-    reason: str | None  # why it did not run; None: it did
+    version: str | None  # None: the library is not installed
+    given: str  # its input and settings
+    reference: str  # the peer's own plain decoding, which its outputs are compared with
+    reason: str | None  # why it did not run; None: it ran
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything that one run has to say."""
+    """All results of one run."""
 
     schema_version: int = SCHEMA_VERSION
     kind: str  # one of KINDS
@@ -148,61 +151,103 @@ class Results:
         if self.kind not in KINDS:
             raise ParameterError(f"kind: expected one of {', '.join(KINDS)}, came {self.kind!r}.")
 
-    def to_json(self) -> str:
-        """The results as JSON text; numbers that JSON cannot say (NaN, infinity) become null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    @property
+    def peers(self) -> dict[str, PeerFacts]:
+        """Facts about the other libraries of a comparison, by their name."""
+        return decode(dict[str, PeerFacts], self.settings.get("peers", {}), "results.settings.peers")
 
-    @classmethod
-    def from_json(cls, text: str) -> Results:
-        """Reads what `to_json` wrote.
+    @property
+    def is_ladder(self) -> bool:
+        """Whether the clairvoyant bound was computed: then times are predicted, and no output can differ."""
+        return self.kind == "evaluation" and CLAIRVOYANT in self.controllers
 
-        Raises:
-            ParameterError: not JSON, another schema version, or keys or types that do not fit; the message names the
-                place, what was expected and what came.
-        """
-        try:
-            data = json.loads(text, parse_constant=lambda name: _refuse("results", "numbers or null", name))
-        except json.JSONDecodeError as error:
-            raise ParameterError(
-                f"Expected JSON, came text that breaks off or goes wrong at line {error.lineno}, "
-                f"column {error.colno} ({error.msg}). Run the command again to write it anew."
-            ) from error
-        if isinstance(data, dict) and (version := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-            _refuse("results.schema_version", str(SCHEMA_VERSION), repr(version))
-        results: Results = _decode(cls, data, "results")
-        return results
+
+def to_json(record: Any) -> str:
+    """Returns a dataclass as JSON text; numbers that JSON cannot hold (NaN, infinity) become null."""
+    return json.dumps(_plain(dataclasses.asdict(record)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """Reads what `to_json` wrote. Raises `ParameterError` as `decode` does, and for text that is not JSON."""
+    where = kind.__name__.lower()
+    try:
+        value = json.loads(text, parse_constant=lambda name: _refuse(where, "numbers or null", name))
+    except json.JSONDecodeError as error:
+        raise ParameterError(
+            f"Expected JSON, came text that breaks off or goes wrong at line {error.lineno}, "
+            f"column {error.colno} ({error.msg}). Run the command again to write it anew."
+        ) from error
+    return decode(kind, value, where)
+
+
+def read_record(kind: type[T], path: Path) -> T:
+    """Reads a file of what `to_json` wrote. Raises `ParameterError` that names the file."""
+    try:
+        return from_json(kind, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(
+            f"Could not read {path}: {error.strerror or error}. Give the JSON file that a run has written."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{path}: expected UTF-8 text, came other bytes. Give a JSON file.") from error
+    except ParameterError as error:
+        raise ParameterError(f"{path}: {error}") from error
+
+
+def decode(kind: type[T], value: JSON, where: str) -> T:
+    """Builds an object of type `kind` from parsed JSON.
+
+    Args:
+        kind: a dataclass; ``int``, ``float``, ``str`` or ``bool``; a list, tuple or dictionary of these; one of these
+            ``| None``; ``Any``.
+        value: the JSON. An object must have all keys of its dataclass and no other. A dataclass whose field
+            ``schema_version`` has a default refuses other versions.
+        where: the value's name in messages.
+
+    Raises:
+        ParameterError: `value` does not fit; the message names the place, what was expected and what came.
+    """
+    decoded: T = _decode(kind, value, where)
+    return decoded
 
 
 def _plain(value: JSON) -> JSON:
-    """`value` with NaN and infinities as None and array scalars as Python numbers."""
+    """Returns `value` with NaN and infinities as None and array scalars as Python numbers."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return list(map(_plain, value))
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decode(hint: Any, value: JSON, where: str) -> Any:
-    """Builds what the type `hint` names from parsed JSON; refuses what does not fit."""
+    origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
         return _decode_record(hint, value, where)
-    if get_origin(hint) is UnionType:
-        return None if value is None else _decode(get_args(hint)[0], value, where)
-    if get_origin(hint) is not None:
-        return _decode_container(hint, value, where)
-    accepted = (int, float) if hint is float else (hint,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        _refuse(where, f"a value of type {hint.__name__}", repr(value))
+    if origin is UnionType:
+        return None if value is None else _decode(inner[0], value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: _decode(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin in (list, tuple):
+        fixed = origin is tuple and inner[-1] is not Ellipsis
+        fits = isinstance(value, list) and (not fixed or len(value) == len(inner))
+        _expect(fits, where, f"a list of {len(inner)}" if fixed else "a list", value)
+        hints = inner if fixed else inner[:1] * len(value)
+        return origin(_decode(hint, value[index], f"{where}[{index}]") for index, hint in enumerate(hints))
+    accepted = isinstance(value, (int, float) if hint is float else hint)
+    _expect(accepted and isinstance(value, bool) == (hint is bool), where, f"a value of type {hint.__name__}", value)
     return hint(value)
 
 
 def _decode_record(record: Any, value: JSON, where: str) -> Any:
-    if not isinstance(value, dict):
-        _refuse(where, "an object", repr(value))
-    hints = get_type_hints(record)
+    _expect(isinstance(value, dict), where, "an object", value)
+    hints, version = _hints(record), getattr(record, "schema_version", None)
+    if version is not None and value.get("schema_version", version) != version:
+        _refuse(f"{where}.schema_version", str(version), repr(value["schema_version"]))
     if unknown := sorted(set(value) - set(hints)):
         _refuse(where, f"only the keys {', '.join(hints)}", f"unknown keys {', '.join(unknown)}")
     if missing := [key for key in hints if key not in value]:
@@ -210,21 +255,17 @@ def _decode_record(record: Any, value: JSON, where: str) -> Any:
     return record(**{key: _decode(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
 
 
-def _decode_container(hint: Any, value: JSON, where: str) -> Any:
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is dict:
-        if not isinstance(value, dict):
-            _refuse(where, "an object", repr(value))
-        return {key: _decode(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    length = len(inner) if kind is tuple else None
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        _refuse(where, "a list" if length is None else f"a list of {length}", repr(value))
-    return kind(_decode(inner[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+_hints = functools.cache(get_type_hints)  # slow, and needed for every row
+
+
+def _expect(fits: bool, where: str, expected: str, value: JSON) -> None:
+    if not fits:
+        _refuse(where, expected, repr(value))
 
 
 def _refuse(where: str, expected: str, came: str) -> NoReturn:
     came = came if len(came) <= 200 else f"{came[:200]}..."
     raise ParameterError(
-        f"{where}: expected {expected}, came {came}. These results may be of another SpecGym: "
-        "read them with the one that wrote them, or run the command again."
+        f"{where}: expected {expected}, came {came}. The file may be of another SpecGym: "
+        "read it with the one that wrote it, or run the command again."
     )

@@ -1,4 +1,4 @@
-"""From rows to one summary a controller: paired by prompt, with bootstrap intervals.
+"""Summaries of controllers, paired by prompt, with bootstrap intervals.
 
 Throughput is total tokens / total time, never a mean of rates. Speed-ups compare the same prompts on both sides.
 """
@@ -8,216 +8,198 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap
 
-from specgym.controllers.evaluation.results.schema import SHARES, CategorySummary, ControllerSummary, Failure, PromptRow
+from specgym.controllers.evaluation.results.schema import (
+    SHARES,
+    STAGE_KEYS,
+    CategorySummary,
+    ControllerSummary,
+    Failure,
+    PromptRow,
+)
 from specgym.env.common.errors import ParameterError
 
 RESAMPLES = 9_999
 _BATCH = 500  # resamples held in memory at a time
 
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """One prompt under one controller, its repeats reduced."""
-
-    run: PromptRow  # the median run; counts and stage times are its own
-    seconds: float  # median over repeats [s]
-    identical: bool | None  # every compared repeat gave plain decoding's output
-
-
-_Measured = dict[str, _Measurement]  # by prompt id
+Summary = TypeVar("Summary", ControllerSummary, CategorySummary)
 
 
 def summarise(
-    rows: Iterable[PromptRow],
-    failures: Iterable[Failure],
-    baseline: str,
-    controllers_order: Sequence[str],
-    seed: int = 0,
+    rows: Iterable[PromptRow], failures: Iterable[Failure], baseline: str, controllers_order: Sequence[str]
 ) -> dict[str, ControllerSummary]:
-    """Summarises every controller, in the order given; ones that the order leaves out follow.
+    """Summarises every controller, in the order given; controllers that the order leaves out follow.
 
-    Repeats of a prompt are first reduced to the run of median wall time. A prompt on which a controller failed, if only
-    in one repeat, is counted in `failures` and left out of all that controller's other numbers.
+    Repeats of a prompt are first reduced to the run of median wall time. A prompt with a failed repeat is counted in
+    `failures` and left out of all other numbers of that controller.
 
     Args:
-        rows: what was measured, in any order.
+        rows: the measurements, in any order.
         failures: the runs that raised.
         baseline: the controller that speed-ups are measured against; without rows of it they are None.
         controllers_order: the controllers to report, with or without rows.
-        seed: of the bootstrap; the same rows and seed give the same intervals.
 
     Raises:
         ParameterError: two rows for the same controller, prompt and repeat.
     """
-    rows, failures = list(rows), list(failures)
     failed = defaultdict(set)
     for failure in failures:
         failed[failure.controller].add(failure.prompt_id)
-    measured = _reduce(row for row in rows if row.prompt_id not in failed[row.controller])
-    names = dict.fromkeys([*controllers_order, *(row.controller for row in rows), *failed])
-    base = measured.get(baseline, {})
-    return {name: _summary(measured.get(name, {}), base, len(failed[name]), seed) for name in names}
+    repeats: dict[tuple[str, str], list[PromptRow]] = defaultdict(list)
+    runs: dict[str, dict[str, PromptRow]] = {name: {} for name in controllers_order}
+    for row in rows:
+        runs.setdefault(row.controller, {})
+        if row.prompt_id not in failed[row.controller]:
+            repeats[row.prompt_id, row.controller].append(row)
+    for (prompt_id, controller), same in sorted(repeats.items()):  # the rows' order changes nothing
+        runs[controller][prompt_id] = _median_run(same)
+    base = runs.get(baseline, {})
+    return {name: _summary(runs.get(name, {}), base, len(failed[name])) for name in [*runs, *failed]}
 
 
-def paired_ratio(
-    tokens_a: ArrayLike,
-    seconds_a: ArrayLike,
-    tokens_b: ArrayLike,
-    seconds_b: ArrayLike,
-    seed: int = 0,
-    *,
-    resamples: int = RESAMPLES,
-) -> tuple[float, Interval | None]:
-    """Throughput of `a` over throughput of `b` on the same prompts, with its 95 % interval.
+def inverse(summary: Summary) -> Summary:
+    """Returns the summary with the baseline's throughput over the controller's as speed-up, instead of the reverse."""
+    interval = summary.speedup_ci95
+    return replace(
+        summary,
+        speedup=1 / summary.speedup if summary.speedup else None,
+        speedup_ci95=(1 / interval[1], 1 / interval[0]) if interval else None,
+    )
 
-    Whole prompts are resampled, both sides together, so what makes a prompt slow for both cancels out (percentile
-    bootstrap; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Like every bootstrap it is too
-    narrow for a few prompts: on synthetic log-normal times it covered the truth in 85 % of trials with 5 prompts, 88 %
-    with 10, 91 % with 20 and 94 % with 40.
+
+def paired_ratio(*samples: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, Interval | None]:
+    """Returns the throughput of `a` over that of `b` on the same prompts, with its 95 % interval.
+
+    Both sides of a prompt are resampled together, so what makes a prompt slow for both cancels out.
 
     Args:
-        tokens_a: generated tokens, `[prompts]`; item i of all four belongs to the same prompt.
-        seconds_a: wall time [s], `[prompts]`.
-        tokens_b: as `tokens_a`, of the side in the denominator.
-        seconds_b: as `seconds_a`, of the side in the denominator.
+        samples: generated tokens and wall time [s] of `a`, then of `b`, each `[prompts]`; item i of all four belongs
+            to the same prompt.
         seed: of the resampling.
         resamples: number of bootstrap resamples.
 
     Returns:
-        The ratio and its (low, high); None in place of an interval that one prompt alone cannot give.
+        The ratio and its (low, high); None in place of the interval of a single prompt.
 
     Raises:
         ParameterError: unequal lengths, no prompt at all, or values that are not positive and finite.
     """
-    data = [np.asarray(values, dtype=np.float64) for values in (tokens_a, seconds_a, tokens_b, seconds_b)]
+    data = [np.asarray(values, dtype=np.float64) for values in samples]
     shapes = [values.shape for values in data]
-    if data[0].ndim != 1 or data[0].size == 0 or len(set(shapes)) > 1:
+    if len(data) != 4 or data[0].ndim != 1 or data[0].size == 0 or len(set(shapes)) > 1:
         raise ParameterError(f"Expected four lists, one number a prompt, came shapes {shapes}. Pair them by prompt.")
     if not all(np.isfinite(values).all() and (values > 0).all() for values in data):
         raise ParameterError("Expected positive finite tokens and seconds, came others. Leave failed prompts out.")
-    ratio = float(_ratio(data[0], data[1], data[2], data[3]))
-    if data[0].size == 1:
-        return ratio, None
+    return float(_ratio(*data)), bootstrap_interval(_ratio, *data, seed=seed, resamples=resamples)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Any], *samples: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Returns the 95 % interval of a statistic over prompts; None for a single prompt.
+
+    Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It is too narrow
+    for a few prompts. On synthetic log-normal times it covered the truth in 85 % of trials with 5 prompts, 88 % with
+    10, 91 % with 20 and 94 % with 40.
+
+    Args:
+        statistic: ``statistic(*samples, axis=-1)``, vectorised over resamples.
+        samples: arrays ``[..., prompts]``; prompts are resampled in all of them together.
+        seed: of the resampling.
+        resamples: number of bootstrap resamples.
+    """
+    if samples[0].shape[-1] < 2:
+        return None
     result = bootstrap(
-        data,
-        _ratio,
+        samples,
+        statistic,
         n_resamples=resamples,
         batch=_BATCH,
         vectorized=True,
         paired=True,
         axis=-1,
-        confidence_level=0.95,
         method="percentile",  # covered no worse than BCa in trials, and is defined on degenerate data too
         random_state=np.random.default_rng(seed),
     )
-    low, high = result.confidence_interval
-    return ratio, (float(low), float(high))
+    low, high = map(float, result.confidence_interval)
+    return low, high
 
 
-def _ratio(
-    tokens_a: NDArray[np.float64],
-    seconds_a: NDArray[np.float64],
-    tokens_b: NDArray[np.float64],
-    seconds_b: NDArray[np.float64],
-    axis: int = -1,
-) -> Any:
-    return (tokens_a.sum(axis) / seconds_a.sum(axis)) / (tokens_b.sum(axis) / seconds_b.sum(axis))
+def _ratio(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    tokens_a, seconds_a, tokens_b, seconds_b = (sample.sum(axis) for sample in samples)
+    return (tokens_a / seconds_a) / (tokens_b / seconds_b)
 
 
-def _reduce(rows: Iterable[PromptRow]) -> dict[str, _Measured]:
-    """`{controller: {prompt id: measurement}}`, sorted by prompt id so that the rows' order changes nothing."""
-    repeats: dict[tuple[str, str], list[PromptRow]] = defaultdict(list)
-    for row in rows:
-        repeats[row.prompt_id, row.controller].append(row)
-    measured: dict[str, _Measured] = defaultdict(dict)
-    for (prompt_id, controller), runs in sorted(repeats.items()):
-        if len({run.repeat for run in runs}) < len(runs):
-            raise ParameterError(
-                f"Expected one row a repeat, came several of {controller!r} on prompt {prompt_id!r}. "
-                "Give every prompt an id of its own."
-            )
-        measured[controller][prompt_id] = _median_run(runs)
-    return measured
-
-
-def _median_run(runs: list[PromptRow]) -> _Measurement:
+def _median_run(repeats: list[PromptRow]) -> PromptRow:
+    """Reduces the repeats of a prompt to the run of median time; it is identical if all compared repeats are."""
+    if len({run.repeat for run in repeats}) < len(repeats):
+        raise ParameterError(
+            f"Expected one row a repeat, came several of {repeats[0].controller!r} on prompt "
+            f"{repeats[0].prompt_id!r}. Give every prompt an id of its own."
+        )
     # Of two middle runs the slower one stands for the prompt: doubt never counts in a controller's favour.
-    run = sorted(runs, key=lambda each: (each.seconds, each.repeat))[len(runs) // 2]
-    same = len({each.tokens for each in runs}) == 1
-    seconds = statistics.median(each.seconds for each in runs) if same else run.seconds
-    compared = [each.identical for each in runs if each.identical is not None]
-    return _Measurement(run, seconds, all(compared) if compared else None)
+    run = sorted(repeats, key=lambda run: (run.seconds, run.repeat))[len(repeats) // 2]
+    same_length = len({run.tokens for run in repeats}) == 1
+    seconds = statistics.median(run.seconds for run in repeats) if same_length else run.seconds
+    parts = {part: value * seconds / run.seconds for part, value in run.seconds_by_part.items()}
+    compared = [run.identical for run in repeats if run.identical is not None]
+    return replace(run, seconds=seconds, seconds_by_part=parts, identical=all(compared) if compared else None)
 
 
-def _summary(measured: _Measured, base: _Measured, failures: int, seed: int) -> ControllerSummary:
-    runs = [each.run for each in measured.values()]
-    compared = [each.identical for each in measured.values() if each.identical is not None]
-    speedup, interval = _speedup(measured, base, seed)
-    rounds, drafted = sum(run.rounds for run in runs), sum(run.drafted for run in runs)
-    shares = _shares(runs)
+def _summary(runs: Mapping[str, PromptRow], base: Mapping[str, PromptRow], failures: int) -> ControllerSummary:
+    rows = runs.values()
+    compared = [run.identical for run in rows if run.identical is not None]
+    tokens, rounds, drafted, accepted = (
+        sum(getattr(run, name) for run in rows) for name in ("tokens", "rounds", "drafted", "accepted")
+    )
+    by_category = {
+        category: {prompt_id: run for prompt_id, run in runs.items() if run.category == category}
+        for category in sorted({run.category for run in rows})
+    }
+    seconds = math.fsum(run.seconds for run in rows)
+    by_part = {part: math.fsum(run.seconds_by_part.get(part, 0.0) for run in rows) for part in STAGE_KEYS}
+    working = [by_part[part] for part in ("draft_forward", "verify_forward", "controller")]
+    shares = _shares(by_part, seconds) if runs else {}
     return ControllerSummary(
-        tokens_per_second=_throughput(measured) if runs else None,
-        speedup=speedup,
-        speedup_ci95=interval,
-        mean_accepted_tokens=sum(run.tokens for run in runs) / rounds if rounds else None,
-        acceptance_rate=sum(run.accepted for run in runs) / drafted if drafted else None,
+        **_speeds(runs, base),
+        mean_accepted_tokens=tokens / rounds if rounds else None,
+        acceptance_rate=accepted / drafted if drafted else None,
         mean_tree_size=drafted / rounds if rounds else None,
         identical_outputs=sum(compared) if compared else None,
         compared_outputs=len(compared),
-        prompts=len(runs),
         failures=failures,
         controller_share=shares.get("controller"),
         shares=shares,
-        engine_share=_engine_share(runs),
-        by_category=_by_category(measured, base, seed),
+        engine_share=max(0.0, 1.0 - math.fsum(working) / seconds) if any(working[:2]) else None,
+        by_category={category: CategorySummary(**_speeds(part, base)) for category, part in by_category.items()},
     )
 
 
-def _throughput(measured: _Measured) -> float:
-    return sum(each.run.tokens for each in measured.values()) / math.fsum(each.seconds for each in measured.values())
+def _speeds(runs: Mapping[str, PromptRow], base: Mapping[str, PromptRow]) -> dict[str, Any]:
+    """Returns the fields that a controller's summary shares with the summary of a category."""
+    tokens, seconds = sum(run.tokens for run in runs.values()), math.fsum(run.seconds for run in runs.values())
+    both = [prompt_id for prompt_id in runs if prompt_id in base]
+    columns = [
+        [getattr(side[prompt_id], name) for prompt_id in both]
+        for side in (runs, base)
+        for name in ("tokens", "seconds")
+    ]
+    speedup, interval = paired_ratio(*columns) if both else (None, None)
+    rate = tokens / seconds if runs else None
+    return {"tokens_per_second": rate, "speedup": speedup, "speedup_ci95": interval, "prompts": len(runs)}
 
 
-def _speedup(measured: _Measured, base: _Measured, seed: int) -> tuple[float | None, Interval | None]:
-    pairs = [(each, base[prompt_id]) for prompt_id, each in measured.items() if prompt_id in base]
-    if not pairs:
-        return None, None
-    columns = [(one.run.tokens, one.seconds, other.run.tokens, other.seconds) for one, other in pairs]
-    tokens_a, seconds_a, tokens_b, seconds_b = np.array(columns, dtype=np.float64).T
-    return paired_ratio(tokens_a, seconds_a, tokens_b, seconds_b, seed)
-
-
-def _shares(runs: list[PromptRow]) -> dict[str, float]:
-    if not runs:
-        return {}
+def _shares(by_part: Mapping[str, float], seconds: float) -> dict[str, float]:
     *stages, rest = SHARES
-    by_stage = {stage: math.fsum(run.seconds_by_part.get(stage, 0.0) for run in runs) for stage in stages}
     # Clocks of their own may add up to a hair more than the whole; then the sum is the whole.
-    whole = max(math.fsum(run.seconds for run in runs), math.fsum(by_stage.values()))
-    shares = {stage: seconds / whole for stage, seconds in by_stage.items()}
+    whole = max(seconds, math.fsum(by_part[stage] for stage in stages))
+    shares = {stage: by_part[stage] / whole for stage in stages}
     return {**shares, rest: max(0.0, 1.0 - math.fsum(shares.values()))}
-
-
-def _engine_share(runs: list[PromptRow]) -> float | None:
-    parts = ("draft_forward", "verify_forward", "controller")
-    inside = math.fsum(run.seconds_by_part.get(part, 0.0) for run in runs for part in parts)
-    timed = any(run.seconds_by_part.get(part) for run in runs for part in parts[:2])
-    return max(0.0, 1.0 - inside / math.fsum(run.seconds for run in runs)) if timed else None
-
-
-def _by_category(measured: _Measured, base: _Measured, seed: int) -> dict[str, CategorySummary]:
-    summaries = {}
-    for category in sorted({each.run.category for each in measured.values()}):
-        part = {key: each for key, each in measured.items() if each.run.category == category}
-        speedup, interval = _speedup(part, base, seed)
-        summaries[category] = CategorySummary(_throughput(part), speedup, interval, len(part))
-    return summaries

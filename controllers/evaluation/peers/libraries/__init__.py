@@ -1,1 +1,1 @@
-"""Adapters to other libraries, one file a library."""
+"""The peers' libraries, a module each, run by workers; and, for our side, the writer of GGUF files."""

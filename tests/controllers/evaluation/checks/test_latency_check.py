@@ -1,4 +1,4 @@
-"""The check of a profile predicts the very rounds that were played, and shows what it predicts from."""
+"""The check of a profile predicts the rounds that were played, and the profile can be drawn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from specgym.controllers.evaluation.checks.latency_check import FRAME, ProfileCheck
-from specgym.controllers.evaluation.checks.latency_plot import plot_profile
+from specgym.controllers.evaluation.checks.latency_check import FRAME, ProfileCheck, plot_profile
 from specgym.controllers.registry import make_controller
 from specgym.env.decoding.live import LiveDecoder
-from specgym.env.latency.costs import RoundCosts
-from specgym.env.latency.curve import Curve, UnmeasuredError
+from specgym.env.latency.costs import Curve, RoundCosts, UnmeasuredError
 from specgym.env.latency.families import bandwidth_bound
 from specgym.env.latency.latency_profile import LatencyProfile, Point
 from specgym.env.tree.parameters import PLAIN
@@ -43,17 +41,17 @@ def decoder() -> LiveDecoder:
 
 
 def played(decoder: LiveDecoder, name: str, request: Request) -> list[RoundOutcome]:
-    """The rounds of a controller that begins after nine plain ones, until 30 tokens came of them."""
-    controller, found = make_controller(name), list[RoundOutcome]()
+    """The rounds of a controller after nine plain ones, until they have committed 30 tokens."""
+    controller, rounds = make_controller(name), list[RoundOutcome]()
     controller.reset()
     decoder.start(request)
     for _ in range(9):
         decoder.round(PLAIN)
-    while sum(len(outcome.tokens) for outcome in found) < 30:
+    while sum(len(outcome.tokens) for outcome in rounds) < 30:
         if controller.observes_draft:
             decoder.observe(draft=True)
-        found.append(decoder.round(controller.act(decoder.observe(controller.observes_draft))))
-    return found
+        rounds.append(decoder.round(controller.act(decoder.observe(controller.observes_draft))))
+    return rounds
 
 
 class TestCheck:
@@ -75,27 +73,27 @@ class TestCheck:
             requests = [Request(prompt, 30 + FRAME, sampling) for prompt in PROMPTS]
             texts = [played(decoder, check.controller, request) for request in requests]
             assert check.texts == len(texts)
-            assert check.rounds == sum(map(len, texts)), "neither the prompt's reading nor a round before or behind"
+            assert check.rounds == sum(map(len, texts)), "without the prompt's reading and the plain rounds"
             rows = check.rounds + sum(outcome.drafted for text in texts for outcome in text)
             least, most = rows, rows + 0.5 * check.rounds * (not check.greedy)
             assert least <= check.predicted <= most
             # Every text is predicted to take seconds, and takes milliseconds.
             assert 0 < check.measured < check.predicted
             assert check.error > 30
-            assert check.steps_error < check.error / 5, "how fast the machine is plays no part"
+            assert check.steps_error < check.error / 5, "the machine's speed plays no part"
             if check.controller == "autoregressive":
                 assert check.predicted == check.rounds == 30 * len(PROMPTS)
                 assert check.predicted_steps == 1
             else:
                 assert check.predicted_steps > 1.1, "a row costs as much as a plain step"
 
-    def test_nodes_of_lookup_are_in_the_account(self) -> None:
+    def test_nodes_of_lookup_cost_time(self) -> None:
         target = tiny_target()
         decoder = LiveDecoder(target, make_draft("lookup", target))
-        free, dear = (LatencyProfile(*[dataclasses.replace(COUNTING, lookup=price)] * 2) for price in (0.0, 1.0))
+        free, costly = (LatencyProfile(*[dataclasses.replace(COUNTING, lookup=cost)] * 2) for cost in (0.0, 1.0))
         check = ProfileCheck(decoder, ("fixed_tree",), PROMPTS, max_new_tokens=30, temperature=1.0)
         check.play(check.left)
-        for without, with_lookup in zip(check.checks(free), check.checks(dear), strict=True):
+        for without, with_lookup in zip(check.checks(free), check.checks(costly), strict=True):
             assert with_lookup.predicted > without.predicted
 
     def test_a_round_that_the_profile_does_not_know_is_an_error(self, decoder: LiveDecoder) -> None:

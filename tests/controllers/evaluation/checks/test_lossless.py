@@ -1,4 +1,4 @@
-"""The exactness check calls exact what is, and nothing else: not what differs, and not what was never compared."""
+"""The exactness check accepts equal texts, and refuses texts that differ or were never compared."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ EXACT = ExactnessCase("history", "causal", 0.0, 0, prompts=3, identical=3, draft
 
 
 class SlippingTarget(TargetModel):
-    """Chooses another token after every row of a tree, and only there: plain decoding is as it should be."""
+    """Chooses another token after every row of a tree; plain decoding is right."""
 
     def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray) -> torch.Tensor:
         return super().extend_tree(tokens, positions, visible).roll(1, dims=-1)
 
 
 class ForgetfulTarget(TargetModel):
-    """Takes every row of a tree for a continuation of the last one, as if there were no branches."""
+    """Treats every row of a tree as a continuation of the row before, as if there were no branches."""
 
     def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray) -> torch.Tensor:
         return super().extend_tree(tokens, positions, visible | True)
@@ -59,7 +59,7 @@ def make_target(kind: type[TargetModel] = TargetModel) -> TargetModel:
 
 def check(target: TargetModel, *drafts: Draft, temperature: float = 0.0) -> list[ExactnessCase]:
     sampling = SamplingSettings(temperature, seed=3)
-    return check_drafts(target, drafts, SPECULATING, PROMPTS, sampling=sampling, max_new_tokens=32)
+    return check_drafts(target, drafts, SPECULATING, [Request(prompt, 32, sampling) for prompt in PROMPTS])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -74,7 +74,7 @@ def test_every_controller_and_draft_kind_is_exact(temperature: float) -> None:
     assert [case for case in cases if not case.exact] == []
 
 
-def test_plain_decoding_is_that_of_transformers() -> None:
+def test_plain_decoding_equals_transformers() -> None:
     target = make_target()
     case = check_transformers(target, LookupDraft(), PROMPTS, 24)
     assert case.exact
@@ -89,7 +89,7 @@ def test_a_target_that_verifies_wrongly_is_found_out(kind: type[TargetModel]) ->
     assert all(case.drafted for case in cases), "the test would be vacuous"
 
 
-def test_a_plain_decoding_that_is_not_that_of_transformers_is_found_out() -> None:
+def test_a_plain_decoding_that_differs_from_transformers_is_found_out() -> None:
     case = check_transformers(make_target(SlippingPlainTarget), LookupDraft(), PROMPTS, 24)
     assert case.identical == 0
     assert not case.exact
@@ -113,8 +113,8 @@ def test_an_empty_or_unequal_comparison_is_not_exact(change: dict[str, int]) -> 
 
 def test_a_controller_that_never_drafts_is_not_called_exact() -> None:
     target = make_target()
-    sampling = SamplingSettings()
-    (case,) = check_drafts(target, [LookupDraft()], ["autoregressive"], PROMPTS, sampling=sampling, max_new_tokens=4)
+    requests = [Request(prompt, 4) for prompt in PROMPTS]
+    (case,) = check_drafts(target, [LookupDraft()], ["autoregressive"], requests)
     assert (case.identical, case.drafted) == (len(PROMPTS), 0)
     assert not case.exact
 
@@ -128,7 +128,7 @@ class TestShallowDraft:
         cut.config.num_hidden_layers = 1
         alone = CausalDraft(CachedModel(cut), target.vocabulary)
         request = Request(PROMPTS[0], 16)
-        accounts = [generate(target, each, request, "fixed_tree") for each in (draft, alone)]
+        accounts = [generate(target, one, request, "fixed_tree") for one in (draft, alone)]
         assert accounts[0].accepted == accounts[1].accepted > 0
         assert accounts[0].rounds == accounts[1].rounds
 

@@ -1,4 +1,4 @@
-"""How far two precisions are one model: nothing lost by the same, much by another."""
+"""A model agrees with itself, and the less with another the more they differ."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ TEXTS = [make_prompt(seed, 12) for seed in range(6)]
 
 def test_a_model_agrees_with_itself_and_less_with_others_the_farther_they_are() -> None:
     model = tiny_llama()
-    found = [
+    agreements = [
         find_agreement(TargetModel(model, frozenset()), TargetModel(noisy_copy(model, amount), frozenset()), TEXTS)
         for amount in (0.0, 0.005, 1.0)
     ]
-    assert {each.positions for each in found} == {6 * 11}
-    assert found[0].same == 1
-    assert abs(found[0].nats) < 1e-6
-    assert found[1].same > 0.8
-    assert found[2].same < found[1].same <= 1
-    assert abs(found[1].nats) < abs(found[2].nats)
+    assert {agreement.positions for agreement in agreements} == {6 * 11}
+    assert agreements[0].same == 1
+    assert abs(agreements[0].nats) < 1e-6
+    assert agreements[1].same > 0.8
+    assert agreements[2].same < agreements[1].same <= 1
+    assert abs(agreements[1].nats) < abs(agreements[2].nats)
 
 
-def test_what_is_lost_is_the_mean_difference_of_the_log_probabilities_of_the_next_tokens() -> None:
+def test_the_loss_is_the_mean_difference_of_the_log_probabilities_of_the_next_tokens() -> None:
     models = [tiny_llama(seed) for seed in (0, 1)]
-    found = find_agreement(*(TargetModel(model, frozenset()) for model in models), TEXTS[:2])
+    agreement = find_agreement(*(TargetModel(model, frozenset()) for model in models), TEXTS[:2])
     expected, count = 0.0, 0
     for text in TEXTS[:2]:
         for position in range(1, len(text)):
@@ -39,5 +39,5 @@ def test_what_is_lost_is_the_mean_difference_of_the_log_probabilities_of_the_nex
                 likely = [model(read).logits[0, -1].softmax(dim=0)[text[position]].item() for model in models]
             expected += math.log(likely[0]) - math.log(likely[1])
             count += 1
-    assert found.positions == count
-    assert found.nats == pytest.approx(expected / count, rel=1e-4)
+    assert agreement.positions == count
+    assert agreement.nats == pytest.approx(expected / count, rel=1e-4)

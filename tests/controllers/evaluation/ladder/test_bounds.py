@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 
-from specgym.controllers.evaluation.ladder.bounds import Playback, clairvoyant, collect_choices, myopic, play_static
+from specgym.controllers.evaluation.ladder.bounds import (
+    Choices,
+    Playback,
+    clairvoyant,
+    collect_choices,
+    myopic,
+    play_static,
+)
 from specgym.controllers.rules.phases import PHASE_1, PHASE_2, StaticController
 from specgym.controllers.run import run
+from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.families import CommonCosts, compute_bound, overhead_bound
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.decoder import TextReplay
-from specgym.env.replay.tabulation import TraceTable
+from specgym.env.replay.tables.action_table import OutcomeTable
+from specgym.env.replay.tables.tabulation import tabulate
+from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.tree.parameters import PLAIN, TreeParameters
 from specgym.env.tree.rounds import Request
 from tests.env.replay.test_decoder import Recorded, record
@@ -29,9 +40,9 @@ GRID = (
     dataclasses.replace(PHASE_2, source="lookup"),
     dataclasses.replace(PHASE_2, source="both"),
 )
-# A dear draft and dear rows: plain decoding is the best choice now and then.
-DEAR = compute_bound(CommonCosts(draft_ratio=0.3), 0.6)
-PROFILES = {"overhead": overhead_bound(CommonCosts(draft_ratio=0.2), 0.02), "compute": DEAR}
+# With an expensive draft and expensive rows, plain decoding is the best choice now and then.
+EXPENSIVE = compute_bound(CommonCosts(draft_ratio=0.3), 0.6)
+PROFILES = {"overhead": overhead_bound(CommonCosts(draft_ratio=0.2), 0.02), "compute": EXPENSIVE}
 
 
 @pytest.fixture(scope="module", params=["causal", "feature"])
@@ -52,6 +63,13 @@ def corpus(recorded: Recorded, longest: int = 40) -> TraceTable:
     return TraceTable(cut, recorded.replay.header)
 
 
+def choices(texts: TraceTable, costs: RoundCosts, grid: Sequence[TreeParameters] = GRID) -> Choices:
+    """The cheapest choices of a grid."""
+    outcomes = OutcomeTable([texts], grid)
+    outcomes.tabulate_all()
+    return collect_choices(outcomes, [costs])[0]
+
+
 class Ways:
     """All ways to go through a text, one by one."""
 
@@ -62,11 +80,11 @@ class Ways:
 
     def round(self, position: int, owed: int, parameters: TreeParameters) -> tuple[int, int, float]:
         """Where a round ends, what is owed then, and its time."""
-        facts = self.replay.outcome(position, parameters.capped(self.limit - position - 2))
-        rows = (owed, *facts.deeper_rows) if facts.asked else ()
-        seconds = self.costs.round_seconds(position, rows, 1 + facts.drafted, facts.lookup_nodes)
-        end = min(position + facts.accepted + 1, len(self.text.tokens) - 1)
-        return end, (0 if facts.asked else owed) + end - position - facts.kept, seconds
+        outcome, kept = self.replay.outcome(position, parameters.capped(self.limit - position - 2))
+        rows = (owed, *outcome.level_rows[1:]) if outcome.level_rows else ()
+        seconds = self.costs.round_seconds(position, rows, 1 + outcome.drafted, outcome.lookup_nodes)
+        end = min(position + outcome.accepted + 1, len(self.text.tokens) - 1)
+        return end, (0 if rows else owed) + end - position - kept, seconds
 
     def least(self) -> float:
         """The least time of all."""
@@ -99,45 +117,45 @@ class TestBounds:
     def test_the_clairvoyant_is_the_best_of_all_ways(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded, 12)
         costs = PROFILES[profile].costs(True)
-        best = clairvoyant(texts, costs, collect_choices(texts, [costs], GRID)[0])
+        best = clairvoyant(texts, costs, choices(texts, costs))
         expected = [Ways(texts, PROFILES[profile], text).least() for text in range(len(texts.texts))]
         assert best.seconds.tolist() == pytest.approx(expected)
 
     def test_the_myopic_takes_the_most_tokens_per_time_of_every_round(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded)
         costs = PROFILES[profile].costs(True)
-        found = myopic(texts, costs, collect_choices(texts, [costs], GRID)[0])
+        found = myopic(texts, costs, choices(texts, costs))
         expected = [Ways(texts, PROFILES[profile], text).greedy() for text in range(len(texts.texts))]
         assert found.seconds.tolist() == pytest.approx(expected)
 
     def test_nothing_on_the_grid_beats_the_clairvoyant(self, recorded: Recorded, profile: str) -> None:
         texts = corpus(recorded)
         costs = PROFILES[profile].costs(True)
-        (choices,) = collect_choices(texts, [costs], GRID)
-        best = clairvoyant(texts, costs, choices).seconds
-        assert (best <= myopic(texts, costs, choices).seconds + 1e-12).all()
+        found = choices(texts, costs)
+        best = clairvoyant(texts, costs, found).seconds
+        assert (best <= myopic(texts, costs, found).seconds + 1e-12).all()
         for parameters in GRID:
-            assert (best <= play_static(texts, [costs], parameters)[0].seconds + 1e-12).all()
+            assert (best <= play_static(texts, costs, [tabulate(texts, parameters)]).seconds[0] + 1e-12).all()
 
 
 @pytest.mark.parametrize("parameters", [*GRID, PHASE_1], ids=str)
 def test_static_choices_play_as_in_replay(recorded: Recorded, parameters: TreeParameters) -> None:
-    recorded.replay.profile = DEAR
+    recorded.replay.profile = EXPENSIVE
     texts = corpus(recorded, 40)
-    (played,) = play_static(texts, [DEAR.costs(True)], parameters)
+    played = play_static(texts, EXPENSIVE.costs(True), [tabulate(texts, parameters)])
     assert isinstance(played, Playback)
     for number, text in enumerate(texts.texts):
         request = Request(text.tokens[: text.prompt], text.max_new_tokens, text.settings)
         generation = run(recorded.replay, StaticController(parameters), request)
         predicted = sum(generation.seconds_by_part[part] for part in ("draft", "verify", "commit"))
-        assert played.seconds[number] == pytest.approx(predicted)
-        assert played.rounds[number] == generation.rounds - 1  # the first one reads the prompt
-        assert (played.drafted[number], played.accepted[number]) == (generation.drafted, generation.accepted)
+        assert played.seconds[0, number] == pytest.approx(predicted)
+        assert played.rounds[0, number] == generation.rounds - 1  # the first one reads the prompt
+        assert (played.drafted[0, number], played.accepted[0, number]) == (generation.drafted, generation.accepted)
 
 
 def test_choices_grow_with_the_grid(recorded: Recorded) -> None:
-    texts, costs = corpus(recorded), DEAR.costs(True)
-    few, many = (clairvoyant(texts, costs, collect_choices(texts, [costs], grid)[0]) for grid in (GRID[:2], GRID))
+    texts, costs = corpus(recorded), EXPENSIVE.costs(True)
+    few, many = (clairvoyant(texts, costs, choices(texts, costs, grid)) for grid in (GRID[:2], GRID))
     assert (many.seconds <= few.seconds + 1e-12).all()
     assert many.seconds.sum() < few.seconds.sum()
     assert np.array_equal(many.rounds > 0, np.ones(len(texts.texts), np.bool_))

@@ -1,4 +1,4 @@
-"""Peers are asked in processes of their own, and whatever happens there is an answer here: tokens, or the reason."""
+"""Peers run in processes of their own, and every run ends with tokens or with a reason."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specgym.controllers.evaluation.live.paired_runs import BASELINE, Benchmark, Measurements
+from specgym.controllers.evaluation.live.paired_runs import Benchmark, Measurements
 from specgym.controllers.evaluation.live.runners import make_runner
-from specgym.controllers.evaluation.peers.catalogue import LIBRARIES, PEERS
-from specgym.controllers.evaluation.peers.client import PeerError, Worker, closing, without_folders
+from specgym.controllers.evaluation.peers.catalogue import LIBRARIES, PEERS, Setup, Task
+from specgym.controllers.evaluation.peers.client import (
+    PeerError,
+    PeerRunner,
+    Worker,
+    closing,
+    cut_at_end,
+    without_folders,
+)
 from specgym.controllers.evaluation.peers.comparison import (
     check_peers,
     find_assistant,
@@ -31,14 +38,13 @@ from specgym.controllers.evaluation.peers.comparison import (
     open_peers,
     ours,
     parse_pythons,
-    references,
 )
 from specgym.controllers.evaluation.peers.libraries.gguf_file import write_gguf
-from specgym.controllers.evaluation.peers.messages import Setup, Task, cut_at_end
-from specgym.controllers.evaluation.peers.runner import PeerRunner
-from specgym.controllers.evaluation.peers.worker import WorkerServer, serve
-from specgym.controllers.evaluation.results.comparison_report import comparison_lines, turned_over
+from specgym.controllers.evaluation.peers.worker import WorkerServer
+from specgym.controllers.evaluation.results.report import table
 from specgym.controllers.evaluation.results.schema import PeerFacts
+from specgym.controllers.evaluation.results.statistics import inverse
+from specgym.controllers.registry import BASELINE
 from specgym.env.common.errors import LimitError, PairError, ParameterError, UnknownNameError
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.prompts import Prompt
@@ -64,7 +70,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def setup(pair: ModelPair, folders: TinyFolders) -> Setup:
     sampling = SamplingSettings()
-    made = make_setup(pair, PROMPTS, max_new_tokens=TOKENS, sampling=sampling, dtype="float32", assistant=folders.draft)
+    made = make_setup(pair, PROMPTS, max_new_tokens=TOKENS, sampling=sampling, assistant=folders.draft)
     return dataclasses.replace(made, threads=1)
 
 
@@ -80,23 +86,16 @@ def runners(
     worker: Worker, setup: Setup, pair: ModelPair, tmp_path_factory: pytest.TempPathFactory
 ) -> list[PeerRunner]:
     folder = tmp_path_factory.mktemp("files")
-    found = open_peers(NAMES, {"transformers": worker}, setup, pair=pair, prompt=PROMPTS[0], folder=folder)
-    assert {name: facts.reason for name, facts in found.facts.items()} == dict.fromkeys(NAMES)
-    return found.runners
+    opened = open_peers(NAMES, {"transformers": worker}, setup, pair=pair, prompt=PROMPTS[0], folder=folder)
+    assert {name: facts.reason for name, facts in opened.facts.items()} == dict.fromkeys(NAMES)
+    return opened.runners
 
 
 class TestTransformersPeers:
     def test_all_give_the_targets_own_text(self, runners: list[PeerRunner], pair: ModelPair) -> None:
         measured = Measurements()
         both = [make_runner(BASELINE, pair.decoder()), *runners]
-        Benchmark(
-            pair,
-            both,
-            PROMPTS,
-            max_new_tokens=TOKENS,
-            sampling=SamplingSettings(),
-            references=references(runners),
-        ).measure(measured)
+        Benchmark(pair, both, PROMPTS, max_new_tokens=TOKENS, sampling=SamplingSettings()).measure(measured)
         assert measured.failures == []
         assert len(measured.rows) == len(both) * len(PROMPTS)
         texts = {(row.controller, row.prompt_id): row for row in measured.rows}
@@ -128,7 +127,7 @@ class TestTransformersPeers:
         texts = [runner(Request(prompt, TOKENS, SamplingSettings(1.0, seed=seed))).tokens for seed in (1, 1, 2)]
         assert texts[0] == texts[1] != texts[2]
 
-    def test_a_peer_that_dies_says_so_and_takes_no_other_along(
+    def test_a_peer_that_dies_is_reported_and_the_others_go_on(
         self, worker: Worker, setup: Setup, pair: ModelPair
     ) -> None:
         prompt = encode_chat(pair.tokenizer, ["hello"])
@@ -140,32 +139,32 @@ class TestTransformersPeers:
         killer = threading.Timer(0.1, worker.kill)
         killer.start()
         with pytest.raises(PeerError, match="its process was ended by SIGKILL"):
-            self.ask_on_and_on(victim)
+            self.run_on_and_on(victim)
         killer.join()
         started = time.monotonic()
         with pytest.raises(PeerError, match="its process was ended by SIGKILL"):
             victim(LONG)
-        assert time.monotonic() - started < 0.1, "it was asked again"
+        assert time.monotonic() - started < 0.1, "it ran again"
         assert len(other(Request(prompt, TOKENS)).tokens) == TOKENS, "the others go on in a new process"
         worker.patience = 0.001
         with pytest.raises(PeerError, match=r"no answer within 0\.001 s"):
             other(LONG)
 
     @staticmethod
-    def ask_on_and_on(runner: PeerRunner) -> None:
+    def run_on_and_on(runner: PeerRunner) -> None:
         for _ in range(100):
             runner(LONG)
 
 
 class TestWorker:
-    def test_an_absent_library_is_told_with_what_to_install(self, bare_python: str) -> None:
+    def test_an_absent_library_is_reported_with_the_install_command(self, bare_python: str) -> None:
         for name, package in (("llama.cpp", "llama-cpp-python"), ("economize", "economize")):
             with closing({name: Worker(LIBRARIES[name], bare_python)}) as workers:
                 with pytest.raises(PeerError, match=f"is not installed. Run `pip install {package}`."):
-                    workers[name].ask({"ask": "version"})
-                assert workers[name].alive, "a question that fails is no reason to die"
-                with pytest.raises(PeerError, match="Expected ask to be version, open or generate, came 'hello'"):
-                    workers[name].ask({"ask": "hello"})
+                    workers[name].call("version")
+                assert workers[name].alive, "a request that fails must not end it"
+                with pytest.raises(PeerError, match="Expected command to be version, open or generate; got 'hello'"):
+                    workers[name].call("hello")
 
     def test_it_ends_with_the_block_also_when_interrupted(self, bare_python: str) -> None:
         worker = Worker(LIBRARIES["llama.cpp"], bare_python)
@@ -173,7 +172,7 @@ class TestWorker:
         def work() -> None:
             with closing({"llama.cpp": worker}):
                 with pytest.raises(PeerError):
-                    worker.ask({"ask": "version"})
+                    worker.call("version")
                 assert worker.alive
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(10)
@@ -182,25 +181,25 @@ class TestWorker:
             work()
         assert not worker.alive
 
-    def test_the_last_words_of_a_process_that_dies_are_the_reason(self, tmp_path: Path) -> None:
+    def test_the_last_line_of_a_process_that_dies_is_the_reason(self, tmp_path: Path) -> None:
         program = tmp_path / "python"
         program.write_text("#!/bin/sh\necho 'no luck in /some/where/file.py' >&2\nexit 3\n", encoding="utf-8")
         program.chmod(0o755)
         worker = Worker(LIBRARIES["flashspec"], str(program))
         with pytest.raises(PeerError, match=r"ended with status 3; its last words: no luck in file\.py$"):
-            worker.ask({"ask": "version"})
+            worker.call("version")
 
-    def test_a_python_that_is_no_program_is_a_reason_too(self, tmp_path: Path) -> None:
+    def test_a_python_that_cannot_run_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "python").write_text("", encoding="utf-8")
         with pytest.raises(PeerError, match="its Python did not start: Permission denied"):
-            Worker(LIBRARIES["flashspec"], str(tmp_path / "python")).ask({"ask": "version"})
+            Worker(LIBRARIES["flashspec"], str(tmp_path / "python")).call("version")
 
-    def test_every_question_gets_one_line(self) -> None:
-        answers = io.StringIO()
-        questions = [{"ask": "generate", "peer": "nobody", "task": {}}, {"ask": "version"}]
-        lines = io.StringIO("".join(json.dumps(question) + "\n" for question in questions) + "oops\n")
-        serve(WorkerServer(LIBRARIES["transformers"]), lines, answers)
-        replies = [json.loads(line) for line in answers.getvalue().splitlines()]
+    def test_every_request_gets_one_line(self) -> None:
+        replies_written = io.StringIO()
+        requests = [{"command": "generate", "peer": "nobody", "task": {}}, {"command": "version"}]
+        lines = io.StringIO("".join(json.dumps(request) + "\n" for request in requests) + "oops\n")
+        WorkerServer(LIBRARIES["transformers"]).serve(lines, replies_written)
+        replies = [json.loads(line) for line in replies_written.getvalue().splitlines()]
         assert [set(reply) for reply in replies] == [{"error"}, {"answer"}, {"error"}]
         assert replies[0]["error"] == "KeyError: 'nobody'"
 
@@ -215,7 +214,7 @@ def test_tokens_past_the_end_are_not_counted() -> None:
 
 
 class TestChoice:
-    def test_every_peer_brings_its_own_plain_decoding(self) -> None:
+    def test_every_peer_comes_with_its_baseline(self) -> None:
         assert check_peers(None) == list(PEERS)
         assert check_peers("llama.cpp-lookup,flashspec-lookup") == [
             "transformers",
@@ -223,9 +222,9 @@ class TestChoice:
             "llama.cpp",
             "llama.cpp-lookup",
         ]
-        assert all(PEERS[peer.reference].reference == peer.reference for peer in PEERS.values())
+        assert all(PEERS[peer.library.baseline].library.baseline == peer.library.baseline for peer in PEERS.values())
 
-    def test_an_unknown_peer_is_answered_with_the_closest(self) -> None:
+    def test_an_unknown_peer_gets_the_closest_names(self) -> None:
         with pytest.raises(UnknownNameError, match=r"Unknown peer 'lama\.cpp'\. Did you mean llama\.cpp"):
             check_peers("transformers,lama.cpp")
 
@@ -241,7 +240,7 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("pythons", "error", "message"),
         [
-            ("flashspec", ParameterError, "LIBRARY=PATH, comma-separated; got 'flashspec'"),
+            ("flashspec", ParameterError, "LIBRARY=PATH, each with a name of its own; got 'flashspec'"),
             ("flaspec=x", UnknownNameError, "Unknown library 'flaspec'. Did you mean flashspec"),
             ("flashspec=nowhere/python", ParameterError, "There is no interpreter nowhere/python for flashspec"),
         ],
@@ -260,7 +259,7 @@ class TestChoice:
         with pytest.raises(PairError):
             find_assistant(str(folders.stranger), "tiny", pair.tokenizer)
 
-    def test_without_an_assistant_a_peer_that_needs_one_says_so(self, worker: Worker, setup: Setup) -> None:
+    def test_a_peer_that_needs_an_assistant_is_refused_without_one(self, worker: Worker, setup: Setup) -> None:
         alone = dataclasses.replace(setup, assistant=None)
         runner = PeerRunner(PEERS["transformers-assisted"], worker, alone, CONTEXT, Task([5], 1, 0))
         with pytest.raises(PeerError, match="give one with --assistant"):
@@ -277,7 +276,7 @@ class TestGguf:
         expected = ours_["model.layers.1.mlp.down_proj.weight"].to(getattr(torch, dtype)).float().numpy()
         written = theirs["blk.1.ffn_down.weight"]
         assert np.array_equal(gguf.quants.dequantize(written.data, written.tensor_type), expected)
-        # llama.cpp turns neighbours, transformers turns the halves of a head: row 1 is the first of the second half.
+        # llama.cpp rotates neighbouring rows, transformers the halves of a head: row 1 is the first of the second half.
         query = theirs["blk.0.attn_q.weight"]
         rows = gguf.quants.dequantize(query.data, query.tensor_type)
         original = ours_["model.layers.0.self_attn.q_proj.weight"].to(getattr(torch, dtype)).float().numpy()
@@ -316,15 +315,15 @@ class TestReport:
             settings=plain.settings | {"peers": peers},
             controllers=plain.controllers | {"absent": empty},
         )
-        over = turned_over(results).controllers["tree"]
+        over = inverse(results.controllers["tree"])
         before = plain.controllers["tree"]
         assert before.speedup is not None
         assert over.speedup == pytest.approx(1 / before.speedup)
         assert over.speedup_ci95 is not None
         assert over.speedup_ci95[0] <= over.speedup <= over.speedup_ci95[1]
-        headers, lines = comparison_lines(results)
-        table = [dict(zip(headers, line, strict=True)) for line in lines]
-        assert table[1]["ours/peer"].startswith("0.66 [")  # 4 s + 6 s against 6 s + 9 s
-        assert table[1]["did not run because"] == "-"
-        assert (table[2]["peer"], table[2]["tokens/s"], table[2]["ours/peer"]) == ("absent", "-", "-")
-        assert table[2]["did not run because"] == "nowhere is not installed."
+        summary = table(results)
+        rows = [dict(zip(summary.headers, row, strict=True)) for row in summary.rows]
+        assert str(rows[1]["ours/peer"]).startswith("0.66 [")  # 4 s + 6 s against 6 s + 9 s
+        assert rows[1]["did not run because"] is None
+        assert (rows[2]["peer"], rows[2]["tokens/s"], rows[2]["ours/peer"]) == ("absent", "-", "-")
+        assert rows[2]["did not run because"] == "nowhere is not installed."

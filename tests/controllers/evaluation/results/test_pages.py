@@ -1,22 +1,23 @@
-"""What a page shows of results is what the results file says, and the pages show what is committed."""
+"""Pages show the numbers of their results files, and the committed pages are up to date."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from specgym.controllers.evaluation.results.pages import render, update
-from specgym.controllers.evaluation.results.report import summary, write_results
+from specgym.controllers.evaluation.results.report import table, write_results
 from specgym.controllers.evaluation.results.schema import Results
-from specgym.env.common.errors import ParameterError
-from specgym.scripts.update_pages import PagesOptions
+from specgym.env.common.errors import ParameterError, UnknownNameError
+from specgym.scripts.update_pages import UpdatePagesOptions
 from tests.support.rows import make_results
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / page for page in PagesOptions().pages]
+ROOT = Path(__file__).parents[4]
+PAGES = [ROOT / page for page in UpdatePagesOptions().pages]
 BLOCK = "<!-- results: {path} -->\n{text}<!-- end of results -->\n"
 
 
@@ -38,7 +39,7 @@ def page(tmp_path: Path) -> Path:
 
 def test_a_block_shows_the_table_and_what_was_measured(page: Path) -> None:
     text = render(page)
-    assert summary(full_results()) in text
+    assert table(full_results()).markdown() in text
     for fact in ("2 builtin prompts", "at most 64 tokens", "temperature 0", "float32", "draft feature", "A CPU"):
         assert fact in text
     assert "2025-01-02" in text
@@ -87,6 +88,16 @@ def test_a_block_may_show_a_section_of_a_page_of_results(page: Path) -> None:
         render(page)
 
 
+def test_a_block_may_show_some_columns_of_the_table(page: Path) -> None:
+    page.write_text(BLOCK.format(path="runs/a/results.json | controller, τ", text="stale\n"), encoding="utf-8")
+    lines = [line for line in render(page).splitlines() if line.startswith("|")]
+    assert lines[0] == "| controller | τ |"
+    assert len(lines) == 2 + len(table(full_results()).rows)
+    page.write_text(BLOCK.format(path="runs/a/results.json | controller, tau", text=""), encoding="utf-8")
+    with pytest.raises(UnknownNameError, match="column 'tau'"):
+        render(page)
+
+
 def test_results_of_a_stopped_run_say_so(page: Path) -> None:
     write_results(dataclasses.replace(full_results(), complete=False), page.parent / "runs" / "a", plots=False)
     assert re.search("incomplete|stopped", render(page), re.IGNORECASE)
@@ -131,7 +142,7 @@ def test_a_page_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_show_the_committed_results(page: Path) -> None:
-    named = re.findall(r"<!-- results: (\S+) -->", page.read_text(encoding="utf-8"))
+    named = re.findall(r"<!-- results: ([^\s#]+)", page.read_text(encoding="utf-8"))
     assert named
     assert all((page.parent / path).is_file() for path in named)
     assert render(page) == page.read_text(encoding="utf-8"), "run python -m scripts.update_pages"
@@ -140,3 +151,12 @@ def test_pages_show_the_committed_results(page: Path) -> None:
 def test_every_page_with_results_is_brought_up_to_date_by_default() -> None:
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     assert {page for page in pages if "<!-- results: " in page.read_text(encoding="utf-8")} == set(PAGES)
+
+
+def test_the_readme_is_short_and_its_tables_are_small() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    tables = [list(table) for is_row, table in groupby(lines, key=lambda line: line.startswith("|")) if is_row]
+    assert tables, "the test would be vacuous"
+    assert max(len(table) - 2 for table in tables) <= 7, "rows below the header"
+    assert max(line.count("|") - 1 for table in tables for line in table) <= 5, "columns"

@@ -1,11 +1,10 @@
-"""What people read says what the rows say, is never flattering, and is never half written."""
+"""Reports agree with the rows, never flatter, and are never half written."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +13,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from specgym.controllers.evaluation.results import provenance
-from specgym.controllers.evaluation.results.plots import cut
 from specgym.controllers.evaluation.results.report import (
     csv_text,
     load_results,
@@ -24,7 +21,8 @@ from specgym.controllers.evaluation.results.report import (
     table,
     write_results,
 )
-from specgym.controllers.evaluation.results.schema import PARTS, Failure, Results
+from specgym.controllers.evaluation.results.schema import STAGE_KEYS, Failure, Results, to_json
+from specgym.controllers.evaluation.results.tables import cut
 from specgym.env.common.errors import ParameterError
 from tests.support.rows import make_results, make_row
 
@@ -45,7 +43,7 @@ def test_a_stopped_run_is_marked_in_the_table_and_in_markdown() -> None:
     assert "**INCOMPLETE" in markdown(stopped)
 
 
-def test_table_and_markdown_say_the_same_of_every_controller() -> None:
+def test_table_and_markdown_have_the_same_numbers() -> None:
     results = make_results()
     shown, written = _shown(results), markdown(results)
     for cell in ("4.0", "1.50 [1.50, 1.50]", "5.00", "0.300", "20/40/5/5.0", "1/2"):
@@ -72,11 +70,11 @@ def test_markdown_cuts_numbers_off_and_never_rounds_them_up() -> None:
     ("value", "digits", "text"),
     [(1.15, 2, "1.15"), (1.1499, 2, "1.14"), (0.999999, 2, "0.99"), (24.99, 1, "24.9"), (3, 1, "3.0"), (None, 2, "-")],
 )
-def test_cut_keeps_what_is_written_and_drops_the_rest(value: float | None, digits: int, text: str) -> None:
+def test_cut_keeps_the_first_digits_and_drops_the_rest(value: float | None, digits: int, text: str) -> None:
     assert cut(value, digits) == text
 
 
-def test_markdown_tells_settings_machine_versions_categories_and_differences() -> None:
+def test_markdown_lists_settings_machine_versions_categories_and_differences() -> None:
     written = markdown(make_results())
     assert "| target | someone/small-model |" in written
     assert "| cpu | A CPU |" in written
@@ -86,7 +84,7 @@ def test_markdown_tells_settings_machine_versions_categories_and_differences() -
     assert "python -m scripts.benchmark --suite tiny" in written
 
 
-def test_failures_are_told_in_full_and_cannot_break_the_table() -> None:
+def test_failures_are_printed_in_full_and_cannot_break_the_table() -> None:
     failures = [Failure("tree", "c", 0, "NumericalError: a | b\nsecond [red]line[/red]")]
     results = make_results(failures=failures)
     assert "failed" in _shown(results)
@@ -123,7 +121,7 @@ def test_csv_has_a_line_for_every_row_and_parses_back() -> None:
         assert int(line["tokens"]) == row.tokens
         assert float(line["seconds"]) == row.seconds
         assert line["identical"] == ("" if row.identical is None else str(row.identical))
-        parts = {key: line[f"seconds_{key}"] for key in PARTS[:-1]}
+        parts = {key: line[f"seconds_{key}"] for key in STAGE_KEYS}
         assert parts == {key: str(row.seconds_by_part.get(key, "")) for key in parts}
 
 
@@ -143,7 +141,7 @@ def test_figures_of_an_earlier_run_do_not_stay_beside_new_numbers(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.csv", "results.md"}
 
 
-def test_a_ladder_tells_how_much_of_the_clairvoyants_gain_each_rung_has(tmp_path: Path) -> None:
+def test_a_ladder_prints_each_rungs_share_of_the_clairvoyants_gain(tmp_path: Path) -> None:
     rows = [make_row(name, "a", seconds, tokens=10) for name, seconds in LADDER.items()]
     results = replace(make_results(rows), kind="evaluation")
     shown, written = _shown(results), markdown(results)
@@ -159,7 +157,7 @@ def test_a_ladder_tells_how_much_of_the_clairvoyants_gain_each_rung_has(tmp_path
     ("myopic", "sentence"),
     [(5.123, "are 2.5 % faster than .* here round by round"), (6.017, "are 20.4 % faster .* a sequential problem")],
 )
-def test_a_ladder_says_what_looking_ahead_is_worth(myopic: float, sentence: str) -> None:
+def test_a_ladder_prints_what_looking_ahead_is_worth(myopic: float, sentence: str) -> None:
     rows = [make_row(name, "a", seconds, tokens=10) for name, seconds in (LADDER | {"myopic": myopic}).items()]
     assert re.search(sentence, markdown(replace(make_results(rows), kind="evaluation")))
 
@@ -184,7 +182,7 @@ def test_results_with_nothing_to_compare_can_still_be_written(tmp_path: Path) ->
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"Could not read .*absent\.json: No such file"):
         load_results(tmp_path / "absent.json")
-    text = make_results().to_json()
+    text = to_json(make_results())
     (tmp_path / "cut.json").write_text(text[: len(text) // 2], encoding="utf-8")
     with pytest.raises(ParameterError, match=r"cut\.json: Expected JSON, came text that breaks off .*line \d+"):
         load_results(tmp_path / "cut.json")
@@ -222,7 +220,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[4],
     )
     assert f"Could not write {tmp_path / name}: File too large." in done.stdout
     assert "Free some space" in done.stdout
@@ -237,85 +235,8 @@ def test_drawing_leaves_the_users_matplotlib_backend_alone(tmp_path: Path) -> No
         "folder = Path(sys.argv[1]); write_results(load_results(folder / 'results.json'), folder)\n"
         "assert (folder / 'speedup.png').exists() and 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[4])
 
 
-@pytest.mark.parametrize(
-    ("text", "described"),
-    [
-        ("", ""),
-        ("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "AMD EPYC, AVX-512 BF16"),
-        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2\n\nmodel name\t: AMD EPYC\n", "AMD EPYC, AVX2"),
-        ("model name\t: Atom\nflags\t\t: fpu sse\n", "Atom"),
-    ],
-)
-def test_processors_of_one_name_are_told_apart_by_their_vector_instructions(text: str, described: str) -> None:
-    assert provenance.described_cpu(text) == described
-
-
-def test_the_machine_and_the_libraries_are_described() -> None:
-    machine = provenance.machine("cpu")
-    assert machine.cpu
-    assert machine.cores >= 1
-    assert machine.threads >= 1
-    assert machine.memory_gib > 0
-    versions = provenance.library_versions()
-    assert versions["python"] == ".".join(str(part) for part in sys.version_info[:3])
-    assert {"torch", "numpy"} <= set(versions)
-
-
-@pytest.mark.parametrize(
-    ("argument", "published"),
-    [
-        ("--tokens=12", "--tokens=12"),
-        ("history,confidence", "history,confidence"),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-        ("/home/ann/secret/prompts.jsonl", "prompts.jsonl"),
-        ("--out=/home/ann/runs", "--out=runs"),
-        ("/a/b.json,/c/d.json", "b.json,d.json"),
-        ("~/models/small", "small"),
-        ("../elsewhere/x", "x"),
-    ],
-)
-def test_published_arguments_name_no_folder_of_this_machine(argument: str, published: str) -> None:
-    assert provenance.shareable(argument) == published
-
-
-def test_the_command_can_be_typed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    argv = [str(tmp_path / "scripts" / "benchmark.py"), "--out", str(tmp_path / "runs" / "my run"), "--tokens", "8"]
-    assert provenance.command_line(argv, "scripts.benchmark") == (
-        "python -m scripts.benchmark --out 'runs/my run' --tokens 8"
-    )
-    assert provenance.command_line(argv[:1]) == "python scripts/benchmark.py"
-    assert provenance.command_line(["/usr/bin/specgym", "run"]) == "specgym run"
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_revision_is_marked_when_tracked_files_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set when a git hook runs the tests
-        monkeypatch.delenv(name, raising=False)
-    repository = tmp_path / "checkout"
-    (repository / "inside").mkdir(parents=True)
-    (repository / "code.py").write_text("1\n")
-
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", *identity, *arguments], cwd=repository, check=True, capture_output=True)
-
-    git("init")
-    assert provenance.git_revision(repository) is None
-    git("add", "code.py")
-    git("commit", "--no-verify", "-m", "first")
-    clean = provenance.git_revision(repository)
-    assert clean is not None
-    assert len(clean) == 40
-    (repository / "untracked.txt").write_text("x")
-    assert provenance.git_revision(repository) == clean
-    (repository / "code.py").write_text("2\n")
-    assert provenance.git_revision(repository) == f"{clean}-dirty"
-    assert provenance.git_revision(repository / "inside") is None
-
-
-def test_an_unknown_revision_is_said_to_be_unknown() -> None:
+def test_a_page_says_that_its_revision_is_unknown() -> None:
     assert "not a git checkout" in markdown(replace(make_results(), git_revision=None))

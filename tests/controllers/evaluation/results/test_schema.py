@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from specgym.controllers.evaluation.results.schema import SCHEMA_VERSION, Failure, Results
+from specgym.controllers.evaluation.results.schema import (
+    SCHEMA_VERSION,
+    Failure,
+    Results,
+    decode,
+    from_json,
+    read_record,
+    to_json,
+)
 from specgym.env.common.errors import ParameterError, SpecGymError
 from tests.support.rows import make_results, make_row
 
@@ -22,11 +31,11 @@ def test_results_come_back_from_json_equal() -> None:
     assert results.failures, "the test would be vacuous"
     assert results.controllers["tree"].speedup_ci95 is not None
     assert results.controllers["tree"].by_category
-    assert Results.from_json(results.to_json()) == results
+    assert from_json(Results, to_json(results)) == results
 
 
 def test_readers_find_the_promised_keys() -> None:
-    tree = json.loads(make_results().to_json())["controllers"]["tree"]
+    tree = json.loads(to_json(make_results()))["controllers"]["tree"]
     promised = {"tokens_per_second", "speedup", "speedup_ci95", "mean_accepted_tokens", "acceptance_rate"}
     assert promised | {"identical_outputs", "prompts", "controller_share"} <= set(tree)
 
@@ -34,7 +43,7 @@ def test_readers_find_the_promised_keys() -> None:
 def test_json_holds_null_where_a_number_is_not_finite() -> None:
     row = make_row("plain", "a", 1.0, top2_gap=math.inf, seconds_by_part={"verify": np.float32(0.5)})
     results = replace(make_results([row]), settings={"threshold": math.nan, "levels": [1.0, -math.inf]})
-    data = json.loads(results.to_json(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    data = json.loads(to_json(results), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert data["settings"] == {"threshold": None, "levels": [1.0, None]}
     assert data["rows"][0]["top2_gap"] is None
     assert data["rows"][0]["seconds_by_part"] == {"verify": 0.5}
@@ -67,23 +76,23 @@ def _set(data: Any, *path: Any, to: Any) -> None:
     ],
 )
 def test_what_does_not_fit_the_schema_is_refused_by_name(change: Callable[[Any], None], message: str) -> None:
-    data = json.loads(make_results().to_json())
+    data = json.loads(to_json(make_results()))
     change(data)
     with pytest.raises(ParameterError, match=message):
-        Results.from_json(json.dumps(data))
+        from_json(Results, json.dumps(data))
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "[]", '{"schema_version": NaN}', '"text"'])
 def test_text_that_is_no_results_object_is_a_clear_error(text: str) -> None:
     with pytest.raises(SpecGymError, match=r"(?i)expected .*came"):
-        Results.from_json(text)
+        from_json(Results, text)
 
 
 def test_a_long_wrong_value_is_shortened_in_the_message() -> None:
-    data = json.loads(make_results().to_json())
+    data = json.loads(to_json(make_results()))
     data["settings"] = ["x" * 10_000]
     with pytest.raises(ParameterError) as caught:
-        Results.from_json(json.dumps(data))
+        from_json(Results, json.dumps(data))
     assert len(str(caught.value)) < 600
 
 
@@ -100,3 +109,41 @@ def test_a_long_wrong_value_is_shortened_in_the_message() -> None:
 def test_a_measurement_that_cannot_be_is_refused_when_the_row_is_made(changes: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match=r"'tree' on prompt 'a': expected .* came .*failure"):
         make_row("tree", "a", **({"seconds": 1.0} | changes))
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    schema_version: int = 3
+    parts: list[_Part] = field(default_factory=list)
+    pair: tuple[str, float] | None = None
+
+
+def test_any_dataclass_can_be_read_and_written(tmp_path: Path) -> None:
+    whole = _Whole(parts=[_Part("a", (1, 2, 3)), _Part("b", ())], pair=("x", 0.5))
+    (tmp_path / "whole.json").write_text(to_json(whole), encoding="utf-8")
+    assert read_record(_Whole, tmp_path / "whole.json") == whole
+    assert decode(list[_Part], [{"name": "a", "sizes": [1]}], "parts") == [_Part("a", (1,))]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema_version": 4, "more": 1}', r"whole\.json: _whole\.schema_version: expected 3, came 4"),
+        (
+            '{"schema_version": 3, "parts": [{"name": "a", "sizes": ["1"]}], "pair": null}',
+            r"parts\[0\]\.sizes\[0\]: .*int",
+        ),
+        ('{"schema_version": 3, "parts": [], "pair": ["x"]}', r"pair: expected a list of 2, came \['x'\]"),
+        ("{", r"whole\.json: Expected JSON, came text that breaks off"),
+    ],
+)
+def test_a_file_that_does_not_fit_its_dataclass_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "whole.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ParameterError, match=message):
+        read_record(_Whole, tmp_path / "whole.json")

@@ -1,0 +1,85 @@
+"""Runners continue texts as the target would, and end where it must."""
+
+from __future__ import annotations
+
+import pytest
+
+from specgym.controllers.evaluation.live.paired_runs import SUITES
+from specgym.controllers.evaluation.live.runners import (
+    TransformersRunner,
+    check_runner,
+    make_runner,
+)
+from specgym.controllers.registry import BASELINE
+from specgym.env.common.errors import UnknownNameError
+from specgym.env.decoding.pair import ModelPair, encode_chat
+from specgym.env.models.attention import ATTENTION
+from specgym.env.tree.rounds import FinishReason, Request
+from specgym.env.tree.sampling import SamplingSettings
+from tests.support.tiny_pair import CONTEXT
+
+TOKENS = 12
+
+
+class TestTransformersRunner:
+    @pytest.mark.parametrize("text", ["hello", "2 + 2 = ", "abc abc abc"])
+    def test_its_greedy_text_is_that_of_plain_decoding(self, pair: ModelPair, text: str) -> None:
+        request = Request(encode_chat(pair.tokenizer, [text]), 32)
+        reference = TransformersRunner(pair.target)(request)
+        plain = make_runner(BASELINE, pair.decoder())(request)
+        assert reference.tokens == plain.tokens
+        assert (reference.finished, reference.rounds) == (plain.finished, plain.rounds)
+
+    def test_it_gives_the_target_back_as_the_engine_needs_it(self, pair: ModelPair) -> None:
+        decoder = pair.decoder()
+        request = Request(encode_chat(pair.tokenizer, ["hello"]), TOKENS)
+        before = make_runner("history", decoder)(request).tokens
+        TransformersRunner(pair.target)(request)
+        assert pair.target.model.config._attn_implementation == ATTENTION
+        assert make_runner("history", decoder)(request).tokens == before
+
+    @pytest.mark.parametrize(
+        ("prompt", "reason"),
+        [((9,) * (CONTEXT - 3), FinishReason.CONTEXT_LIMIT), ((9, 10), FinishReason.TOKEN_LIMIT)],
+        ids=["context", "limit"],
+    )
+    def test_it_ends_where_plain_decoding_ends(
+        self, pair: ModelPair, prompt: tuple[int, ...], reason: FinishReason
+    ) -> None:
+        request = Request(prompt, TOKENS)
+        reference = TransformersRunner(pair.target)(request)
+        plain = make_runner(BASELINE, pair.decoder())(request)
+        assert reference.tokens == plain.tokens
+        assert reference.finished is plain.finished is reason
+
+    def test_it_samples_with_the_requests_seed(self, pair: ModelPair) -> None:
+        runner = TransformersRunner(pair.target)
+        texts = [
+            runner(Request(encode_chat(pair.tokenizer, ["hello"]), TOKENS, SamplingSettings(1.0, seed=seed))).tokens
+            for seed in (1, 1, 2)
+        ]
+        assert texts[0] == texts[1] != texts[2]
+
+
+class TestNames:
+    def test_the_suites_compare_what_the_plan_names(self) -> None:
+        assert SUITES == {
+            "phase1": ("autoregressive", "fixed_tree", "confidence"),
+            "phase2": ("autoregressive", "confidence", "dynamic_depth"),
+            "full": (
+                "transformers",
+                "autoregressive",
+                "fixed_tree",
+                "confidence",
+                "dynamic_depth",
+                "history",
+                "goodput",
+            ),
+        }
+        for name in {name for names in SUITES.values() for name in names}:
+            check_runner(name)
+
+    @pytest.mark.parametrize(("name", "close"), [("histroy", "history"), ("transformer", "transformers")])
+    def test_an_unknown_runner_is_answered_with_the_closest_name(self, name: str, close: str) -> None:
+        with pytest.raises(UnknownNameError, match=f"Unknown controller '{name}'. Did you mean {close}"):
+            check_runner(name)
