@@ -1,1 +1,1 @@
-"""Controllers that are learned by trial on recorded texts."""
+"""Reinforcement learning of policies on recorded texts."""

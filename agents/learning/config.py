@@ -1,21 +1,17 @@
-"""What decides how a policy is learned."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
-from specgym.agents.learning.envs import ObservationView
-from specgym.agents.policies.action_forms import FORMS, make_form
-from specgym.agents.policies.corrections import CORRECTIONS, covered_prices
-from specgym.agents.policies.observation_groups import columns_of
-from specgym.env.common.errors import ParameterError, UnknownNameError
+from specgym.agents.policies.action_forms import FORMS
+from specgym.env.common.errors import ParameterError, UnknownNameError, check_limit
+from specgym.env.gym.features import feature_columns
 from specgym.env.gym.grid import ParameterGrid
-from specgym.env.replay.traces.records import TraceHeader
-from specgym.env.tree.rounds import check_limit
 
-ALGORITHMS = ("ppo", "recurrent_ppo", "hindsight")
+Algorithm = Literal["ppo", "recurrent_ppo", "all_actions"]
 
 _GRID = ParameterGrid(
     base_depth=(0, 1, 2, 3, 4, 6, 8, 10),
@@ -23,6 +19,7 @@ _GRID = ParameterGrid(
     early_stop=(0.05, 0.1, 0.2, 0.3, 0.5),
     branch=(0,),
 )
+_STORED = {"without": "blind", "evaluations": "looks", "all_actions": "hindsight"}  # names in files
 
 
 @dataclass(frozen=True)
@@ -31,39 +28,38 @@ class LearningConfig:
 
     Raises:
         LimitError: a count that is not positive.
-        ParameterError: another value outside its range, or numbers that do not go together.
+        ParameterError: another value outside its range, or a minibatch that does not divide a batch.
     """
 
     episodes: int = 256
     """episodes that are stepped together"""
     rounds: int = 32
-    """rounds of each of them between two updates [rounds]"""
+    """rounds of each episode between two updates [rounds]"""
     minibatch: int = 2048
-    """rounds that a gradient is made of [rounds]"""
+    """rounds for one gradient step [rounds]"""
     epochs: int = 4
-    """times that every round is learned from"""
+    """passes over the rounds of an update"""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the beginning; it falls linearly to a tenth"""
+    """Adam's learning rate at the start; it falls linearly to a tenth"""
     discount: float = 0.95
-    """weight of the next round's reward relative to this one's"""
+    """weight of the next round's reward relative to this round's"""
     trace_decay: float = 0.9
-    """decay of generalised advantage estimation"""
+    """decay of generalised advantage estimation (lambda)"""
     clip: float = 0.2
-    """how far the odds of a choice may move between two batches of rounds"""
+    """bound on the change of a choice's probability ratio in one update"""
     entropy: float = 0.01
-    """weight of the entropy bonus at the beginning; it falls linearly to 0"""
+    """weight of the entropy bonus at the start; it falls linearly to 0"""
     hidden: tuple[int, ...] = (64, 64)
-    """units of each layer, of the policy as of the value"""
+    """units of each layer, in the policy and in the value network"""
     memory: int = 64
     """units of the memory of recurrent_ppo"""
     price_decay: float = 0.9
-    """how much of what the prices of time are measured by is kept from one batch of rounds to the next"""
+    """share of the sums behind the prices of time that is kept at an update"""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "rounds", "minibatch", "epochs", "memory"):
             check_limit(f"config.{name}", getattr(self, name))
-        for units in self.hidden:
-            check_limit("config.hidden", units)
+        check_limit("config.hidden", min(self.hidden, default=1))
         for name in ("discount", "trace_decay", "price_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ParameterError(f"config.{name} must be 0 or more and under 1; got {getattr(self, name)}.")
@@ -85,61 +81,58 @@ class LearningConfig:
 
 @dataclass(frozen=True)
 class LearningPlan:
-    """Everything that decides what is learned, but for the texts, the machines and the seed.
+    """Everything that decides what is learned, except the texts, the machines and the seed.
 
     Raises:
         LimitError: a count that is not positive.
-        ParameterError: fewer drawn machines than none.
-        UnknownNameError: an algorithm, a form or a group of the observation that there is none of.
+        ParameterError: a negative number of drawn machines.
+        UnknownNameError: an unknown algorithm, form or group of features.
     """
 
-    algorithm: Literal["ppo", "recurrent_ppo", "hindsight"] = "ppo"
-    """proximal policy optimisation, the same with a memory (needs the extra "recurrent"), or policy gradients over all
-    choices at once"""
+    algorithm: Algorithm = "ppo"
+    """proximal policy optimisation, the same with a memory (needs the extra "recurrent"), or regression on the gains of
+    all actions at once"""
     form: Literal["absolute", "increments", "corrections"] = "absolute"
-    """what the policy chooses: values of the grid, Phase 3's steps from the last ones, or corrections of goodput, which
-    have a grid of their own"""
+    """what the policy chooses: values of the grid, Phase 3's steps from the last action, or corrections of goodput,
+    which have a grid of their own"""
     observes_draft: bool = False
-    """whether the draft is asked about the root before every choice, which costs its first forward even where the
-    policy would rather not draft"""
+    """whether the policy reads the draft's probabilities at the root, which costs the draft's first forward in every
+    round"""
     drawn_machines: int = 0
-    """machines drawn at random that are learned on besides those that are named, so that what is learned holds between
-    and beyond them; nothing is judged on them"""
-    blind: tuple[str, ...] = ()
-    """groups of the observation that are taken away: position, sampling, lookup, draft, last_round, history, machine"""
+    """random machines to learn on besides the named ones, so that the policy generalises; it is not validated on
+    them"""
+    without: tuple[str, ...] = ()
+    """groups of features to hide: position, sampling, lookup, draft, last_round, history, machine"""
     steps: int = 2_000_000
-    """rounds that are played in all, rounded up to whole batches [rounds]"""
-    looks: int = 25
-    """parts that training is divided into: after each, the policy is judged on the validation split and saved"""
+    """rounds to play in all, rounded up to whole batches [rounds]"""
+    evaluations: int = 25
+    """parts of the training; after each, the policy is evaluated on the validation split and saved"""
     grid: ParameterGrid = field(default_factory=lambda: _GRID)
-    """the actions"""
+    """the action space"""
     config: LearningConfig = field(default_factory=LearningConfig)
     """the algorithm's settings"""
 
     def __post_init__(self) -> None:
         check_limit("steps", self.steps)
-        check_limit("looks", self.looks)
-        columns_of(self.blind)
+        check_limit("evaluations", self.evaluations)
+        feature_columns(self.without)
         if self.drawn_machines < 0:
             raise ParameterError(f"drawn_machines must be 0 or more; got {self.drawn_machines}.")
-        for name, known in (("algorithm", ALGORITHMS), ("form", FORMS)):
+        for name, known in (("algorithm", get_args(Algorithm)), ("form", FORMS)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
 
     @property
     def part(self) -> int:
-        """Rounds of one of the `looks` parts: whole batches."""
-        return self.config.batch * math.ceil(self.steps / self.looks / self.config.batch)
+        """Rounds between two evaluations: whole batches."""
+        return self.config.batch * math.ceil(self.steps / self.evaluations / self.config.batch)
 
     @property
     def memory(self) -> int:
         """Units of the policy's memory; 0 for none."""
         return self.config.memory if self.algorithm == "recurrent_ppo" else 0
 
-    def grid_for(self, header: TraceHeader) -> ParameterGrid:
-        """The actions on a trace: `grid`, or where choices are corrections the prices that the trace covers."""
-        return covered_prices(header) if self.form == CORRECTIONS else self.grid
-
-    def lens(self, grid: ParameterGrid) -> ObservationView:
-        """What a policy sees and chooses, on the grid of `grid_for`."""
-        return ObservationView(make_form(self.form, grid), self.blind)
+    def record(self) -> dict[str, Any]:
+        """Returns the settings under the names that files have always had."""
+        record = asdict(self) | {"algorithm": _STORED.get(self.algorithm, self.algorithm)}
+        return {_STORED.get(name, name): value for name, value in record.items()}

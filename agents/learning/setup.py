@@ -1,46 +1,47 @@
-"""What all learners share: the texts, the machines, and the tables of what every action brings."""
+"""The setup that the seeds of a training run share: texts, machines, and the tabulated outcomes of all actions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from specgym.agents.learning.config import LearningPlan
-from specgym.agents.learning.envs import DrawnMachines, LearningEnv
-from specgym.agents.learning.learner import Learner
-from specgym.agents.learning.validation import Validation
-from specgym.agents.policies.corrections import CORRECTIONS
+from specgym.agents.learning.envs import HoldOutVectorEnv, ReplayVecEnv, Validation
+from specgym.agents.policies.action_forms import make_form
+from specgym.agents.policies.threshold_grid import ThresholdGrid
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import ParameterError, UnknownNameError
+from specgym.env.gym.grid import ActionSpace
 from specgym.env.latency.families import drawn_machine
 from specgym.env.latency.latency_profile import LatencyProfile
-from specgym.env.replay.sources import find_profile, find_trace, profile_label
-from specgym.env.replay.tabulation import check_covered
+from specgym.env.replay.sources import find_profile, find_trace, profile_label, profile_names
+from specgym.env.replay.tables.trace_table import check_covered
 from specgym.env.replay.traces.file import Trace
 
 
 class TrainingSetup:
-    """Texts to learn from and to be judged on, played on some machines.
+    """Texts to learn from and to validate on, replayed on several machines.
 
     Args:
-        traces: files of traces of one pair by one rule, or such a trace; the shipped one if there are none.
-        profiles: of the machines: names or files, one or more.
-        plan: what is learned.
-        held_out: what results call the machines that nothing is learned on; the policies are judged on them all the
-            same, but not chosen by it.
-        temperatures: of the texts; all if None.
-        like: another classroom with the same traces and temperatures, whose tables are used on if they are of the same
-            grid.
+        traces: files of traces of one pair and one rule, or such a trace; the shipped one if there are none.
+        profiles: names or files of latency profiles; all names if there are none.
+        plan: the settings.
+        held_out: names of machines that policies are validated on, but neither trained on nor chosen by.
+        temperatures: temperatures of the texts; all if None.
+        like: another setup with the same traces and temperatures, whose tables are reused if the grid is the same.
 
     Attributes:
-        names: what the machines are called, without those that are drawn.
-        source: what is learned from, as a checkpoint remembers it.
+        names: names of the machines that policies are validated on.
+        all_names: these names, and those of the drawn machines.
+        learned: names of the machines that policies are trained on.
+        source: description of the data, for checkpoints.
 
     Raises:
-        TraceError: a file cannot be read, or has no texts to learn from or to be judged on.
-        ProfileError, UnknownNameError: a profile cannot be found, or none that is held out is there.
+        TraceError: a file cannot be read, or has no texts to learn from or to validate on.
+        ProfileError, UnknownNameError: a profile cannot be found, or a held-out name is not among the profiles.
         ParameterError: the trace does not cover the grid, two profiles have the same name, or all are held out.
     """
 
@@ -49,91 +50,62 @@ class TrainingSetup:
         traces: Sequence[Path] | Trace,
         profiles: Sequence[str],
         plan: LearningPlan,
-        *,
         held_out: Sequence[str] = (),
+        *,
         temperatures: Sequence[float] | None = None,
         like: TrainingSetup | None = None,
     ) -> None:
-        found = find_trace(traces if isinstance(traces, Trace) else list(traces) or None)
-        trace, machines = _at(found, temperatures), [find_profile(name) for name in profiles]
-        self.plan, self.names = plan, [profile_label(name) for name in profiles]
-        if len(set(self.names)) < len(self.names) or not self.names:
-            raise ParameterError(
-                f"Expected one profile or more, of different names; got {', '.join(profiles) or 'none'}."
-            )
-        seen = _numbers(self.names, held_out)
-        more = _drawn_machines(plan.drawn_machines)
-        self.grid = plan.grid_for(trace.header)
-        if plan.form != CORRECTIONS:
-            check_covered(plan.grid, trace.header)
-        lens = plan.lens(self.grid)
-        envs = DrawnMachines(
-            plan.config.episodes,
-            traces=trace,
-            profile=machines + list(more.values()),
-            grid=self.grid,
-            observes_draft=plan.observes_draft,
-        )
-        envs.drawn = np.append(seen, len(machines) + np.arange(len(more)))
-        self.envs: LearningEnv = LearningEnv(envs, lens)
-        self.validation = Validation(trace, machines, self.grid, lens, observes_draft=plan.observes_draft, counted=seen)
-        self._all_names = [*self.names, *more]
-        self._learned = [self._all_names[number] for number in envs.drawn]
-        if like is not None and like.grid == self.grid:
-            for mine, theirs in ((self.envs, like.envs), (self.validation.envs, like.validation.envs)):
-                mine.envs.replays.table = theirs.envs.replays.table
-        texts = envs.replays.texts
-        self.source = f"{trace.header} {len(texts)} texts of {sum(len(text.tokens) for text in texts)} tokens"
+        trace = find_trace(traces if isinstance(traces, Trace) else list(traces) or None)
         if temperatures is not None:
-            self.source += f" at {', '.join(f'{each:g}' for each in sorted(temperatures))}"
+            texts = [text for text in trace.texts if text.settings.temperature in temperatures]
+            trace = Trace(trace.path, trace.header, texts)
+        named, random = find_profiles(profiles), np.random.default_rng(0)  # draws the same machines for every setup
+        machines, drawn = list(named.values()), [drawn_machine(random) for _ in range(plan.drawn_machines)]
+        self.plan, self.names = plan, list(named)
+        self.all_names = self.names + [f"drawn {number}" for number in range(len(drawn))]
+        learned = _learned(self.names, held_out)
+        if plan.form == "corrections":
+            self.grid: ActionSpace = ThresholdGrid().covered(trace.header.rule)
+        else:
+            check_covered(plan.grid, trace.header)
+            self.grid = plan.grid
+        form = make_form(plan.form, self.grid)
+        options: dict[str, Any] = {"grid": self.grid, "observes_draft": plan.observes_draft}
+        envs = HoldOutVectorEnv(plan.config.episodes, traces=trace, profile=machines + drawn, **options)
+        envs.machines = np.append(learned, len(machines) + np.arange(len(drawn)))
+        self.learned = [self.all_names[index] for index in envs.machines]
+        self.envs = ReplayVecEnv(envs, form, plan.without)
+        self.validation = Validation(trace, machines, form, without=plan.without, counted=learned, **options)
+        if like is not None and like.grid == self.grid:
+            envs.replays.table = like.envs.envs.replays.table
+            self.validation.envs.envs.replays.table = like.validation.envs.envs.replays.table
+        tokens = sum(len(text.tokens) for text in envs.replays.texts)
+        self.source = f"{trace.header} {len(envs.replays.texts)} texts of {tokens} tokens"
+        if temperatures is not None:
+            self.source += f" at {', '.join(f'{temperature:g}' for temperature in sorted(temperatures))}"
         if held_out:
             self.source += f", without {', '.join(sorted(held_out))}"
 
-    def tabulate(self, progress: Callable[[int, int], None] = lambda done, all_of_them: None) -> None:
-        """Works out what every action brings, so that learning is all that takes time from then on.
 
-        Args:
-            progress: told how many sets of tree parameters are done, and how many there are.
+def find_profiles(names: Sequence[str]) -> dict[str, LatencyProfile]:
+    """Finds latency profiles by their names or files, all named ones if there are none. Returns each by its label.
 
-        Raises:
-            UnrecordedError, UnmeasuredError: a trace or a profile does not cover the grid.
-        """
-        self.envs.envs.tabulate_all(progress)
-
-    def learner(self, seed: int, folder: Path) -> Learner:
-        """One of the learners. Raises as `Learner` does."""
-        return Learner(
-            self.envs,
-            self.validation,
-            self._all_names,
-            self.plan,
-            seed=seed,
-            folder=folder,
-            source=self.source,
-            learned=self._learned,
-        )
+    Raises:
+        ProfileError, UnknownNameError: see `find_profile`.
+        ParameterError: two profiles have the same label, see `profile_label`.
+    """
+    profiles = {profile_label(name): find_profile(name) for name in names or profile_names()}
+    if len(profiles) < len(names):
+        raise ParameterError(f"Expected profiles of different names; got {', '.join(names)}.")
+    return profiles
 
 
-def _at(trace: Trace, temperatures: Sequence[float] | None) -> Trace:
-    """The texts of some temperatures."""
-    if temperatures is None:
-        return trace
-    texts = [text for text in trace.texts if text.settings.temperature in temperatures]
-    return Trace(trace.path, trace.header, texts)
-
-
-def _drawn_machines(count: int) -> dict[str, LatencyProfile]:
-    """Machines by name, the same every time and for every learner."""
-    random = np.random.default_rng(0)
-    return {f"drawn {number}": drawn_machine(random) for number in range(count)}
-
-
-def _numbers(names: Sequence[str], held_out: Sequence[str]) -> IntArray:
-    """Numbers of the machines that are learned on. Raises `UnknownNameError`, `ParameterError`."""
+def _learned(names: Sequence[str], held_out: Sequence[str]) -> IntArray:
+    """Returns the indices of the machines to learn on. Raises `UnknownNameError`, `ParameterError`."""
     for name in held_out:
         if name not in names:
             raise UnknownNameError("profile to hold out", name, names)
-    left = [number for number, name in enumerate(names) if name not in held_out]
-    if not left:
+    learned = np.array([index for index, name in enumerate(names) if name not in held_out], np.int64)
+    if not len(learned):
         raise ParameterError("Expected a profile to learn on; all of them are held out.")
-    return np.array(left)
+    return learned

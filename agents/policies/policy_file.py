@@ -1,7 +1,7 @@
-"""A policy on disk: weights in ``policy.safetensors``, and in ``policy.json`` all that it takes to understand them.
+"""Policies on disk: weights in ``policy.safetensors``, everything else in ``policy.json``.
 
-Nothing of it is code, so that a policy of a stranger can do no more than choose badly. What it reads and what its
-choices stand for are told in full, and a policy that does not fit this version is refused with both sides.
+Neither file is code, so the worst that a stranger's policy can do is to choose badly. The file describes what the
+policy reads and what its choices stand for. A policy that does not fit this version is refused, with both sides shown.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from specgym.agents.policies.action_forms import ActionForm, grid_of, make_form
-from specgym.agents.policies.policy_network import PolicyNetwork, Weights, expected_shapes
+from specgym.agents.policies.action_forms import ActionForm, form_type, make_form
+from specgym.agents.policies.policy_network import Weights, expected_shapes
 from specgym.env.common.errors import ModelFileError, SpecGymError
 from specgym.env.common.files import atomic_path, write_text
 from specgym.env.gym.features import FEATURES, VERSION
-from specgym.env.gym.grid import ParameterGrid
+from specgym.env.gym.grid import ActionSpace
 
 FORMAT = "specgym policy 1"
 """schema and version of ``policy.json``"""
 SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
-_REPAIR = "Fetch the policy again, or train one with python -m scripts.train."
+_REPAIR = "Fetch the policy again, or train one with `specgym train`."
 _KEYS = ("format", "observation", "action", "architecture", "training", "sha256")
-_MOST_UNITS, _MOST_LAYERS = 4096, 16  # of a file that asks for more, something is wrong
+_MOST_UNITS, _MOST_LAYERS = 4096, 16  # a file that asks for more is corrupt
 
 
 class PolicyError(ModelFileError):
-    """A policy's file that is missing, corrupt, tampered with, or of another grid or version; the message names it."""
+    """A policy file that is missing, corrupt, changed, or of another grid or version. The message names the file."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,32 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy and what it is for."""
+    """A trained network, with what it reads and what its choices stand for.
 
-    grid: ParameterGrid
-    """what actions stand for"""
+    Raises:
+        PolicyError: the tensors do not have the shapes that the other fields imply, or are not finite.
+    """
+
+    grid: ActionSpace
+    """the action space"""
     form: str
-    """what its choices are, one of `specgym.agents.policies.action_forms.FORMS`"""
+    """form of its choices, one of `specgym.agents.policies.action_forms.FORMS`"""
     observes_draft: bool
-    """whether it reads the draft's opinion of the root"""
+    """whether it reads the draft's probabilities at the root"""
     architecture: Architecture
-    """its network"""
+    """shape of the network"""
     weights: Weights
-    """its tensors, see `specgym.agents.policies.policy_network.expected_shapes`"""
+    """tensors of the network, see `specgym.agents.policies.policy_network.expected_shapes`"""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """how it was trained: settings, seed, what it scored"""
+    """how it was trained: settings, seed, profiles"""
 
     def __post_init__(self) -> None:
-        found = {name: tensor.shape for name, tensor in self.weights.items()}
-        if found != (expected := self._shapes()):
-            raise PolicyError(f"Expected the tensors {expected}; got {found}.")
+        shape, form = self.architecture, self.action_form
+        entries, heads = len(FEATURES) + len(form.extra_names), int(form.nvec.sum())
+        expected = expected_shapes(entries, shape.memory, shape.hidden, heads)
+        shapes = {name: tensor.shape for name, tensor in self.weights.items()}
+        if shapes != expected:
+            raise PolicyError(f"Expected the tensors {expected}; got {shapes}.")
         for name, tensor in self.weights.items():
             if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
                 raise PolicyError(
@@ -75,31 +82,13 @@ class Policy:
                 )
 
     @cached_property
-    def acting(self) -> ActionForm:
-        """What its choices are."""
+    def action_form(self) -> ActionForm:
+        """The form of its choices on its grid."""
         return make_form(self.form, self.grid)
 
-    def network(self) -> PolicyNetwork:
-        """The network, ready to act."""
-        return PolicyNetwork(self.weights, self.acting.nvec)
-
     def observation(self) -> dict[str, Any]:
-        """What it reads, see `observation_of`."""
-        return observation_of(self.acting, self.observes_draft)
-
-    def action(self) -> dict[str, Any]:
-        """What its choices stand for: their form, and the values of the grid."""
-        return {"form": self.form, "grid": self.grid.to_dict()}
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        entries, heads = len(FEATURES) + len(self.acting.entries), int(self.acting.nvec.sum())
-        return expected_shapes(entries, self.architecture.memory, self.architecture.hidden, heads)
-
-
-def observation_of(form: ActionForm, observes_draft: bool) -> dict[str, Any]:
-    """What a policy of this form reads in this version: that of the features, and the name of every entry."""
-    names = [feature.name for feature in FEATURES] + list(form.entries)
-    return {"version": VERSION, "names": names, "observes_draft": observes_draft}
+        """Returns what it reads: version and names of the entries, and whether it reads the draft's probabilities."""
+        return _observation(self.action_form, self.observes_draft)
 
 
 def save_policy(policy: Policy, folder: Path) -> Path:
@@ -110,7 +99,7 @@ def save_policy(policy: Policy, folder: Path) -> Path:
     record = {
         "format": FORMAT,
         "observation": policy.observation(),
-        "action": policy.action(),
+        "action": {"form": policy.form, "grid": policy.grid.to_dict()},
         "architecture": asdict(policy.architecture),
         "training": dict(policy.training),
         "sha256": hashlib.sha256(packed).hexdigest(),
@@ -119,25 +108,30 @@ def save_policy(policy: Policy, folder: Path) -> Path:
     return folder / SETTINGS
 
 
-def load_policy(path: Path, grid: ParameterGrid | None = None) -> Policy:
-    """Reads a policy and makes sure that it is what it says.
+def load_policy(path: Path, grid: ActionSpace | None = None) -> Policy:
+    """Reads a policy and checks it against its checksum and this version.
 
     Args:
         path: its folder, or the ``policy.json`` in it.
-        grid: the grid that its actions must be of; its own if None.
+        grid: the grid that its actions must belong to; any grid if None.
 
     Raises:
-        PolicyError: a file is missing, corrupt or not the one that was written, or the policy reads or chooses
-            otherwise than this version, or on another grid.
+        PolicyError: a file is missing, corrupt or changed, or the policy is for another observation, form or grid.
     """
     path = path / SETTINGS if path.is_dir() else path
     record = _read_record(path)
     try:
-        return _checked(record, _read_weights(path.with_name(WEIGHTS), record["sha256"]), grid)
+        weights = _read_weights(path.with_name(WEIGHTS), record["sha256"])
+        return _policy(record, weights, grid)
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from error
     except (SpecGymError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise PolicyError(f"{path} is corrupt or of another version: {error}. {_REPAIR}") from error
+
+
+def _observation(form: ActionForm, observes_draft: bool) -> dict[str, Any]:
+    names = [feature.name for feature in FEATURES] + list(form.extra_names)
+    return {"version": VERSION, "names": names, "observes_draft": observes_draft}
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -150,9 +144,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise PolicyError(f"{path} is corrupt: expected JSON, got text that is not ({error}). {_REPAIR}") from error
-    found = record.get("format") if isinstance(record, dict) else type(record).__name__
-    if found != FORMAT:
-        raise PolicyError(f"{path} is no policy of this version: expected {FORMAT!r}, got {found!r}. {_REPAIR}")
+    version = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if version != FORMAT:
+        raise PolicyError(f"{path} is no policy of this version: expected {FORMAT!r}, got {version!r}. {_REPAIR}")
     if set(record) != set(_KEYS):
         raise PolicyError(
             f"{path} is corrupt: expected the keys {', '.join(_KEYS)}; got {', '.join(record)}. {_REPAIR}"
@@ -165,29 +159,32 @@ def _read_weights(path: Path, expected: str) -> Weights:
         packed = path.read_bytes()
     except OSError as error:
         raise PolicyError(f"its weights cannot be read at {path} ({error.strerror}). {_REPAIR}") from error
-    found = hashlib.sha256(packed).hexdigest()
-    if found != expected:
-        raise PolicyError(f"its weights are not those that it was saved with: expected sha256 {expected}, got {found}.")
+    checksum = hashlib.sha256(packed).hexdigest()
+    if checksum != expected:
+        raise PolicyError(
+            f"its weights are not those that it was saved with: expected sha256 {expected}, got {checksum}."
+        )
     return dict(load(packed))
 
 
-def _checked(record: Mapping[str, Any], weights: Weights, grid: ParameterGrid | None) -> Policy:
-    """The policy of a record, if it reads and chooses as this version does."""
-    own, seen = grid_of(record["action"]["form"], record["action"]["grid"]), record["observation"]
+def _policy(record: Mapping[str, Any], weights: Weights, grid: ActionSpace | None) -> Policy:
+    """Returns the policy of a record, if it reads and chooses as this version does."""
+    form_name, observation = record["action"]["form"], record["observation"]
+    own_grid = form_type(form_name).grid_type.from_dict(record["action"]["grid"])
     shape = Architecture(tuple(record["architecture"]["hidden"]), record["architecture"]["memory"])
-    units = [*shape.hidden, shape.memory]
-    if len(units) > _MOST_LAYERS or not all(type(each) is int and 0 <= each <= _MOST_UNITS for each in units):
+    layers = [*shape.hidden, shape.memory]
+    if len(layers) > _MOST_LAYERS or not all(type(units) is int and 0 <= units <= _MOST_UNITS for units in layers):
         raise PolicyError(f"expected layers of at most {_MOST_UNITS} units, {_MOST_LAYERS} of them; got {shape}.")
-    form = make_form(record["action"]["form"], own)
-    _check_same("observation", observation_of(form, seen["observes_draft"] is True), seen)
+    form = make_form(form_name, own_grid)
+    _check_same("observation", _observation(form, observation["observes_draft"] is True), observation)
     if grid is not None:
-        _check_same("grid", grid.to_dict(), own.to_dict())
-    return Policy(own, record["action"]["form"], seen["observes_draft"], shape, weights, dict(record["training"]))
+        _check_same("grid", grid.to_dict(), own_grid.to_dict())
+    return Policy(own_grid, form_name, observation["observes_draft"], shape, weights, dict(record["training"]))
 
 
-def _check_same(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    if dict(found) != dict(expected):
+def _check_same(what: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    if dict(actual) != dict(expected):
         raise PolicyError(
             f"the policy is for another {what}.\nExpected:\n{json.dumps(expected)}\n"
-            f"Got:\n{json.dumps(found)}\n{_REPAIR}"
+            f"Got:\n{json.dumps(actual)}\n{_REPAIR}"
         )

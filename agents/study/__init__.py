@@ -1,1 +1,1 @@
-"""The study of learned controllers: what they bring, on which machines, and why."""
+"""The study of learned controllers: what they gain, on which machines, and why."""

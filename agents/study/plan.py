@@ -1,98 +1,76 @@
-"""What the study trains and judges, as one set of settings."""
+"""The settings of the study: what it trains, and what it compares."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from specgym.agents.learning.config import LearningConfig, LearningPlan
-from specgym.agents.policies.observation_groups import GROUPS
-from specgym.controllers.registry import make_controller
-from specgym.env.common.errors import ParameterError
-from specgym.env.gym.grid import ParameterGrid
-from specgym.env.replay.traces.records import TraceHeader
-from specgym.env.tree.rounds import check_limit
+from specgym.controllers.registry import RULES, make_controller
+from specgym.env.common.errors import ParameterError, check_limit
+from specgym.env.gym.features import GROUPS, feature_columns
 
 LEARNED = ("ppo", "corrections", "corrections_draft")
 """the policies on the ladder"""
 FULL = "corrections_draft"
-"""the policy that sees everything: what is taken away is taken away from it"""
+"""the policy that observes everything; ablations blind it to one group of the observation"""
 FORMS = ("ppo_absolute", "ppo_increments", "ppo", "corrections")
-"""the policies that forms of action, and ways to learn, are compared by; none of them is shown the draft's opinion"""
-_RULES = (
-    "fixed_tree",
-    "confidence",
-    "dynamic_depth",
-    "history",
-    "heuristic",
-    "confidence_stop",
-    "svip",
-    "adaedl",
-    "gammatune",
-    "eagle2",
-    "opt_tree",
-    "banditspec",
-    "tapout",
-    "goodput",
-)
+"""the policies that compare forms of action and ways to learn; none of them observes the draft's opinion"""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Policies that are trained alike, from several seeds."""
+class Recipe:
+    """How a group of policies is trained, which differ by their seeds only."""
 
     name: str
-    """what results call them"""
+    """what results call the policies"""
     plan: LearningPlan
-    """how"""
     seeds: int
-    """how many there are"""
+    """number of policies"""
     held_out: tuple[str, ...] = ()
-    """machines that they do not learn on"""
+    """machines that the policies do not learn on"""
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Everything that decides the study, but for the texts and the machines.
+    """All settings of the study except its texts and machines.
 
     Raises:
         LimitError: a count that is not positive.
-        ParameterError: no rule to compare with, or temperature.
-        UnknownNameError: a rule or a group of the observation that there is none of.
+        ParameterError: no rule to compare with, or no temperature.
+        UnknownNameError: an unknown rule or group of the observation.
     """
 
     temperatures: tuple[float, ...] = (0.0, 1.0)
-    """temperatures, each judged apart; policies learn from all of them"""
-    rules: tuple[str, ...] = _RULES
-    """controllers to compare with, with options as in fixed_tree:branch=3:depth=2"""
+    """temperatures, each measured separately; policies learn from all of them"""
+    rules: tuple[str, ...] = tuple(name for name in RULES if name != "autoregressive")
+    """controllers to compare with, with options as in fixed_tree:branch=3:depth=2; all rules by default"""
     seeds: int = 5
-    """policies of every kind on the ladder"""
+    """number of policies of each kind on the ladder"""
     few_seeds: int = 3
-    """policies of every kind that ablations and transfer compare"""
+    """number of policies of each kind in ablations and transfer"""
     steps: int = 800_000
     """rounds that PPO plays [rounds]"""
     hindsight_steps: int = 320_000
-    """rounds that are played where every choice is learned from at once [rounds]"""
+    """rounds played by the algorithm that learns from every choice at once [rounds]"""
     looks: int = 16
-    """parts of a training: after each, the policy is judged on the validation split"""
+    """number of evaluations on the validation split during a training"""
     groups: tuple[str, ...] = tuple(group for group in GROUPS if group != "draft")
-    """groups of the observation that are taken away one by one; the draft's opinion is always"""
+    """groups of the observation to take away one by one; the draft's opinion is always taken away too"""
     transfer: bool = True
-    """whether policies are trained without one machine at a time"""
+    """whether to train policies without one machine at a time"""
     drawn_machines: int = 12
-    """machines drawn at random that these learn on besides"""
+    """number of random machines that the policies of the transfer learn on besides"""
     static_texts: int = 64
-    """texts of the train split that the best static parameters are chosen by"""
+    """texts of the train split that choose the best static parameters"""
     static_values: int = 99
-    """most values of each dimension of the grid that they are chosen from, and the bounds; fewer are faster"""
+    """most values of each dimension of the grid for the best static parameters and the bounds; fewer are faster"""
     limit: int | None = None
-    """most texts of a temperature that are judged on; all by default"""
+    """most texts of the test split for each temperature; all by default"""
     ppo: LearningConfig = field(default_factory=LearningConfig)
     """settings of PPO"""
-    hindsight: LearningConfig = field(
-        default_factory=lambda: LearningConfig(episodes=256, rounds=16, minibatch=256, epochs=1)
-    )
+    hindsight: LearningConfig = field(default_factory=lambda: LearningConfig(rounds=16, minibatch=256, epochs=1))
     """settings of learning from every choice at once"""
 
     def __post_init__(self) -> None:
@@ -104,12 +82,11 @@ class StudyPlan:
             raise ParameterError("Expected at least one temperature and one rule to compare with; got none.")
         for rule in self.rules:
             make_controller(rule)
-        for group in self.groups:
-            LearningPlan(blind=(group,))
+        feature_columns(self.groups)
 
     def quick(self) -> StudyPlan:
-        """The same in minutes: fewer seeds, rounds, rules and parameters. Its numbers show that it works, no more."""
-        return dataclasses.replace(
+        """Returns a plan with fewer seeds, rounds, rules and parameters, which only shows that the study works."""
+        return replace(
             self,
             rules=("dynamic_depth", "history", "eagle2", "goodput"),
             seeds=2,
@@ -124,50 +101,28 @@ class StudyPlan:
             limit=8,
         )
 
-    def lessons(self, machines: Sequence[str], header: TraceHeader) -> list[Lesson]:
-        """Everything that is trained, those that others are compared with first.
+    def recipes(self, machines: Sequence[str], rule: Mapping[str, Any]) -> list[Recipe]:
+        """Returns everything to train; policies that others are compared with come first.
 
         Args:
             machines: the names of the profiles.
-            header: of the trace, which may not cover all that policies choose from by default.
+            rule: the rule of the trace, which may not cover the whole default grid.
         """
-        plain, draft = self._hindsight(), self._hindsight(observes_draft=True)
-        absolute = self._ppo(grid=_covered(LearningPlan().grid, header))
-        found = [
-            Lesson("ppo", dataclasses.replace(absolute, form="corrections"), self.seeds),
-            Lesson("corrections", plain, self.seeds),
-            Lesson("corrections_draft", draft, self.seeds),
-            Lesson("ppo_absolute", absolute, self.few_seeds),
-            Lesson("ppo_increments", dataclasses.replace(absolute, form="increments"), self.few_seeds),
-        ]
-        for group in self.groups:
-            blind = dataclasses.replace(draft, blind=(group,))
-            found.append(Lesson(f"without_{group}", blind, self.few_seeds))
-        if self.transfer and len(machines) > 1:
-            wide = dataclasses.replace(plain, drawn_machines=self.drawn_machines)
-            found += [Lesson(f"never_{name}", wide, self.few_seeds, (name,)) for name in machines]
-        return found
-
-    def _ppo(self, grid: ParameterGrid) -> LearningPlan:
-        return LearningPlan(steps=self.steps, looks=self.looks, grid=grid, config=self.ppo)
-
-    def _hindsight(self, observes_draft: bool = False) -> LearningPlan:
-        return LearningPlan(
-            algorithm="hindsight",
-            form="corrections",
-            observes_draft=observes_draft,
-            steps=self.hindsight_steps,
-            looks=self.looks,
-            config=self.hindsight,
+        plan = LearningPlan(evaluations=self.looks)
+        absolute = replace(plan, steps=self.steps, config=self.ppo, grid=plan.grid.covered(rule))
+        plain = replace(
+            plan, algorithm="all_actions", form="corrections", steps=self.hindsight_steps, config=self.hindsight
         )
-
-
-def _covered(grid: ParameterGrid, header: TraceHeader) -> ParameterGrid:
-    """The grid as far as a trace by such a rule answers every action of it."""
-    deepest, floor = int(header.rule["max_depth"]), float(header.rule["floor"])
-    return dataclasses.replace(
-        grid,
-        base=grid.base.capped(deepest),
-        base_depth=tuple(depth for depth in grid.base_depth if depth <= deepest),
-        early_stop=tuple(reach for reach in grid.early_stop if reach >= floor),
-    )
+        draft, few = replace(plain, observes_draft=True), self.few_seeds
+        recipes = [
+            Recipe("ppo", replace(absolute, form="corrections"), self.seeds),
+            Recipe("corrections", plain, self.seeds),
+            Recipe("corrections_draft", draft, self.seeds),
+            Recipe("ppo_absolute", absolute, few),
+            Recipe("ppo_increments", replace(absolute, form="increments"), few),
+            *(Recipe(f"without_{group}", replace(draft, without=(group,)), few) for group in self.groups),
+        ]
+        if self.transfer and len(machines) > 1:
+            wide = replace(plain, drawn_machines=self.drawn_machines)
+            recipes += [Recipe(f"never_{name}", wide, few, (name,)) for name in machines]
+        return recipes

@@ -1,165 +1,143 @@
-"""Figures of the study, each of which answers one question at a glance."""
+"""Figures of the study; each answers one question at a glance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from specgym.controllers.evaluation.results.plots import cut
+from specgym.controllers.evaluation.results import figures
+from specgym.controllers.evaluation.results.schema import CLAIRVOYANT, MYOPIC
 
-# Okabe and Ito's palette: distinguishable for the colour-blind too.
-_LEARNED, _RULE, _BOUND, _RIVAL = "#0072B2", "#7F7F7F", "#009E73", "#D55E00"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_BOUNDS = ("myopic", "clairvoyant")
+_LEARNED, _RULE, _BOUND, _COMPARED = figures.BLUE, figures.GREY, figures.GREEN, figures.ORANGE
+_BOUNDS = (MYOPIC, CLAIRVOYANT)
+
+Record = Mapping[str, Any]
+"""the study's record or a part of it, see `findings`"""
 
 
-def plot_ladder(record: Mapping[str, Any]) -> Figure:
-    """How fast is every controller, over all machines and temperatures?"""
-    told = record["overall"]
-    rungs = {name: each for name, each in told["rungs"].items() if name not in (*_BOUNDS, "autoregressive")}
-    rungs |= {name: each["over_texts"] for name, each in told["learned"].items()}
-    rungs = dict(sorted(rungs.items(), key=lambda item: float(item[1]["ratio"])))
-    rungs |= {name: told["rungs"][name] for name in _BOUNDS if name in told["rungs"]}
+def plot_ladder(record: Record) -> Figure:
+    """Answers: how fast is each controller, over all machines and temperatures?"""
+    overall = record["overall"]
+    rungs = {name: rung for name, rung in overall["rungs"].items() if name != "autoregressive"}
+    rungs |= {name: policy["over_texts"] for name, policy in overall["learned"].items()}
+    rungs = dict(sorted(rungs.items(), key=lambda item: (item[0] in _BOUNDS, float(item[1]["ratio"]))))
     count = len({cell["profile"] for cell in record["cells"]})
-    figure, (axes,) = _canvas(record, f"How fast is each controller? Mean over {count} machines", 1, len(rungs))
-    for height, (name, each) in enumerate(rungs.items()):
-        colour = _LEARNED if name in told["learned"] else _BOUND if name in _BOUNDS else _RULE
-        colour = _RIVAL if name in ("goodput", "best_static", "history") else colour
-        _dot(axes, height, each, colour)
-    _names(axes, list(rungs))
+    figure, (axes,) = _canvas(record, f"How fast is each controller? Mean over {count} machines", len(rungs))
+    colours = dict.fromkeys(overall["learned"], _LEARNED) | dict.fromkeys(_BOUNDS, _BOUND)
+    colours |= dict.fromkeys(compared_rules(record), _COMPARED)
+    for height, (name, rung) in enumerate(rungs.items()):
+        figures.draw_interval(axes, height, rung["ratio"], rung["interval"], colours.get(name, _RULE))
+    _name_rows(axes, rungs)
     axes.set_xlabel(
         "times the throughput of plain decoding, with 95 % interval over prompts\n"
-        "(blue: learned, orange: the rules to beat, grey: other rules, green: seeing what will be accepted)"
+        "(blue: learned, orange: the rules to beat, grey: other rules, green: bounds)"
     )
     return figure
 
 
-def plot_kinds(record: Mapping[str, Any]) -> Figure:
-    """On what kinds of task does learning pay?"""
+def plot_kinds(record: Record) -> Figure:
+    """Answers: on what kinds of task does learning pay?"""
     kinds = record["kinds"]
-    shown = [name for name in ("history", "best_static", "goodput") if name in next(iter(kinds.values()))["rungs"]]
-    shown += [record["chosen"], *(name for name in _BOUNDS[1:] if name in next(iter(kinds.values()))["rungs"])]
-    figure, (axes,) = _canvas(record, "How fast is it on each kind of task?", 1, len(kinds) * 1.6)
-    for number, name in enumerate(shown):
-        values = [found["rungs"][name]["ratio"] for found in kinds.values()]
-        heights = [height + (number - (len(shown) - 1) / 2) * 0.14 for height in range(len(kinds))]
-        colour = _LEARNED if name == record["chosen"] else _BOUND if name in _BOUNDS else _COLOURS[number + 3]
+    colours = dict(zip(compared_rules(record), figures.SERIES[3:], strict=False))
+    colours |= {record["chosen"]: _LEARNED, CLAIRVOYANT: _BOUND}
+    figure, (axes,) = _canvas(record, "How fast is it on each kind of task?", len(kinds) * 1.6)
+    for number, (name, colour) in enumerate(colours.items()):
+        values = [numbers["rungs"][name]["ratio"] for numbers in kinds.values()]
+        heights = [height + (number - (len(colours) - 1) / 2) * 0.14 for height in range(len(kinds))]
         axes.plot(values, heights, "o", color=colour, markersize=8, label=name, zorder=3)
     axes.hlines(range(len(kinds)), *axes.get_xlim(), color="#F2F2F2", linewidth=22, zorder=0)
-    _names(axes, [f"{kind}\n{found['prompts']} prompts" for kind, found in kinds.items()])
-    axes.legend(ncols=len(shown), loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handletextpad=0.2)
+    _name_rows(axes, {f"{kind}\n{numbers['prompts']} prompts": numbers for kind, numbers in kinds.items()})
+    axes.legend(ncols=len(colours), loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handletextpad=0.2)
     axes.set_xlabel("times the throughput of plain decoding, mean over machines and temperatures")
     return figure
 
 
-def plot_transfer(record: Mapping[str, Any]) -> Figure | None:
-    """Does a policy work on a machine that it never saw?"""
-    found = record["transfer"]
-    if not found:
+def plot_transfer(record: Record) -> Figure | None:
+    """Answers: does a policy work on a machine that it never saw?"""
+    machines = record["transfer"]
+    if not machines:
         return None
-    figure, (axes,) = _canvas(record, "Does a policy work on a machine that it never saw?", 1, len(found) * 1.2)
-    series = {"learned on all machines": ("seen", _BOUND), "never saw this one": ("never_seen", _LEARNED)}
-    for shift, (label, (key, colour)) in zip((-0.12, 0.12), series.items(), strict=True):
-        for height, each in enumerate(found):
-            as_ratio = {"ratio": each[key]["mean"], "interval": each[key]["interval"]}
-            _dot(axes, height + shift, as_ratio, colour, label=label if height == 0 else None)
-    if all("goodput" in each for each in found):
-        values = [each["goodput"]["ratio"] for each in found]
-        axes.plot(values, range(len(found)), "|", color=_RIVAL, markersize=22, markeredgewidth=3, label="goodput")
-    _names(axes, [each["profile"] for each in found])
+    figure, (axes,) = _canvas(record, "Does a policy work on a machine that it never saw?", len(machines) * 1.2)
+    series = (("seen", "learned on all machines", _BOUND, -0.12), ("never_seen", "never saw this one", _LEARNED, 0.12))
+    for key, label, colour, shift in series:
+        for height, machine in enumerate(machines):
+            numbers = machine[key]
+            name = label if height == 0 else None  # one entry of the legend
+            figures.draw_interval(axes, height + shift, numbers["mean"], numbers["interval"], colour, label=name)
+    if all("goodput" in machine for machine in machines):
+        values = [machine["goodput"]["ratio"] for machine in machines]
+        axes.plot(values, range(len(machines)), "|", color=_COMPARED, markersize=22, label="goodput", mew=3)
+    _name_rows(axes, {machine["profile"]: machine for machine in machines})
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     axes.set_xlabel("times the throughput of plain decoding, with 95 % interval over seeds")
     return figure
 
 
-def plot_ablations(record: Mapping[str, Any]) -> Figure:
-    """What does a policy need to see, and what should it choose?"""
+def plot_ablations(record: Record) -> Figure:
+    """Answers: what does a policy need to see, and what should it choose?"""
     panels = {"without a part of what it sees": record["groups"], "form of action, way to learn": record["forms"]}
-    rows = max(len(found) for found in panels.values())
-    figure, axes = _canvas(record, "What does a policy need?", len(panels), rows, wide=True)
-    for each, (title, found) in zip(axes, panels.items(), strict=True):
-        for height, told in enumerate(found.values()):
-            (against,) = told["against"].values()
-            ratio = {
-                "ratio": 100 * (against["ratio"] - 1),
-                "interval": against["interval"] and [100 * (end - 1) for end in against["interval"]],
-            }
-            _dot(each, height, ratio, _RULE if height == 0 else _LEARNED, digits=1)
-        _names(each, list(found), line=0.0)
-        (base,) = next(iter(found.values()))["against"]
-        each.set_xlabel(f"% faster than {base}, same texts")
-        each.set_title(title, loc="left", fontsize=10)
+    figure, all_axes = _canvas(record, "What does a policy need?", max(map(len, panels.values())), panels=2)
+    for axes, (title, policies) in zip(all_axes, panels.items(), strict=True):
+        for height, policy in enumerate(policies.values()):
+            ((base, against),) = policy["against"].items()
+            ratio, *ends = (100 * (value - 1) for value in (against["ratio"], *(against["interval"] or ())))
+            figures.draw_interval(axes, height, ratio, ends, _RULE if height == 0 else _LEARNED, digits=1)
+        _name_rows(axes, policies, line=0.0)
+        axes.set_xlabel(f"% faster than {base}, same texts")
+        axes.set_title(title, loc="left", fontsize=10)
     return figure
 
 
-def plot_curve(record: Mapping[str, Any]) -> Figure:
-    """How much practice does it take?"""
-    figure, axes = _canvas(record, "How much practice does learning take?", 2, 5, wide=True)
-    for each, key, label in zip(
-        axes, ("steps", "minutes"), ("rounds played", "minutes, updates included"), strict=True
-    ):
-        for (name, curve), colour in zip(record["curves"].items(), _COLOURS, strict=False):
-            each.plot(curve[key], curve["mean"], color=colour, linewidth=2, label=name)
-            each.fill_between(curve[key], curve["least"], curve["most"], color=colour, alpha=0.15, linewidth=0)
-        each.set_xscale("log")
-        each.set_xlabel(label)
-        each.grid(color="#E5E5E5")
-    axes[0].set_ylabel("validation throughput\n[tokens per plain step]")
-    axes[0].legend(frameon=False, fontsize=8)
-    axes[1].set_title("line: mean over seeds, band: all of them", loc="right", fontsize=8, color="#444444")
+def plot_curve(record: Record) -> Figure:
+    """Answers: how much practice does learning take?"""
+    figure, all_axes = _canvas(record, "How much practice does learning take?", 5, panels=2)
+    labels = {"steps": "rounds played", "minutes": "minutes, updates included"}
+    for axes, (key, label) in zip(all_axes, labels.items(), strict=True):
+        for (name, curve), colour in zip(record["curves"].items(), figures.SERIES, strict=False):
+            axes.plot(curve[key], curve["mean"], color=colour, linewidth=2, label=name)
+            axes.fill_between(curve[key], curve["least"], curve["most"], color=colour, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+    all_axes[0].set_ylabel("validation throughput\n[tokens per plain step]")
+    all_axes[0].legend(frameon=False, fontsize=8)
+    all_axes[1].set_title("line: mean over seeds, band: all of them", loc="right", fontsize=8, color="#444444")
     return figure
 
 
-FIGURES: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
+FIGURES: dict[str, Callable[[Record], Figure | None]] = {
     "ladder.png": plot_ladder,
     "kinds.png": plot_kinds,
     "transfer.png": plot_transfer,
     "ablations.png": plot_ablations,
     "curve.png": plot_curve,
 }
-"""what draws each figure; None where there is nothing to draw"""
+"""the function that draws each figure; it returns None if there is nothing to draw"""
 
 
-def _canvas(
-    record: Mapping[str, Any], title: str, panels: int, rows: float, wide: bool = False
-) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(11 if wide else 8, 2.0 + 0.36 * max(rows, 3)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=14, weight="bold")
+def compared_rules(record: Record) -> list[str]:
+    """Names of the rules that learned policies are compared with."""
+    return list(record["overall"]["learned"][record["chosen"]]["against"])
+
+
+def _canvas(record: Record, title: str, rows: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     settings = record["settings"]
     heats = " and ".join(f"{heat:g}" for heat in settings["temperatures"])
-    said = f"{settings['target']} · temperature {heats} · {settings['test_texts']} texts of the test split"
-    figure.text(0.01, 1 - 0.5 / figure.get_figheight(), said, ha="left", color="#444444")
-    quick = "" if record["preset"] == "default" else "QUICK PRESET · "
-    revision = (record["git_revision"] or "no revision").partition("-")
-    footer = f"{quick}{record['started_at']} · {revision[0][:12]}{revision[1]}{revision[2]}"
-    figure.supxlabel(footer, x=0.01, ha="left", fontsize=8, color="#777777" if not quick else "#D55E00")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for each in axes:
-        each.spines[["top", "right", "left"]].set_visible(False)
-        each.tick_params(left=False)
-        each.set_axisbelow(True)
-    return figure, list(axes)
+    figure, axes = figures.new_figure(
+        title,
+        (8 if panels == 1 else 11, 2.0 + 0.36 * max(rows, 3)),
+        (1, panels),
+        subtitle=f"{settings['target']} · temperature {heats} · {settings['test_texts']} texts of the test split",
+        footer=figures.origin(record["started_at"], record["git_revision"]),
+        warning="" if record["preset"] == "default" else "QUICK PRESET",
+    )
+    return figure, list(axes[0])
 
 
-def _dot(
-    axes: Axes, height: float, each: Mapping[str, Any], colour: str, *, label: str | None = None, digits: int = 2
-) -> None:
-    low, high = each["interval"] or (each["ratio"], each["ratio"])
-    axes.plot([low, high], [height, height], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45, zorder=2)
-    axes.plot([each["ratio"]], [height], "o", color=colour, markersize=7, zorder=3, label=label)
-    end = (max(high, each["ratio"]), height)
-    axes.annotate(cut(each["ratio"], digits), end, (6, 0), textcoords="offset points", va="center", fontsize=8)
-
-
-def _names(axes: Axes, names: Sequence[str], line: float = 1.0) -> None:
-    """Names beside the rows, and a line where nothing is gained."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+def _name_rows(axes: Axes, rows: Mapping[str, object], line: float = 1.0) -> None:
+    """Names the rows, and draws a line where nothing is gained."""
+    figures.name_rows(axes, list(rows))
     axes.axvline(line, color="black", linewidth=1.2, zorder=1)
-    axes.grid(axis="x", color="#E5E5E5", zorder=0)
     axes.margins(x=0.12)

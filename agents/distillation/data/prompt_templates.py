@@ -1,196 +1,106 @@
-"""How a user's turn begins, by kind of task.
+"""Beginnings of user turns by kind of task, from ``prompt_templates.json``, and texts that tasks are about.
 
-The target writes its own training text, user turns included. Left alone it mostly asks for stories and
-explanations; an opening that it must continue spreads the text over the kinds of task that users bring. Where a task
-is about a given text, the target writes that text as well, or gets one from `texts` and an instruction around it.
-None of the benchmark's prompts is here, so that agreement on them stays a held-out figure.
+The target writes its own training text, user turns included. Without guidance it mostly asks for stories and
+explanations. An opening that it must continue spreads the text over the kinds of task that users bring. A task about a
+text either leaves writing that text to the target, or puts an instruction around a given one.
+
+A draft must learn to copy for answers that copy from their prompt. The given texts come with every Python installation:
+paragraphs of the language's documentation and functions of the standard library. Neither they nor the templates are in
+the benchmark's prompts, so agreement on those stays a held-out figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import importlib
+import inspect
+import itertools
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from types import ModuleType
 
 import numpy as np
 
-from specgym.agents.distillation.data.texts import functions, passages
+_TEMPLATES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
-FREE = ""
-"""No opening: the target writes the whole user turn."""
+SHARES: dict[str, float] = _TEMPLATES["shares"]
+"""share of each kind of task among the conversations; sums to 1"""
+KINDS = tuple(SHARES)
+OPENINGS: dict[str, tuple[str, ...]] = {kind: tuple(texts) for kind, texts in _TEMPLATES["openings"].items()}
+"""openings that the target continues; after an empty one it writes the whole user turn"""
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {kind: tuple(texts) for kind, texts in _TEMPLATES["instructions"].items()}
+"""instructions around a ``{text}``; the target completes those that end neither in a full stop nor in the text"""
 
-OPENINGS: dict[str, tuple[str, ...]] = {
-    "conversation": (
-        FREE,
-        FREE,
-        FREE,
-        "What",
-        "How",
-        "Why",
-        "Can you",
-        "Could you explain",
-        "I want to",
-        "I need help with",
-        "Tell me about",
-        "Write a short",
-        "Write an email",
-        "Give me",
-        "Describe",
-        "List",
-        "Who",
-        "Which",
-        "Is it",
-        "What are the main",
-        "What is the difference between",
-        "Compare",
-        "How do I",
-        "Should I",
-        "Suggest",
-        "Create a plan",
-        "Write a poem",
-        "Write a story",
-        "Imagine",
-        "Explain how",
-        "When did",
-        "Where",
-    ),
-    "code": (
-        "Write a Python function",
-        "Write a function that",
-        "Write a Python program",
-        "Write a SQL query",
-        "Write a JavaScript function",
-        "Complete the following Python function:\n\ndef ",
-        "Fix the bug in this code:\n\n",
-        "Implement",
-        "How do I write code",
-        "Explain what this code does:\n\n",
-        "Write a class in Python",
-        "Sort",
-        "Refactor",
-        "Write a unit test for",
-        "Complete this function.\n\nfrom typing import List\n\n\ndef ",
-    ),
-    "mathematics": (
-        "Calculate",
-        "What is the sum of",
-        "Solve",
-        "A train",
-        "If",
-        "There are",
-        "Find the value of",
-        "How many",
-        "John has",
-        "A store sells",
-        "Simplify",
-        "What is the area of",
-        "The price of",
-        "Maria bought",
-    ),
-    "translation": (
-        "Translate the following sentence to French:",
-        "Translate to Spanish:",
-        "Translate to German:",
-        "Translate this into English:",
-        "How do you say",
-        "Translate the following text from German to English:",
-    ),
-    "summarisation": (
-        "Summarize the following text:\n\n",
-        "Summarise this article in two sentences:\n\n",
-        "Here is a passage:\n\n",
-        "Give me the key points of this text:\n\n",
-        "Rewrite the following paragraph",
-        "Shorten this text:\n\n",
-        "What is the main idea of this text? Summarise it in one paragraph.\n\n",
-    ),
-    "reading": (
-        "Read the passage and answer the question.\n\nPassage:",
-        "Context:",
-        "Based on the text below, answer",
-        "Answer the question using this article:\n\n",
-        "Extract the names from this text:\n\n",
-        "Read the following text carefully.\n\n",
-    ),
-    "editing": (
-        "Fix the bug in this code:\n\n```python\n",
-        "Add type hints to this function:\n\ndef ",
-        "Rewrite this code so that it is easier to read:\n\n",
-        "Correct the grammar of this text:\n\n",
-        "Add comments to this code:\n\n```python\n",
-    ),
-}
-
-GIVEN: dict[str, tuple[str, ...]] = {
-    "summarisation": (
-        "Summarize the following text:\n\n{text}",
-        "Summarise this text in three sentences.\n\n{text}",
-        "{text}\n\nGive me the key points of the text above.",
-        "What is the following text about?\n\n{text}",
-        "Rewrite this text in simpler words:\n\n{text}",
-    ),
-    "reading": (
-        "Read the text and answer the question.\n\n{text}\n\nQuestion:",
-        "Here is a text.\n\n{text}\n\nWhat does the text say about",
-        "{text}\n\nAnswer with words from the text:",
-        "Quote the sentence of this text that is the most important.\n\n{text}",
-        "List the terms that this text explains, each with its explanation.\n\n{text}",
-    ),
-    "editing": (
-        "Add type hints to this function and print the complete function:\n\n```python\n{text}\n```",
-        "Rewrite this function with clearer names:\n\n```python\n{text}\n```",
-        "Add a comment to every step of this function:\n\n```python\n{text}\n```",
-        "Write a docstring for this function and print the result.\n\n```python\n{text}\n```",
-        "```python\n{text}\n```\n\nRepeat this code with",
-    ),
-}
-"""instructions around a text from `texts`; one that does not end in a full stop or the text is for the target to end"""
-
-WEIGHTS: dict[str, float] = {
-    "conversation": 0.35,
-    "code": 0.17,
-    "mathematics": 0.12,
-    "translation": 0.07,
-    "summarisation": 0.10,
-    "reading": 0.11,
-    "editing": 0.08,
-}
-"""share of each kind among the conversations; sums to 1"""
-
-KINDS = tuple(WEIGHTS)
-
-_SOURCES: dict[str, Callable[[], tuple[str, ...]]] = {
-    "summarisation": passages,
-    "reading": passages,
-    "editing": functions,
-}
-_LONG_KINDS = frozenset(_SOURCES)
+_PASSAGE = (500, 1300)  # characters: 120 to 330 tokens
+_FUNCTION = (250, 1100)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's turn, as far as it is given."""
+    """The given part of a user's turn."""
 
     kind: str
     """kind of task, one of `KINDS`"""
     text: str
-    """what it begins with"""
+    """beginning of the turn"""
     subject: str
-    """the text that it is about, where one is given; what is held out is split by it"""
+    """the text that the task is about, if one is given; held-out prompts are chosen by it"""
     open: bool
-    """whether the target goes on with it"""
+    """whether the target continues the turn"""
     long: bool
     """whether the target may write a text within it"""
 
 
 def draw_turn(random: np.random.Generator, given_share: float) -> Turn:
-    """A turn of a random kind; where a text may be given, it is with probability `given_share`."""
-    kind = KINDS[random.choice(len(KINDS), p=list(WEIGHTS.values()))]
-    if kind not in GIVEN or random.random() >= given_share:
-        return Turn(kind, _any(random, OPENINGS[kind]), "", open=True, long=kind in _LONG_KINDS)
-    template, subject = _any(random, GIVEN[kind]), _any(random, _SOURCES[kind]())
+    """Draws a turn of a random kind. If the kind is about a text, one is given with probability `given_share`."""
+    kind = KINDS[random.choice(len(KINDS), p=list(SHARES.values()))]
+    if kind not in INSTRUCTIONS or random.random() >= given_share:
+        return Turn(kind, _any(random, OPENINGS[kind]), "", open=True, long=kind in _SOURCES)
+    template, subject = _any(random, INSTRUCTIONS[kind]), _any(random, _SOURCES[kind]())
     complete = template.endswith((".", "{text}", "```"))
     return Turn(kind, template.replace("{text}", subject), subject, open=not complete, long=False)
 
 
 def _any(random: np.random.Generator, choices: tuple[str, ...]) -> str:
     return choices[random.integers(len(choices))]
+
+
+@cache
+def passages() -> tuple[str, ...]:
+    """Returns paragraphs of the language's documentation, joined up to a readable length."""
+    texts: list[str] = []
+    for topic in sorted(topics):
+        joined = ""
+        for paragraph in topics[topic].strip().split("\n\n")[1:]:  # without the heading
+            if joined and len(joined) + len(paragraph) > _PASSAGE[1]:
+                texts.append(joined)
+                joined = ""
+            joined = f"{joined}\n\n{paragraph}".strip("\n")
+        texts.append(joined)
+    return tuple(text for text in texts if _PASSAGE[0] <= len(text) <= _PASSAGE[1])
+
+
+@cache
+def functions() -> tuple[str, ...]:
+    """Returns the source of functions and methods of the standard library."""
+    sources = itertools.chain.from_iterable(_sources(importlib.import_module(name)) for name in _TEMPLATES["modules"])
+    return tuple(dict.fromkeys(sources))  # without duplicates, in order of appearance
+
+
+def _sources(module: ModuleType) -> list[str]:
+    """Returns the functions and methods of a module by name, indented as if they stood alone."""
+    values = [value for _, value in sorted(vars(module).items())]
+    members = [value for value in values if getattr(value, "__module__", "") == module.__name__]
+    classes = [member for member in members if inspect.isclass(member)]
+    callables = [*members, *(value for owner in classes for _, value in sorted(vars(owner).items()))]
+    sources = []
+    for function in filter(inspect.isfunction, callables):
+        with contextlib.suppress(OSError):  # made by code, such as a dataclass's methods
+            sources.append(inspect.cleandoc("\n" + inspect.getsource(function)))
+    return [source for source in sources if _FUNCTION[0] <= len(source) <= _FUNCTION[1]]
+
+
+_SOURCES = {"summarisation": passages, "reading": passages, "editing": functions}

@@ -1,31 +1,30 @@
-"""What each choice in a feature draft's making is worth: variants trained for the same time on the same text.
+"""Compares choices in the making of a feature draft: variants trained for the same time on the same text.
 
-Every variant differs from the base in one thing. The batches that fit into the time are counted from a few measured
-ones, so a variant with dearer batches gets fewer of them, and its learning rate falls all the same to the end.
+Every variant differs from the base in one choice. The number of batches that fit into the time is estimated from a few
+measured ones. So a variant with slower batches gets fewer of them, and its learning rate still falls to the end.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from specgym.agents.distillation.data.batches import frequent_tokens
-from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.examination.agreement import Agreement, agreement_at_work
-from specgym.agents.distillation.model.draft_shapes import FeatureShape, new_network
-from specgym.agents.distillation.model.scales import layer_scales
-from specgym.agents.distillation.model.students import FeatureStudent
-from specgym.agents.distillation.training.trainer import Trainer, TrainingConfig
+from specgym.agents.distillation.data.corpus import LabelledText, Teach, frequent_tokens
+from specgym.agents.distillation.distillation_config import FeatureShape, TrainingConfig
+from specgym.agents.distillation.examination.agreement import Agreement, bfloat16_agreement
+from specgym.agents.distillation.model.draft_shapes import new_network
+from specgym.agents.distillation.model.students import FeatureStudent, layer_scales
+from specgym.agents.distillation.training.trainer import Trainer
+from specgym.controllers.evaluation.results.tables import Table, cut, markdown_page, with_interval
 from specgym.env.drafts.network import save_network
 
-_TRIAL = 24  # batches that a batch's time is measured on
-_GLANCE = 4  # the same where there is no time for as many
+_TRIAL_UPDATES = 24  # batches that a batch's time is measured on
+_SHORT_TRIAL_UPDATES = 4  # the same if there is no time for as many
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Variant:
     """One way to make a feature draft."""
 
     name: str
-    shape: FeatureShape
-    training: TrainingConfig
+    shape: FeatureShape = field(default_factory=FeatureShape)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What came of a variant."""
+class VariantResult:
+    """Training time and agreement of a variant."""
 
     name: str
     parameters: int
@@ -49,107 +48,133 @@ class Finding:
     updates: int
     """batches that fitted into the time"""
     seconds_per_update: float
-    """time of a batch when measured [s]"""
+    """measured time of a batch [s]"""
     seconds: float
     """time of the training [s]"""
     agreement: Agreement
     """on all held-out answers"""
     greedy: Agreement
-    """on the greedy ones"""
+    """on the greedy held-out answers"""
 
 
 def variants(feature_layers: tuple[int, ...]) -> list[Variant]:
-    """The base and everything that differs from it in one choice.
+    """Returns the base, and variants that differ from it in one choice.
 
     Args:
         feature_layers: low, middle and high layers of the target, for the variant that fuses them.
     """
-    base = Variant("base", FeatureShape(), TrainingConfig())
-
-    def other(name: str, training: dict[str, Any] | None = None, **shape: Any) -> Variant:
-        return Variant(
-            name, dataclasses.replace(base.shape, **shape), dataclasses.replace(base.training, **(training or {}))
-        )
-
     return [
-        base,
-        other("fused target layers", feature_layers=feature_layers),
-        other("two decoder layers", layers=2),
-        other("begins as the target's last layer", begin="target"),
-        other("head of 4,096 tokens", vocabulary=4096),
-        other("head of 16,384 tokens", vocabulary=16384),
-        other("no steps on own features", training={"steps": 1}),
-        other("five steps on own features", training={"steps": 5}),
-        other("later steps count as much as the first", training={"step_decay": 1.0}),
-        other("twice the learning rate", training={"learning_rate": 2e-3}),
+        Variant("base"),
+        Variant("fused target layers", FeatureShape(feature_layers=feature_layers)),
+        Variant("two decoder layers", FeatureShape(layers=2)),
+        Variant("begins as the target's last layer", FeatureShape(begin="target")),
+        Variant("head of 4,096 tokens", FeatureShape(vocabulary=4096)),
+        Variant("head of 16,384 tokens", FeatureShape(vocabulary=16384)),
+        Variant("no steps on own features", training=TrainingConfig(steps=1)),
+        Variant("five steps on own features", training=TrainingConfig(steps=5)),
+        Variant("later steps count as much as the first", training=TrainingConfig(step_decay=1.0)),
+        Variant("twice the learning rate", training=TrainingConfig(learning_rate=2e-3)),
     ]
 
 
 def train_variant(
     variant: Variant,
     model: PreTrainedModel,
-    lessons: tuple[Sequence[Lesson], Sequence[Lesson]],
+    texts: tuple[Sequence[LabelledText], Sequence[LabelledText]],
     seconds: float,
     path: Path,
     *,
-    teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
+    teach: Teach = lambda texts: texts,
     log: Callable[[int, int], None] = lambda update, updates: None,
-) -> Finding:
+) -> VariantResult:
     """Trains a variant for a given time, writes its weights and measures its agreement.
 
     Args:
-        variant: what to train.
+        variant: the variant.
         model: the target.
-        lessons: those to learn from, and those held out.
+        texts: training texts and held-out texts.
         seconds: time that the training may take [s].
         path: file for its weights.
         teach: see `Trainer`.
-        log: told the batches done and their number in all.
+        log: called with the batches done and their number in all.
 
     Raises:
         FileWriteError: the weights could not be written.
     """
-    seen, held_out = lessons
+    training, held_out = texts
     embedding = model.get_input_embeddings()
-    frequent, coverage = frequent_tokens(seen, embedding.num_embeddings, variant.shape.vocabulary)
-    scales = layer_scales(seen, teach, len(variant.shape.feature_layers), embedding.embedding_dim)
+    frequent, coverage = frequent_tokens(training, embedding.num_embeddings, variant.shape.vocabulary)
+    scales = layer_scales(training, teach, len(variant.shape.feature_layers), embedding.embedding_dim)
 
-    def student() -> FeatureStudent:
+    def new_trainer(updates: int) -> tuple[FeatureStudent, Trainer]:
         network = new_network(model, frequent, variant.shape, variant.training.seed)
-        return FeatureStudent(network, embedding, variant.training.steps, scales)
+        student = FeatureStudent(network, embedding, variant.training.steps, scales)
+        return student, Trainer(student, training, replace(variant.training, updates=updates), teach=teach)
 
-    def trainer(updates: int) -> Trainer:
-        return Trainer(student(), seen, dataclasses.replace(variant.training, updates=updates), teach=teach)
-
-    each = _seconds_per_update(trainer(_GLANCE))
-    if _TRIAL * each < seconds:
-        each = min(each, _seconds_per_update(trainer(_TRIAL)))
-    course = trainer(max(1, int(seconds / each)))
-    before = time.perf_counter()
-    history = course.run(log=lambda history, updates: log(history.updates, updates))
-    elapsed = time.perf_counter() - before
-    trained = course.student
-    assert isinstance(trained, FeatureStudent)
-    save_network(trained.network, path, {"variant": variant.name})
-    greedy = [lesson for lesson in held_out if lesson.temperature == 0]
-    return Finding(
+    update_seconds = _seconds_per_update(new_trainer(_SHORT_TRIAL_UPDATES)[1])
+    if _TRIAL_UPDATES * update_seconds < seconds:
+        update_seconds = min(update_seconds, _seconds_per_update(new_trainer(_TRIAL_UPDATES)[1]))
+    student, trainer = new_trainer(max(1, int(seconds / update_seconds)))
+    start = time.perf_counter()
+    history = trainer.run(log=lambda history, updates: log(history.updates, updates))
+    elapsed = time.perf_counter() - start
+    save_network(student.network, path, {"variant": variant.name})
+    return VariantResult(
         variant.name,
-        sum(parameter.numel() for parameter in trained.module.parameters()),
+        sum(parameter.numel() for parameter in student.module.parameters()),
         coverage,
         history.updates,
-        each,
+        update_seconds,
         elapsed,
-        agreement_at_work(trained, held_out),
-        agreement_at_work(trained, greedy),
+        bfloat16_agreement(student, held_out),
+        bfloat16_agreement(student, [text for text in held_out if text.temperature == 0]),
     )
 
 
-def _seconds_per_update(trial: Trainer) -> float:
-    """Mean time of two successive batches, of which one takes several steps: the fastest two, to leave noise out.
+def _seconds_per_update(trainer: Trainer) -> float:
+    """Measures the time of an update: half of two successive ones, since every second takes several steps.
+
+    The fastest two count, which leaves noise out.
 
     Args:
-        trial: a trainer that has not begun.
+        trainer: a trainer that has not begun.
     """
     ends: list[float] = []
-    trial.run(log=lambda history, updates: ends.append(time.perf_counter()))
+    trainer.run(log=lambda history, updates: ends.append(time.perf_counter()))
     return min(later - earlier for earlier, later in zip(ends, ends[2:], strict=False)) / 2
+
+
+def ablation_page(record: dict[str, Any]) -> str:
+    """Returns a Markdown page with one row a variant; numbers are cut, never rounded up.
+
+    Args:
+        record: ``results.json`` of the ablation.
+    """
+    machine, cores = record["machine"], record["machine"]["cores"]
+    explanation = (
+        "Every variant differs from the base in one choice and was trained on the same text for "
+        f"{record['minutes']:g} minutes on {cores} core{'s' * (cores != 1)} ({machine['cpu']}).\n\n"
+        "- Agreement: share of held-out positions at which the draft's first guess is the target's most probable "
+        "token. Top-4: one of its first four guesses is, at the first step, on greedy answers.\n"
+        f"- Speed-up: over plain decoding, with `{record['controller']}`, on {record['prompt_count']} built-in prompts "
+        f"of {record['max_new_tokens']} tokens, temperature 0, with a 95 % interval.\n"
+        f"- Fused layers: {', '.join(map(str, record['feature_layers']))} and the last hidden state."
+    )
+    rows = [_row(variant) for variant in record["variants"]]
+    table = Table(list(rows[0]), [list(row.values()) for row in rows])
+    return markdown_page("The choices in the feature draft's making", record, [explanation, table.markdown()])
+
+
+def _row(variant: dict[str, Any]) -> dict[str, str]:
+    """Returns a row of the table by its headers."""
+    return {
+        "variant": variant["name"],
+        "weights": f"{variant['parameters'] / 1e6:.1f} M",
+        "batches": f"{variant['updates']:,}",
+        "ms a batch": f"{1000 * variant['seconds_per_update']:.0f}",
+        "top-1 by step (all answers)": " / ".join(cut(share, 3) for share in variant["agreement"]["top1"][:3]),
+        "(greedy)": " / ".join(cut(share, 3) for share in variant["greedy"]["top1"][:3]),
+        "top-4": cut(variant["greedy"]["top4"][0], 3),
+        "speed-up": with_interval(variant["speedup"], variant["speedup_ci95"]),
+        "τ": cut(variant["mean_accepted_tokens"], 2),
+    }

@@ -1,124 +1,125 @@
-"""Updates of a feature draft from a shelf; on a GPU as CUDA graphs, so that it never waits for the processor.
+"""Trains a feature draft from a `DeviceDataset`; on a GPU with CUDA graphs, so that it never waits for the processor.
 
-An update is some thousand small kernels. Launched one by one they keep a GPU waiting most of the time; a graph is
-launched at once, but always does the same to the same memory. So there is one for each shape of batch and number of
-steps, which reads from fixed places which conversations and which learning rate are meant.
+An update is about a thousand small kernels. Launched one by one they keep a GPU waiting most of the time. A graph is
+launched at once, but always does the same work on the same memory. So there is one graph for each shape of batch and
+number of steps. It reads the chosen texts and the learning rate from fixed places.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from specgym.agents.distillation.data.batches import padded_shape
-from specgym.agents.distillation.data.device_dataset import DeviceDataset
+from specgym.agents.distillation.data.corpus import LabelledText, padded_shape
+from specgym.agents.distillation.data.teacher import DeviceDataset
+from specgym.agents.distillation.distillation_config import TrainingConfig
 from specgym.agents.distillation.model.students import FeatureStudent
-from specgym.agents.distillation.training.updates import BETAS, descend
+from specgym.agents.distillation.training.trainer import Trainer
 from specgym.env.models.fast.graphs import Graph, Graphs
 
 _Shape: TypeAlias = tuple[int, int, int]
-"""conversations, tokens of each, and steps of the draft on its own features"""
+"""texts, tokens of each, and steps of the draft on its own features"""
 
-_UNREAD = 64  # under a second of work on a fast GPU, which an interrupt waits for
+_MAX_UNREAD = 64  # less than a second of work on a fast GPU, for which an interrupt waits
 
 
-class ShelfUpdates:
-    """Updates from a shelf. Where a graph cannot be captured, what it would do is launched piece by piece.
+class CapturedTrainer(Trainer):
+    """Trains from a dataset on the device. Where a graph cannot be captured, its kernels are launched one by one.
 
     Args:
         student: the draft.
-        shelve: makes the shelf of all lessons; asked before the first update.
-        lengths: of the lessons [tokens].
-        batch_tokens: of a batch, see `plan_padded` [tokens].
-        weight_decay: AdamW's.
-        step_decay: weight of each further step's loss relative to the one before.
+        texts: training texts.
+        config: how to train.
+        make_dataset: makes the dataset of all texts; called before the first update.
+        checkpoint: see `Trainer`.
+        settings: see `Trainer`.
     """
+
+    student: FeatureStudent
 
     def __init__(
         self,
         student: FeatureStudent,
-        shelve: Callable[[], DeviceDataset],
-        lengths: Sequence[int],
-        batch_tokens: int,
+        texts: Sequence[LabelledText],
+        config: TrainingConfig,
+        make_dataset: Callable[[], DeviceDataset],
         *,
-        weight_decay: float,
-        step_decay: float,
+        checkpoint: Path | None = None,
+        settings: str = "",
     ) -> None:
-        self.student, self.step_decay = student, step_decay
-        self._shelve, self._lengths, self._batch_tokens = shelve, lengths, batch_tokens
+        self.make_dataset = make_dataset
+        self._lengths = [len(text.tokens) for text in texts]
         self._device = student.embedding.weight.device
         self._trimmed = student.trimmed.to(self._device)
         self.graphs: Graphs[_Shape, torch.Tensor] = Graphs(self._device, "An update", "Training")
         """the updates by shape; a graph's result is its losses, `float32[steps]`"""
-        self._conversations: dict[_Shape, torch.Tensor] = {}  # that each graph learns from, `int64[batch]`
-        self.unread = _UNREAD if self.graphs.capturing else 1
-        self.optimizer = torch.optim.AdamW(
-            student.module.parameters(),
-            torch.zeros((), device=self._device),  # on the device, where a graph reads it
-            BETAS,
-            weight_decay=weight_decay,
-            fused=True,
-            capturable=self.graphs.capturing,
-        )
+        self._chosen: dict[_Shape, torch.Tensor] = {}  # texts that each graph learns from, `int64[batch]`
+        self.max_unread = _MAX_UNREAD if self.graphs.capturing else 1
+        super().__init__(student, texts, config, checkpoint, settings, padded=True)
+
+    def make_optimizer(self, **options: Any) -> torch.optim.AdamW:
+        """See `Trainer.make_optimizer`. The learning rate is on the device, where a graph reads it."""
+        rate = torch.zeros((), device=self._device)
+        return super().make_optimizer(lr=rate, fused=True, capturable=self.graphs.capturing, **options)
 
     def prepare(self) -> None:
-        """Asks the teacher about all lessons."""
-        self._shelf = self._shelve()
+        """Lets the teacher read all texts."""
+        self.dataset = self.make_dataset()
 
-    def __call__(self, batch: Sequence[int], update: int, rate: float) -> torch.Tensor:
-        """See `Updates`."""
-        count, width = padded_shape(max(self._lengths[index] for index in batch), self._batch_tokens)
-        conversations = torch.tensor([*batch, *[-1] * (count - len(batch))])
+    def update(self, number: int) -> torch.Tensor:
+        """See `Trainer.update`."""
         for group in self.optimizer.param_groups:
-            group["lr"].fill_(rate)
-        steps = self.student.steps_at(update)
-        shape = count, width, steps
-        captured = self._captured(shape) if self.graphs.capturing else None
-        if captured is None:
-            return self._update(conversations.to(self._device), width, steps)
-        self._conversations[shape].copy_(conversations, non_blocking=True)
-        return captured.launch().clone()
+            group["lr"].fill_(self.learning_rate(number))
+        return self.learn(self.plan[number], self.student.steps_at(number))
 
-    def _update(self, conversations: torch.Tensor, width: int, steps: int) -> torch.Tensor:
-        batch = self._shelf.batch(conversations, width, self._trimmed)
-        # No weight that autocast has cast may be handed on from one update to another.
+    def learn(self, batch: Sequence[int], steps: int) -> torch.Tensor:
+        """Learns from texts at the current learning rate; returns the losses, `float32[steps]`."""
+        count, width = padded_shape(max(self._lengths[index] for index in batch), self.config.batch_tokens)
+        chosen = torch.tensor([*batch, *[-1] * (count - len(batch))])
+        shape = count, width, steps
+        graph = self._captured(shape) if self.graphs.capturing else None
+        if graph is None:
+            return self._learn(chosen.to(self._device), width, steps)
+        self._chosen[shape].copy_(chosen, non_blocking=True)
+        return graph.launch().clone()
+
+    def _learn(self, chosen: torch.Tensor, width: int, steps: int) -> torch.Tensor:
+        batch = self.dataset.batch(chosen, width, self._trimmed)
+        # Weights that autocast has cast must not be reused by the next update.
         with torch.autocast(self._device.type, torch.bfloat16, cache_enabled=False):
             losses = self.student.batch_losses(batch, steps, every_row=True)
-        return descend(self.student.module, self.optimizer, losses, self.step_decay)
+        return self.descend(losses)
 
     def _captured(self, shape: _Shape) -> Graph[torch.Tensor] | None:
-        """The graph for a shape of batch; None if there are none."""
+        """Returns the graph for a shape of batch; None if it cannot be captured."""
         if shape not in self.graphs:
             count, width, steps = shape
-            self._conversations[shape] = nobody = torch.full((count,), -1, device=self._device)
+            self._chosen[shape] = nothing = torch.full((count,), -1, device=self._device)
             with unchanged(self.student.module, self.optimizer):
                 # A graph's gradients lie in its own memory.
-                self.graphs.capture(
-                    shape,
-                    lambda: self._update(nobody, width, steps),
-                    lambda: self.optimizer.zero_grad(set_to_none=True),
-                )
+                self.graphs.capture(shape, lambda: self._learn(nothing, width, steps), self.optimizer.zero_grad)
         return self.graphs.get(shape)
 
 
 @contextlib.contextmanager
 def unchanged(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Undoes what the block does to weights and to AdamW's state, where they lie: graphs know them by their place.
+    """Undoes, in place, what the block does to weights and to AdamW's state: graphs know tensors by their place.
 
-    State that is new after the block becomes what AdamW begins with, zeros.
+    State that is new after the block becomes AdamW's first state, zeros.
 
     Args:
-        module: what is trained.
-        optimizer: AdamW over its weights.
+        module: the trained weights.
+        optimizer: AdamW over the weights.
     """
 
     def tensors() -> list[torch.Tensor]:
         weights = list(module.parameters())
-        return [*weights, *(each for weight in weights for each in optimizer.state.get(weight, {}).values())]
+        return [*weights, *(state for weight in weights for state in optimizer.state.get(weight, {}).values())]
 
     before = {tensor: tensor.detach().clone() for tensor in tensors()}
     try:

@@ -1,149 +1,109 @@
-"""Training a draft on cached teacher states: the same loop for either kind, interrupted and resumed at will."""
+"""Trains a draft on the teacher's labels. The loop is the same for either kind and may be interrupted at any time."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from specgym.agents.distillation.data.batches import plan_batches, plan_padded
-from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import DeviceDataset
-from specgym.agents.distillation.model.students import FeatureStudent, Student
-from specgym.agents.distillation.training.captured import ShelfUpdates
-from specgym.agents.distillation.training.draft_checkpoint import History, load_checkpoint, save_checkpoint
-from specgym.agents.distillation.training.updates import LessonUpdates, Updates
-from specgym.env.common.errors import ParameterError
-from specgym.env.common.interrupts import interrupts_held
-from specgym.env.tree.rounds import check_limit
+from specgym.agents.distillation.data.corpus import LabelledText, Teach, plan_batches, plan_padded
+from specgym.agents.distillation.distillation_config import TrainingConfig
+from specgym.agents.distillation.model.students import Student
+from specgym.controllers.evaluation.results.figures import new_figure, save_figure
+from specgym.env.common.checkpoint import load_checkpoint, save_checkpoint
+from specgym.env.common.errors import ModelFileError
+from specgym.env.common.processes import interrupts_held
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a draft is trained.
+@dataclass
+class History:
+    """Progress of a training run, stored in its checkpoint."""
 
-    Raises:
-        LimitError: a count that is not positive.
-        ParameterError: another value outside its range.
-    """
-
-    epochs: int = 6
-    """times that every conversation is seen"""
-    updates: int | None = None
-    """batches in all, in place of whole epochs"""
-    batch_tokens: int = 2048
-    """tokens of a batch, padding included [tokens]"""
-    learning_rate: float = 1e-3
-    """AdamW's learning rate at its highest"""
-    warm_up: float = 0.03
-    """share of the updates over which the learning rate rises; then it falls along a cosine to a hundredth"""
-    weight_decay: float = 0.01
-    """AdamW's weight decay"""
-    steps: int = 3
-    """steps on a feature draft's own features in every second batch; the others take one step"""
-    step_decay: float = 0.8
-    """weight of each further step's loss relative to the one before"""
-    seed: int = 0
-    """seed of the weights and of the order of the batches"""
-    checkpoint_minutes: float = 2.0
-    """how often everything is saved, which is what a killed run may lose [min]"""
-    looks: int = 10
-    """times that held-out agreement is measured on the way"""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_tokens", "steps", "looks"):
-            check_limit(f"training.{name}", getattr(self, name))
-        if self.updates is not None:
-            check_limit("training.updates", self.updates)
-        if not self.learning_rate > 0:
-            raise ParameterError(f"training.learning_rate must be over 0; got {self.learning_rate}.")
-        for name in ("weight_decay", "checkpoint_minutes"):
-            if not getattr(self, name) >= 0:
-                raise ParameterError(f"training.{name} must be 0 or more; got {getattr(self, name)}.")
-        for name in ("warm_up", "step_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ParameterError(f"training.{name} must be within 0 and 1; got {getattr(self, name)}.")
+    updates: int = 0
+    """batches done"""
+    losses: list[list[float]] = field(default_factory=list)
+    """mean loss of each step, by batch; batches with fewer steps have shorter lists"""
+    agreement: list[tuple[int, list[float]]] = field(default_factory=list)
+    """batches done, and the held-out top-1 agreement by step at that time"""
 
 
 class Trainer:
     """Trains a student in bfloat16 with float32 weights.
 
-    Batches, their order and whatever is random in them are functions of the seed and the batch's number, so a run that
-    was interrupted ends, on the CPU, with the very weights of one that was not.
+    The order of batches and all random numbers are functions of the seed and the batch's number. So, on the CPU, an
+    interrupted run ends with the same weights as one that was not interrupted.
 
     Args:
-        student: the draft, in its first state.
-        lessons: what it learns from.
-        config: how.
-        checkpoint: the run's file; a run that is there is gone on with. None keeps nothing.
-        settings: everything that decides the run besides, to recognise a checkpoint of another one.
-        teach: adds what the teacher says to the lessons of a batch, where they come without.
-        padded: batches come in few shapes, see `plan_padded`; those from a shelf always do.
-        shelve: makes a shelf of the lessons, which a feature draft's updates then take their batches from.
+        student: the draft before training.
+        texts: training texts.
+        config: how to train.
+        checkpoint: file that an interrupted run continues from; None stores nothing.
+        settings: everything else that decides the run; a checkpoint of other settings is refused.
+        teach: labels the texts of a batch that have no labels.
+        padded: batches have few shapes, see `plan_padded`.
 
     Raises:
         ModelFileError: the checkpoint is corrupt.
         ParameterError: the checkpoint belongs to a run with other settings.
     """
 
+    max_unread = 1
+    """most updates whose losses stay on the device until they are read together"""
+
     def __init__(
         self,
         student: Student,
-        lessons: Sequence[Lesson],
+        texts: Sequence[LabelledText],
         config: TrainingConfig,
         checkpoint: Path | None = None,
         settings: str = "",
         *,
-        teach: Callable[[Sequence[Lesson]], Sequence[Lesson]] = lambda lessons: lessons,
+        teach: Teach = lambda texts: texts,
         padded: bool = False,
-        shelve: Callable[[], DeviceDataset] | None = None,
     ) -> None:
-        self.student, self.config = student, config
-        self.checkpoint, self.settings = checkpoint, f"{settings} {len(lessons)} lessons"
-        lengths = [len(lesson.tokens) for lesson in lessons]
-        self.plan = _plan(config, lengths, plan_padded if padded or shelve else plan_batches)
-        decays = {"weight_decay": config.weight_decay, "step_decay": config.step_decay}
-        self.updates: Updates
-        if shelve is None:
-            self.updates = LessonUpdates(student, lessons, teach, **decays)
-        else:
-            assert isinstance(student, FeatureStudent), "other drafts learn from lessons"
-            self.updates = ShelfUpdates(student, shelve, lengths, config.batch_tokens, **decays)
-        self.optimizer = self.updates.optimizer
+        self.student, self.texts, self.config, self.teach = student, texts, config, teach
+        self.checkpoint, self.settings = checkpoint, f"{settings} {len(texts)} lessons"  # as in earlier checkpoints
+        self.plan = plan_updates(config, [len(text.tokens) for text in texts], padded)
+        self.optimizer = self.make_optimizer()
         self.history = History()
         if checkpoint is not None and checkpoint.exists():
-            self.history = load_checkpoint(checkpoint, student.module, self.optimizer, self.settings)
+            self.history = load_history(checkpoint, student.module, self.optimizer, self.settings)
 
     def run(
         self,
-        look: Callable[[], list[float]] = list,
+        evaluate: Callable[[], list[float]] = list,
         log: Callable[[History, int], None] = lambda history, updates: None,
     ) -> History:
-        """Goes on to the end.
+        """Trains to the end of the plan.
 
         Args:
-            look: measures the held-out agreement, by step; asked `config.looks` times in all.
-            log: told the history and the number of updates whenever losses are read, see `Updates.unread`.
+            evaluate: measures the held-out agreement by step; called `config.evaluations` times in all.
+            log: called with the history and the number of all updates whenever losses are read, see `max_unread`.
 
         Raises:
             FileWriteError: the checkpoint could not be written.
-            KeyboardInterrupt: after saving what there is.
+            KeyboardInterrupt: after the checkpoint is saved.
         """
         history, updates = self.history, len(self.plan)
         self.student.module.train()
         if history.updates < updates:
-            self.updates.prepare()
+            self.prepare()
         saved = time.monotonic()
         with interrupts_held() as interrupted:
             while history.updates < updates and not interrupted():
-                self._go_on()
-                if history.updates * self.config.looks // updates > len(history.agreement):
-                    history.agreement.append((history.updates, self._look(look)))
+                self._advance()
+                if history.updates * self.config.evaluations // updates > len(history.agreement):
+                    self.student.module.eval()
+                    history.agreement.append((history.updates, evaluate()))
+                    self.student.module.train()
                 log(history, updates)
                 if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                     self._save()
@@ -152,46 +112,142 @@ class Trainer:
         self.student.module.eval()
         return history
 
-    def _go_on(self) -> None:
-        """Learns from the next batches, up to the next look or as many as may be unread, and reads their losses."""
+    def _advance(self) -> None:
+        """Learns from the next batches, up to the next evaluation or `max_unread`, and reads their losses."""
         history, updates = self.history, len(self.plan)
-        next_look = math.ceil((len(history.agreement) + 1) * updates / self.config.looks)
-        end = max(history.updates + 1, min(history.updates + self.updates.unread, next_look, updates))
-        losses = [self._update(update) for update in range(history.updates, end)]
-        read = torch.cat(losses).tolist()
-        ends = itertools.accumulate(len(each) for each in losses)
-        history.losses += [read[end - len(each) : end] for each, end in zip(losses, ends, strict=True)]
+        evaluation = math.ceil((len(history.agreement) + 1) * updates / self.config.evaluations)
+        end = max(history.updates + 1, min(history.updates + self.max_unread, evaluation, updates))
+        losses = [self.update(number) for number in range(history.updates, end)]
+        values = iter(torch.cat(losses).tolist())
+        history.losses += [list(itertools.islice(values, len(by_step))) for by_step in losses]
         history.updates = end
 
-    def _update(self, update: int) -> torch.Tensor:
-        rate = self.config.learning_rate * _rate(update / len(self.plan), self.config.warm_up)
-        return self.updates(self.plan[update], update, rate)
+    def make_optimizer(self, **options: Any) -> torch.optim.AdamW:
+        """Returns the optimizer of the student's weights; `options` are further arguments of it."""
+        weights, decay = self.student.module.parameters(), self.config.weight_decay
+        return torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=decay, **options)
 
-    def _look(self, look: Callable[[], list[float]]) -> list[float]:
-        self.student.module.eval()
-        shares = look()
-        self.student.module.train()
-        return shares
+    def prepare(self) -> None:
+        """Does what must be done before the first update and may take long: here nothing."""
+
+    def update(self, number: int) -> torch.Tensor:
+        """Learns from the plan's batch of that number.
+
+        Returns:
+            The loss at each step on the draft's own features, `float32[steps]`, on the device.
+        """
+        texts = self.teach([self.texts[index] for index in self.plan[number]])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(number)
+        with torch.autocast(self.student.token_ids.device.type, torch.bfloat16):
+            losses = self.student.losses(texts, number)
+        return self.descend(losses)
+
+    def learning_rate(self, number: int) -> float:
+        """Returns the learning rate of an update: a linear rise, then a cosine down to a hundredth."""
+        done, warm_up = number / len(self.plan), self.config.warm_up
+        if done < warm_up:
+            factor = done / warm_up + 1e-3
+        else:
+            factor = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+        return self.config.learning_rate * factor
+
+    def descend(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Takes one optimizer step on the losses' weighted mean. Never waits for the device.
+
+        Args:
+            losses: a scalar for each step on the draft's own features.
+
+        Returns:
+            The losses, `float32[steps]`.
+        """
+        by_step = torch.stack(list(losses))
+        exponents = torch.arange(len(by_step), dtype=torch.float64, device=by_step.device)
+        weights = (self.config.step_decay**exponents).float()
+        self.optimizer.zero_grad(set_to_none=True)
+        (by_step @ weights / weights.sum()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.module.parameters(), 1.0)
+        self.optimizer.step()
+        return by_step.detach()
 
     def _save(self) -> None:
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, self.student.module, self.optimizer, self.history, self.settings)
+            save_checkpoint(self.checkpoint, self.student.module, self.optimizer, vars(self.history), self.settings)
 
 
-def _plan(
-    config: TrainingConfig, lengths: Sequence[int], plan: Callable[[Sequence[int], int, int], list[list[int]]]
-) -> list[list[int]]:
-    """Which lessons make up each batch; `plan` plans an epoch."""
-    batches: list[list[int]] = []
-    epoch = 0
-    while epoch < config.epochs if config.updates is None else len(batches) < config.updates:
-        batches += plan(lengths, config.batch_tokens, config.seed + epoch)
-        epoch += 1
-    return batches[: config.updates]
+def plan_updates(config: TrainingConfig, lengths: Sequence[int], padded: bool) -> list[list[int]]:
+    """Returns the texts of each batch of the whole training."""
+    plan = plan_padded if padded else plan_batches
+    epochs = range(config.epochs) if config.updates is None else itertools.count()
+    batches = (batch for epoch in epochs for batch in plan(lengths, config.batch_tokens, config.seed + epoch))
+    return list(itertools.islice(batches, config.updates))
 
 
-def _rate(done: float, warm_up: float) -> float:
-    """Factor of the learning rate after a share `done` of the updates: a linear rise, then a cosine to 0.01."""
-    if done < warm_up:
-        return done / warm_up + 1e-3
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+def load_history(path: Path, module: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: str) -> History:
+    """Returns the history in a checkpoint and puts its weights and optimizer state into place.
+
+    Raises:
+        ModelFileError, ParameterError: see `load_checkpoint`.
+    """
+    record = load_checkpoint(path, module, optimizer, settings)
+    try:
+        agreement = [(updates, shares) for updates, shares in record["agreement"]]
+        return History(record["updates"], record["losses"], agreement)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
+
+
+_SMOOTHING = 50  # batches
+
+
+class Curves(contextlib.AbstractContextManager["Curves"]):
+    """Writes a training run's curves; a context manager.
+
+    TensorBoard gets them during training if it is installed (extra ``train``).
+
+    Args:
+        folder: folder for TensorBoard's files and ``curves.png``.
+        updates: batches whose losses an earlier run has written.
+    """
+
+    def __init__(self, folder: Path, updates: int = 0) -> None:
+        self.folder, self._updates, self._evaluations = folder, updates, 0
+        self._writer: Any = None
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(folder))
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def log(self, history: History) -> None:
+        """Writes the losses and the held-out agreement that are new."""
+        if self._writer is None:
+            return
+        new = [("loss", at, row) for at, row in enumerate(history.losses, start=1) if at > self._updates]
+        new += [("held-out top-1", at, shares) for at, shares in history.agreement[self._evaluations :]]
+        for name, at, values in new:
+            for step, value in enumerate(values, start=1):
+                self._writer.add_scalar(f"{name}/step {step}", value, at)
+        self._updates, self._evaluations = len(history.losses), len(history.agreement)
+
+    def draw(self, history: History) -> None:
+        """Draws ``curves.png``. Raises `FileWriteError`."""
+        figure, panels = new_figure("Training of the draft", (10, 4.4), (1, 2))
+        losses, agreement = panels[0]
+        for step in range(max(map(len, history.losses), default=0)):
+            batches = [(at, row[step]) for at, row in enumerate(history.losses, start=1) if len(row) > step]
+            at, values = np.array(batches).T
+            window = min(_SMOOTHING, len(values))
+            mean = np.convolve(values, np.ones(window) / window, "valid")  # shorter by the window but one
+            losses.plot(at[window - 1 :], mean, label=f"step {step + 1}")
+        losses.set(xlabel="batches", ylabel="cross-entropy", title=f"Training loss, mean of {_SMOOTHING} batches")
+        for step, shares in enumerate(zip(*(shares for _, shares in history.agreement), strict=True)):
+            agreement.plot([at for at, _ in history.agreement], shares, marker="o", label=f"step {step + 1}")
+        agreement.set(xlabel="batches", ylabel="share of positions", title="Held-out top-1 agreement")
+        for axes in (losses, agreement):
+            if axes.lines:
+                axes.legend()
+        save_figure(figure, self.folder / "curves.png")

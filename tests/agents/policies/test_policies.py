@@ -1,10 +1,12 @@
-"""A policy on disk is what was trained, or it is refused; and it acts as any controller does."""
+"""Policy files are loaded exactly or refused, and policies run as controllers."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,7 +16,13 @@ import numpy as np
 import pytest
 
 from specgym.agents.policies import policy_hub as hub
-from specgym.agents.policies.policy_controller import PolicyController, find_policy, register_policies, register_shipped
+from specgym.agents.policies.policy_controller import (
+    SHIPPED,
+    PolicyController,
+    find_policy,
+    register_policies,
+    register_shipped,
+)
 from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS, PolicyError, load_policy, save_policy
 from specgym.controllers import registry
 from specgym.controllers.controller import Controller
@@ -25,32 +33,11 @@ from specgym.env.gym.features import FEATURES, VERSION
 from specgym.env.gym.grid import ParameterGrid
 from specgym.env.replay.decoder import ReplayDecoder
 from specgym.env.replay.sources import find_profile, find_trace, text_request
-from specgym.env.tree.observation import Observation, PastRound
-from tests.support.policies import GRID, random_policy
+from tests.support.policies import GRID, observations, random_policy
 from tests.support.tiny_trace import save_tiny_trace
 
-
-def observations(count: int = 200) -> list[Observation]:
-    """Observations of every kind."""
-    rng = np.random.default_rng(1)
-    return [
-        Observation(
-            position=int(rng.integers(1, 900)),
-            generated=int(rng.integers(1, 300)),
-            remaining=int(rng.integers(1, 300)),
-            last_drafted=int(rng.integers(30)),
-            last_depth=4,
-            last_accepted=int(rng.integers(4)),
-            lookup_match=int(rng.integers(16)),
-            lookup_rate=float(rng.random()),
-            recent=tuple(PastRound(9, 4, int(rng.integers(5))) for _ in range(rng.integers(10))),
-            greedy=bool(rng.integers(2)),
-            root_log_probs=tuple(sorted(np.log(rng.random(4) / 4), reverse=True)),
-            level_cost=0.1,
-            row_cost=float(rng.random() / 10),
-        )
-        for _ in range(count)
-    ]
+CHOICES = Path(__file__).parents[2] / "support" / "shipped_policy_choices.json"
+LEVEL_COSTS, ROW_COSTS = (0, 0.05, 0.1, 0.2), (0, 0.005, 0.02, 0.05, 0.1, 0.3)
 
 
 def chosen(controller: Controller) -> list[Any]:
@@ -61,7 +48,7 @@ def chosen(controller: Controller) -> list[Any]:
 class TestFile:
     @pytest.mark.parametrize("form", ["absolute", "increments"])
     @pytest.mark.parametrize("memory", [0, 5])
-    def test_what_was_saved_is_loaded_and_acts_the_same(self, tmp_path: Path, form: str, memory: int) -> None:
+    def test_a_saved_policy_is_loaded_and_acts_the_same(self, tmp_path: Path, form: str, memory: int) -> None:
         policy = random_policy(form, memory)
         loaded = load_policy(save_policy(policy, tmp_path / "policy"))
         assert dataclasses.replace(loaded, weights=policy.weights) == policy
@@ -70,7 +57,7 @@ class TestFile:
         assert chosen(PolicyController(loaded)) == expected
         assert {path.name for path in (tmp_path / "policy").iterdir()} == {SETTINGS, WEIGHTS}
 
-    def test_weights_that_were_tampered_with_are_refused(self, tmp_path: Path) -> None:
+    def test_changed_weights_are_refused(self, tmp_path: Path) -> None:
         path = save_policy(random_policy(), tmp_path)
         weights = bytearray((tmp_path / WEIGHTS).read_bytes())
         weights[-1] ^= 1
@@ -90,7 +77,7 @@ class TestFile:
         with pytest.raises(PolicyError, match=r"Expected the tensors .*'heads.bias': \(11,\).*; got .*\(33,\)"):
             load_policy(tmp_path)
 
-    def test_another_grid_is_refused_with_both(self, tmp_path: Path) -> None:
+    def test_another_grid_is_refused_and_both_are_shown(self, tmp_path: Path) -> None:
         path, wanted = save_policy(random_policy(), tmp_path), dataclasses.replace(GRID, early_stop=(0.3,))
         assert load_policy(path, GRID).grid == GRID
         with pytest.raises(PolicyError, match="for another grid") as refused:
@@ -105,7 +92,7 @@ class TestFile:
         path.write_text(json.dumps(record))
         return path
 
-    def test_another_version_of_the_observation_is_refused_with_both(self, tmp_path: Path) -> None:
+    def test_another_version_of_the_observation_is_refused_and_both_are_shown(self, tmp_path: Path) -> None:
         path = self.edited(tmp_path, lambda record: record["observation"].update(version=VERSION + 1))
         with pytest.raises(PolicyError, match="for another observation") as refused:
             load_policy(path)
@@ -127,14 +114,14 @@ class TestFile:
             (lambda record: record.pop("training"), "expected the keys format, observation"),
         ],
     )
-    def test_what_does_not_fit_is_refused(
+    def test_an_invalid_record_is_refused(
         self, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
     ) -> None:
         with pytest.raises(PolicyError, match=message) as refused:
             load_policy(self.edited(tmp_path, edit))
         assert str(tmp_path) in str(refused.value)
 
-    def test_what_is_no_policy_is_refused(self, tmp_path: Path) -> None:
+    def test_a_missing_or_corrupt_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(PolicyError, match=r"no policy to read at .*policy.json \(No such file"):
             load_policy(tmp_path)
         (tmp_path / SETTINGS).write_text("{")
@@ -148,7 +135,7 @@ class TestFile:
         with pytest.raises(PolicyError, match="weights cannot be read"):
             load_policy(tmp_path)
 
-    def test_weights_that_are_no_numbers_are_refused(self) -> None:
+    def test_weights_that_are_not_finite_are_refused(self) -> None:
         policy = random_policy()
         broken = dict(policy.weights) | {"heads.bias": np.full_like(policy.weights["heads.bias"], np.nan)}
         with pytest.raises(PolicyError, match=r"finite numbers of float32 in heads.bias"):
@@ -164,11 +151,11 @@ class TestController:
         for text in trace.texts[:3]:
             assert run(decoder, controller, text_request(text)).tokens == list(text.tokens[text.prompt :])
 
-    def test_a_request_begins_anew(self) -> None:
+    def test_a_reset_forgets_the_last_request(self) -> None:
         controller = PolicyController(random_policy("increments", 4))
         assert chosen(controller) == chosen(controller)
 
-    def test_steps_go_from_the_last_choice(self) -> None:
+    def test_increments_start_from_the_last_action(self) -> None:
         policy = random_policy("increments")
         bias = np.array([0, 0, 9, 0, 9, 0], np.float32)  # deeper, as confident
         always = {name: np.zeros_like(tensor) for name, tensor in policy.weights.items()} | {"heads.bias": bias}
@@ -199,14 +186,14 @@ class TestController:
         with pytest.raises(UnknownNameError, match="Did you mean tiny_ppo"):
             make_controller("tiny_pp")
 
-    def test_whoever_asks_the_registry_finds_policies(self) -> None:
+    def test_the_registry_registers_shipped_policies_by_entry_point(self) -> None:
         (entry,) = entry_points(group="specgym.controllers")
         assert entry.load() is register_shipped
 
 
 class TestShipped:
     @pytest.mark.parametrize("name", ["ppo", "corrections"])
-    def test_it_is_known_by_its_name_and_knows_where_speculation_pays(self, name: str) -> None:
+    def test_it_has_a_name_and_speculates_where_that_pays(self, name: str) -> None:
         assert name in controller_names()
         chosen = {}
         for machine, (level, row) in {"cheap": (0.1, 0.001), "dear": (0.1, 0.3)}.items():  # as some that it learned on
@@ -222,20 +209,49 @@ class TestShipped:
         assert drafting["cheap"] > 90
         assert drafting["dear"] < 50
 
+    @pytest.mark.parametrize("name", ["ppo", "corrections"])
+    def test_it_chooses_what_it_chose_when_it_was_trained(self, name: str) -> None:
+        """Source and thresholds of 100 choices are those of the version that trained it; None is plain decoding."""
+        expected = json.loads(CHOICES.read_text())[name]
+        rng, controller = np.random.default_rng(2), make_controller(name)
+        costs = zip(rng.choice(LEVEL_COSTS, 100).tolist(), rng.choice(ROW_COSTS, 100).tolist(), strict=True)
+        controller.reset()
+        actual = []
+        for observation, (level, row) in zip(observations(100), costs, strict=True):
+            chosen = controller.act(dataclasses.replace(observation, level_cost=level, row_cost=row))
+            source = chosen.source if chosen.speculates else None
+            actual.append([source, chosen.min_reach, chosen.min_level_reach])
+        assert actual == expected
+        assert len({tuple(choice) for choice in expected}) > 10, "the test would be vacuous"
+
+    @pytest.mark.parametrize("name", ["ppo", "corrections"])
+    def test_it_is_written_as_it_was_read(self, tmp_path: Path, name: str) -> None:
+        save_policy(load_policy(SHIPPED / name), tmp_path)
+        for file in (SETTINGS, WEIGHTS):
+            assert (tmp_path / file).read_bytes() == (SHIPPED / name / file).read_bytes()
+
+    def test_running_one_imports_no_learning_library(self) -> None:
+        code = "import sys, specgym.agents.policies.policy_controller as p; p.register_shipped(); print(*sys.modules)"
+        modules = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert "specgym.agents.policies.action_forms" in modules, "the test would be vacuous"
+        assert not {"torch", "transformers", "stable_baselines3"} & set(modules)
+
 
 class TestHub:
     @pytest.mark.parametrize("name", ["mine", "a/b/c", "../x y"])
-    def test_a_name_that_is_none_is_refused(self, tmp_path: Path, name: str) -> None:
+    def test_an_invalid_name_is_refused(self, tmp_path: Path, name: str) -> None:
         for call in (hub.fetch_policy, hub.check_pushable, lambda name: hub.push_policy(tmp_path, name)):
             with pytest.raises(ParameterError, match="owner/name; got"):
                 call(name)
 
-    def test_what_cannot_be_used_is_not_pushed(self, tmp_path: Path) -> None:
+    def test_an_invalid_policy_is_not_pushed(self, tmp_path: Path) -> None:
         with pytest.raises(PolicyError, match="no policy to read"):
             hub.push_policy(tmp_path, "owner/name")
 
-    def test_both_files_go_up_and_come_down(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The hub is played by a folder."""
+    def test_both_files_are_pushed_and_fetched(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder stands in for the hub."""
         there = tmp_path / "hub"
 
         class Api:
@@ -257,10 +273,10 @@ class TestHub:
         assert found is not None
         assert chosen(found) == chosen(PolicyController(random_policy()))
 
-    def test_a_hub_that_cannot_be_reached_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_hub_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*arguments: object, **options: object) -> None:
             raise OSError("no route to host")
 
         monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", fail)
-        with pytest.raises(PolicyError, match=r"asked for owner/name \(no route to host\)"):
+        with pytest.raises(PolicyError, match=r"for owner/name failed \(no route to host\)"):
             hub.fetch_policy("owner/name")

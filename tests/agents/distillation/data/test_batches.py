@@ -1,4 +1,4 @@
-"""Batches hold every conversation once an epoch, and what the teacher said within the student's vocabulary."""
+"""Batches hold every text once an epoch, with the teacher's labels within the student's vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgym.agents.distillation.data.batches import (
+from specgym.agents.distillation.data.corpus import (
+    KINDS,
+    LabelledText,
     collate,
     frequent_tokens,
     padded_shape,
@@ -20,16 +22,15 @@ from specgym.agents.distillation.data.batches import (
     plan_padded,
     trimmed_index,
 )
-from specgym.agents.distillation.data.corpus import KINDS, Lesson
-from tests.support.distilling import make_conversation, make_lessons
+from tests.support.distilling import label_texts, make_conversation
 from tests.support.tiny_models import VOCABULARY, tiny_llama
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1), min_size=1), st.integers(1, 10))
 def test_frequent_tokens_are_the_most_frequent_and_their_coverage_is_exact(texts: list[list[int]], size: int) -> None:
     nothing = torch.empty(0)
-    lessons = [Lesson(torch.tensor(text), nothing, nothing, nothing, 0, 0.0, KINDS[0], 0) for text in texts]
-    chosen, coverage = frequent_tokens(lessons, 10, size)
+    labelled = [LabelledText(torch.tensor(text), nothing, nothing, nothing, 0, 0.0, KINDS[0], 0) for text in texts]
+    chosen, coverage = frequent_tokens(labelled, 10, size)
     counts = Counter(itertools.chain.from_iterable(texts))
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert len(chosen) == size
@@ -39,9 +40,7 @@ def test_frequent_tokens_are_the_most_frequent_and_their_coverage_is_exact(texts
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(64, 1024), st.integers(0, 9))
-def test_every_conversation_is_in_one_batch_of_the_size_asked_for(
-    lengths: list[int], batch_tokens: int, seed: int
-) -> None:
+def test_every_text_is_in_one_batch_of_limited_size(lengths: list[int], batch_tokens: int, seed: int) -> None:
     plan = plan_batches(lengths, batch_tokens, seed)
     assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(lengths)))
     for group in plan:
@@ -51,9 +50,7 @@ def test_every_conversation_is_in_one_batch_of_the_size_asked_for(
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(64, 1024), st.integers(0, 9))
-def test_every_conversation_is_in_one_padded_batch_of_few_shapes(
-    lengths: list[int], batch_tokens: int, seed: int
-) -> None:
+def test_every_text_is_in_one_padded_batch_of_few_shapes(lengths: list[int], batch_tokens: int, seed: int) -> None:
     plan = plan_padded(lengths, batch_tokens, seed)
     assert sorted(itertools.chain.from_iterable(plan)) == list(range(len(lengths)))
     shapes = Counter()
@@ -87,25 +84,25 @@ def test_a_trimmed_index_points_back_to_the_token(tokens: set[int]) -> None:
 
 
 @pytest.mark.parametrize("layers", [(), (1,)])
-def test_a_batch_teaches_what_the_teacher_said_within_the_trimmed_vocabulary(
+def test_a_batch_holds_the_teachers_labels_within_the_trimmed_vocabulary(
     tmp_path: Path, layers: tuple[int, ...]
 ) -> None:
     conversations = [make_conversation(4, 0), make_conversation(7, 1)]
-    lessons = make_lessons(tiny_llama(), conversations, tmp_path, layers)
+    texts = label_texts(tiny_llama(), conversations, tmp_path, layers)
     token_ids = torch.arange(1, VOCABULARY, 2)
-    batch = collate(lessons, trimmed_index(token_ids, VOCABULARY))
+    batch = collate(texts, trimmed_index(token_ids, VOCABULARY))
     assert batch.tokens.shape == (2, 6)
     assert batch.features.shape == (2, 6, 32 * (len(layers) + 1))
-    for row, lesson in enumerate(lessons):
-        rows = len(lesson.tokens) - 1
-        assert batch.tokens[row, :rows].equal(lesson.tokens[1:])
-        assert batch.features[row, :rows].equal(lesson.features[:-1])
+    for row, text in enumerate(texts):
+        rows = len(text.tokens) - 1
+        assert batch.tokens[row, :rows].equal(text.tokens[1:])
+        assert batch.features[row, :rows].equal(text.features[:-1])
         assert (batch.teacher_probs[row, rows:] == 0).all(), "padding teaches nothing"
         for place, column in itertools.product(range(rows), range(VOCABULARY)):
-            token = int(lesson.teacher_ids[place + 1, column])
+            token = int(text.teacher_ids[place + 1, column])
             probability = batch.teacher_probs[row, place, column]
             if token % 2:
                 assert token_ids[batch.teacher_ids[row, place, column]] == token
-                assert probability == lesson.teacher_log_probs[place + 1, column].float().exp()
+                assert probability == text.teacher_log_probs[place + 1, column].float().exp()
             else:
                 assert probability == 0

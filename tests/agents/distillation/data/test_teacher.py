@@ -1,4 +1,4 @@
-"""What a target shows on the way through its layers, recorded as it is, and what it expects next at every position."""
+"""A target's hidden states are recorded as they are, and so are its predictions at every position."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from specgym.agents.distillation.data.corpus import TextShard, read_texts
-from specgym.agents.distillation.data.teacher import TOP, Teacher, teacher_states
+from specgym.agents.distillation.data.corpus import load_texts, text_shard
+from specgym.agents.distillation.data.teacher import TOP, Teacher
 from specgym.env.common.errors import PairError
 from specgym.env.models.states import HiddenStates, decoder_layers
-from tests.support.distilling import make_conversation, make_lessons, target_features
+from tests.support.distilling import label_shard, label_texts, make_conversation, target_features
 from tests.support.tiny_models import VOCABULARY, tiny_llama, tiny_target
 
 TOKENS = torch.arange(2 * 9).reshape(2, 9)
@@ -23,19 +23,19 @@ LAYERS: list[tuple[int, ...]] = [(), (0,), (1,), (0, 1), (2,), (0, 2), (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    """Three layers deep, with the hooks that transformers puts there for `shown`, and no others."""
+    """A model of three layers, with the hooks that transformers adds for `expected_states`, and no others."""
     model = tiny_llama(num_hidden_layers=3)
-    shown(model, TOKENS, ())
+    expected_states(model, TOKENS, ())
     return model
 
 
 def hooks(model: PreTrainedModel) -> int:
-    """How many functions are called after the forwards of the model's modules."""
+    """Returns the number of functions that are called after forwards of the model's modules."""
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def shown(model: PreTrainedModel, tokens: torch.Tensor, layers: tuple[int, ...]) -> torch.Tensor:
-    """What transformers itself says of these layers and the last state, side by side."""
+def expected_states(model: PreTrainedModel, tokens: torch.Tensor, layers: tuple[int, ...]) -> torch.Tensor:
+    """Returns transformers' own states of these layers and the last state, side by side."""
     before_norm: list[torch.Tensor] = []
     handle = model.model.norm.register_forward_pre_hook(lambda module, inputs: before_norm.append(inputs[0]))
     states = model.model(tokens, output_hidden_states=True).hidden_states
@@ -51,7 +51,7 @@ class TestHiddenStates:
         self, model: PreTrainedModel, layers: tuple[int, ...]
     ) -> None:
         with torch.inference_mode():
-            expected = shown(model, TOKENS, layers)
+            expected = expected_states(model, TOKENS, layers)
             states = HiddenStates(model, layers)
             assert states.last is None
             model(TOKENS[:, :4])
@@ -79,7 +79,7 @@ class TestHiddenStates:
             model(TOKENS[:1])
             assert one.last is None
             assert other.last is not None
-            assert other.last.equal(shown(model, TOKENS[:1], (0, 2)))
+            assert other.last.equal(expected_states(model, TOKENS[:1], (0, 2)))
         other.close()
 
     @pytest.mark.parametrize("layers", [(3,), (-1,), (0, 1, 7)])
@@ -103,7 +103,7 @@ class TestHiddenStates:
 
 class TestTargetModel:
     @pytest.mark.parametrize("layers", [(), (0,), (0, 1)])
-    def test_it_shows_the_layers_asked_for(self, layers: tuple[int, ...]) -> None:
+    def test_it_shows_the_requested_layers(self, layers: tuple[int, ...]) -> None:
         target = tiny_target()
         with torch.inference_mode():
             assert target.features is None
@@ -111,7 +111,9 @@ class TestTargetModel:
             with target.lent() as model:
                 assert hooks(model) == 0
                 # transformers' norms are computed in float32, whatever the precision.
-                torch.testing.assert_close(features, shown(model, TOKENS[:1], layers)[0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    features, expected_states(model, TOKENS[:1], layers)[0], rtol=1e-4, atol=1e-4
+                )
             assert target_features(target, TOKENS[0].tolist(), layers).shape == features.shape
             target.show_features(None)
             target.extend(TOKENS[1].tolist())
@@ -129,37 +131,38 @@ class TestTeacher:
         self, model: PreTrainedModel, layers: tuple[int, ...]
     ) -> None:
         lengths = [1, 2, 120, *range(40, 120, 2), 7, 120]  # several batches, none of equal lengths
-        shard = TextShard.of([make_conversation(length, seed) for seed, length in enumerate(lengths)])
-        told: list[int] = []
+        shard = text_shard([make_conversation(length, seed) for seed, length in enumerate(lengths)])
+        reported: list[int] = []
         before = hooks(model)
         with torch.inference_mode():
-            states = teacher_states(model, shard, layers, told.append)
-            for start, end in itertools.pairwise(shard.starts.tolist()):
-                tokens = shard.tokens[None, start:end].long()
+            states = label_shard(model, shard, layers, progress=reported.append)
+            for start, end in itertools.pairwise(shard["starts"].tolist()):
+                tokens = shard["tokens"][None, start:end].long()
                 best = model(tokens).logits[0].float().log_softmax(-1).topk(VOCABULARY)
-                assert states["features"][start:end].equal(shown(model, tokens, layers)[0].bfloat16())
+                assert states["features"][start:end].equal(expected_states(model, tokens, layers)[0].bfloat16())
                 assert states["teacher_ids"][start:end].equal(best.indices.int())
                 torch.testing.assert_close(
                     states["teacher_log_probs"][start:end].float(), best.values, rtol=1e-3, atol=1e-3
                 )
-        assert len(told) > 1, "the test would miss batching"
-        assert sum(told) == sum(lengths)
+        assert len(reported) > 1, "the test would miss batching"
+        assert reported == sorted(reported)
+        assert reported[-1] == sum(lengths)
         assert hooks(model) == before
 
-    def test_a_lesson_that_it_is_asked_about_is_the_one_that_would_be_read_from_disk(
+    def test_a_text_that_it_labels_is_the_one_that_would_be_read_from_disk(
         self, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        expected = make_lessons(model, [make_conversation(length, length) for length in (9, 3, 30)], tmp_path, (1,))
-        bare = list(read_texts(tmp_path))
-        assert [lesson.features.shape for lesson in bare] == [(9, 0), (3, 0), (30, 0)]
-        for lesson, other in zip(Teacher(model, (1,)).teach(bare), expected, strict=True):
-            for field in dataclasses.fields(lesson):
-                found, wanted = (getattr(each, field.name) for each in (lesson.kept(), other))
-                assert found.equal(wanted) if isinstance(wanted, torch.Tensor) else found == wanted
+        expected = label_texts(model, [make_conversation(length, length) for length in (9, 3, 30)], tmp_path, (1,))
+        bare = list(load_texts(tmp_path, None))
+        assert [text.features.shape for text in bare] == [(9, 0), (3, 0), (30, 0)]
+        for text, other in zip(Teacher(model, (1,)).label(bare), expected, strict=True):
+            for field in dataclasses.fields(text):
+                found, wanted = (getattr(each, field.name) for each in (text, other))
+                assert found.to(wanted.dtype).equal(wanted) if isinstance(wanted, torch.Tensor) else found == wanted
 
     def test_only_the_most_probable_tokens_are_kept_of_a_large_vocabulary(self) -> None:
         model = tiny_llama(vocab_size=2 * TOP)
-        states = teacher_states(model, TextShard.of([make_conversation(9, 0)]))
+        states = label_shard(model, text_shard([make_conversation(9, 0)]))
         assert states["teacher_ids"].shape == (9, TOP)
         assert (states["teacher_log_probs"].diff(dim=1) <= 0).all()
         assert (states["teacher_log_probs"].float().exp().sum(1) < 1).all()

@@ -1,4 +1,4 @@
-"""What a calibrator is fitted on is what happens at work, and the fit and its error are what they are said to be."""
+"""A calibrator is fitted on what happens in decoding, and the fit and its error follow their definitions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from specgym.agents.distillation.data.corpus import Lesson, TextShard
+from specgym.agents.distillation.data.corpus import LabelledText
 from specgym.agents.distillation.data.generation import Conversation
-from specgym.agents.distillation.data.teacher import teacher_states
+from specgym.agents.distillation.distillation_config import FeatureShape
 from specgym.agents.distillation.examination.calibration import (
     DEPTHS,
     RANKS,
@@ -21,9 +21,10 @@ from specgym.agents.distillation.examination.calibration import (
     expected_calibration_error,
     fit_map,
 )
-from specgym.agents.distillation.model.draft_shapes import FeatureShape, new_network
+from specgym.agents.distillation.model.draft_shapes import new_network
 from specgym.agents.distillation.model.students import FeatureStudent
 from specgym.env.common.arrays import FloatArray
+from tests.support.distilling import label_texts
 from tests.support.tiny_models import VOCABULARY, tiny_llama
 
 
@@ -33,8 +34,8 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def lessons(model: PreTrainedModel) -> list[Lesson]:
-    """Texts that the model wrote greedily or sampled, and what it says of them."""
+def texts(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[LabelledText]:
+    """Texts that the model wrote greedily or sampled, with its labels."""
     made = []
     for seed in range(6):
         greedy = seed % 2 == 0
@@ -44,22 +45,7 @@ def lessons(model: PreTrainedModel) -> list[Lesson]:
                                 max_new_tokens=36)  # fmt: skip
         tokens = output[0].numpy().astype(np.int32)
         made.append(Conversation(tokens, 4, 0.0 if greedy else 1.0, "code", seed))
-    shard = TextShard.of(made)
-    states = teacher_states(model, shard)
-    bounds = shard.starts.tolist()
-    return [
-        Lesson(
-            shard.tokens[start:end].long(),
-            states["features"][start:end],
-            states["teacher_ids"][start:end],
-            states["teacher_log_probs"][start:end],
-            4,
-            each.temperature,
-            each.kind,
-            each.prompt_hash,
-        )
-        for each, start, end in zip(made, bounds, bounds[1:], strict=False)
-    ]
+    return label_texts(model, made, tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
@@ -70,61 +56,61 @@ def student(model: PreTrainedModel) -> FeatureStudent:
 
 class TestExamples:
     def test_greedy_examples_are_the_children_of_nodes_that_the_target_reaches(
-        self, student: FeatureStudent, lessons: list[Lesson]
+        self, student: FeatureStudent, texts: list[LabelledText]
     ) -> None:
-        greedy = [lesson for lesson in lessons if lesson.temperature == 0]
+        greedy = [text for text in texts if text.temperature == 0]
         examples = collect(student, greedy, greedy=True)
         expected: list[tuple[int, list[bool]]] = []
-        for lesson in greedy:
+        for text in greedy:
             with torch.inference_mode():
-                ranked = [logits.topk(RANKS).indices for logits in student.guesses(lesson, DEPTHS)]
+                ranked = [logits.topk(RANKS).indices for logits in student.guesses(text, DEPTHS)]
             for step in range(DEPTHS):
-                for position in range(max(4, step + 2), len(lesson.tokens)):
+                for position in range(max(4, step + 2), len(text.tokens)):
                     # The root stands `step` + 1 before the position; every token between must have been a candidate.
                     between = range(step)
                     if all(
-                        lesson.tokens[position - step + back] in ranked[back][position - step + back - 2]
+                        text.tokens[position - step + back] in ranked[back][position - step + back - 2]
                         for back in between
                     ):
-                        choice = int(lesson.teacher_ids[position - 1, 0])
+                        choice = int(text.teacher_ids[position - 1, 0])
                         children = ranked[step][position - 2].tolist()
                         expected.append((step + 1, [child == choice for child in children]))
         assert sorted(expected) == sorted(zip(examples.depth.tolist(), examples.accepted.tolist(), strict=True))
         assert {1, 2} <= set(examples.depth.tolist()), "the test would be vacuous"
         assert 0 < examples.accepted.mean() < 0.5
 
-    def test_shared_noise_leads_the_target_to_the_texts_own_tokens(
-        self, student: FeatureStudent, lessons: list[Lesson]
+    def test_under_shared_noise_the_target_chooses_the_texts_own_tokens(
+        self, student: FeatureStudent, texts: list[LabelledText]
     ) -> None:
-        sampled = [lesson for lesson in lessons if lesson.temperature > 0]
+        sampled = [text for text in texts if text.temperature > 0]
         examples = collect(student, sampled, greedy=False).at(1)
         # Every answer token of a vocabulary that the teacher's cache holds is an example, and ranks change with noise.
-        assert len(examples.depth) == sum(len(lesson.tokens) - 4 for lesson in sampled)
+        assert len(examples.depth) == sum(len(text.tokens) - 4 for text in sampled)
         again, other = (collect(student, sampled, greedy=False, seed=seed).at(1) for seed in (0, 1))
         assert (again.log_probs == examples.log_probs).all()
         assert not (other.log_probs == examples.log_probs).all()
 
     def test_a_draft_that_is_the_target_is_always_right_whatever_the_noise(
-        self, model: PreTrainedModel, lessons: list[Lesson]
+        self, model: PreTrainedModel, texts: list[LabelledText]
     ) -> None:
         class Oracle:
-            """Guesses with the teacher's own probabilities: noise that is shared leaves no doubt."""
+            """Guesses with the teacher's own probabilities, so under shared noise it is always right."""
 
             token_ids = torch.arange(VOCABULARY)
 
-            def guesses(self, lesson: Lesson, steps: int) -> list[torch.Tensor]:
-                logits = model(lesson.tokens[None, :-1]).logits[0, 1:]
+            def guesses(self, text: LabelledText, steps: int) -> list[torch.Tensor]:
+                logits = model(text.tokens[None, :-1]).logits[0, 1:]
                 return [logits] * steps
 
         for greedy in (True, False):
-            own = [lesson for lesson in lessons if (lesson.temperature == 0) == greedy]
+            own = [text for text in texts if (text.temperature == 0) == greedy]
             examples = collect(Oracle(), own, greedy)  # type: ignore[arg-type]
             assert examples.accepted[:, 0].mean() > 0.99
             assert set(examples.depth.tolist()) == set(range(1, DEPTHS + 1))
 
 
 def draw_examples(accept: FloatArray, nodes: int, seed: int = 0) -> Examples:
-    """Nodes with random probabilities, whose children are accepted as often as `accept` of them says."""
+    """Returns nodes with random probabilities, whose children are accepted with the chances `accept(probabilities)`."""
     random = np.random.default_rng(seed)
     probabilities = np.sort(random.dirichlet(np.ones(RANKS + 1), nodes)[:, :RANKS])[:, ::-1]
     chances = accept(probabilities)  # type: ignore[operator]
@@ -134,7 +120,7 @@ def draw_examples(accept: FloatArray, nodes: int, seed: int = 0) -> Examples:
 
 
 class TestFit:
-    def test_probabilities_that_are_too_high_are_put_right_at_every_depth(self) -> None:
+    def test_probabilities_that_are_too_high_are_corrected_at_every_depth(self) -> None:
         fitted = fit_map(draw_examples(lambda p: p**1.7 * 0.8, 20_000))  # type: ignore[arg-type]
         errors = depth_errors(draw_examples(lambda p: p**1.7 * 0.8, 20_000, seed=1), fitted)  # type: ignore[arg-type]
         assert [error.depth for error in errors] == list(range(1, DEPTHS + 1))

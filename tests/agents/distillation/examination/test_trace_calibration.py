@@ -1,4 +1,4 @@
-"""A calibrator fitted on a trace: its examples are what the target chose there, and it is judged on others."""
+"""A calibrator's examples are the target's choices in a trace, and its errors are measured on other texts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specgym.agents.distillation.examination.calibration import DEPTHS, RANKS
-from specgym.agents.distillation.examination.trace_calibration import fit_on_trace, trace_examples
+from specgym.agents.distillation.examination.calibration import DEPTHS, RANKS, fit_on_trace, trace_examples
 from specgym.env.common.errors import TraceError
 from specgym.env.replay.sources import find_trace
 from specgym.env.replay.traces.file import Trace
@@ -26,7 +25,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     trace = find_trace(path)
     seen: Counter[float] = Counter()
     texts = []
-    for text in trace.texts:  # of either way, one in four is for the test
+    for text in trace.texts:  # one in four of each mode is for the test
         seen[text.settings.temperature] += 1
         split = "test" if seen[text.settings.temperature] % 4 == 0 else "train"
         texts.append(dataclasses.replace(text, split=split))
@@ -59,12 +58,12 @@ class TestExamples:
         assert sorted(seen) == sorted(expected)
         assert len({depth for depth, _, _ in expected}) > 3, "the test would be vacuous"
 
-    def test_the_test_split_is_judged_on_and_never_fitted_on(self, trace: Trace) -> None:
+    def test_the_test_split_is_measured_on_and_never_fitted_on(self, trace: Trace) -> None:
         found = fit_on_trace(trace)
-        for way, greedy in (("greedy", True), ("sampled", False)):
+        for mode, greedy in (("greedy", True), ("sampled", False)):
             texts = [text for text in trace.texts if (text.settings.temperature == 0) == greedy]
             judged = trace_examples([text for text in texts if text.split == "test"], trace.header)
-            assert sum(error.children for error in found.errors[way]) == judged.accepted.size
+            assert sum(error.children for error in found.errors[mode]) == judged.accepted.size
         others = [text for text in trace.texts if text.split != "test"]
         again = fit_on_trace(Trace(trace.path, trace.header, [*others, *_swapped(trace)]))
         assert again.calibrator.record() == found.calibrator.record()
@@ -83,7 +82,7 @@ class TestExamples:
 
 
 def _swapped(trace: Trace) -> list[TraceText]:
-    """The texts of the test split, each read with the guesses of the next one of its way."""
+    """Returns the texts of the test split, each with the guesses of the next text of its mode."""
     made = []
     for greedy in (True, False):
         texts = [text for text in trace.texts if text.split == "test" and (text.settings.temperature == 0) == greedy]

@@ -1,4 +1,4 @@
-"""The loss made by hand is the one that autograd makes."""
+"""The loss and its gradient equal those of autograd."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specgym.agents.distillation.model.loss import soft_cross_entropy
+from specgym.agents.distillation.model.students import soft_cross_entropy
 
 VOCABULARY = 11
 
 
 def plain_loss(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """The definition, left to autograd."""
+    """The definition, with autograd's gradient."""
     return -(probs * logits.log_softmax(-1).gather(-1, ids)).sum(-1).mean()
 
 
 def batch(rows: int, seed: int, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, ids of which some come twice, and probabilities that do not sum to 1."""
+    """Returns logits, ids of which some occur twice, and probabilities that do not sum to 1."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(rows, VOCABULARY, generator=generator)
     ids = torch.randint(VOCABULARY, (rows, 4), generator=generator)

@@ -1,4 +1,4 @@
-"""The most important promise: what is trained and measured is what runs."""
+"""The most important promise: training and measuring compute what decoding computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specgym.agents.distillation.model.rollout import rollout
+from specgym.agents.distillation.model.students import rollout
 from tests.support.distilling import FEATURE_SHAPES, ChainAtWork, target_features
 from tests.support.tiny_models import VOCABULARY, feature_draft, tiny_network, tiny_target
 
@@ -16,7 +16,7 @@ from tests.support.tiny_models import VOCABULARY, feature_draft, tiny_network, t
 class TestRollout:
     @settings(max_examples=20)
     @given(data=st.data())
-    def test_every_step_is_what_the_draft_computes_at_work(
+    def test_every_step_is_what_the_draft_computes_in_decoding(
         self, layers: int, feature_layers: tuple[int, ...], data: st.DataObject
     ) -> None:
         target = tiny_target(data.draw(st.integers(0, 3), "target"))
@@ -36,7 +36,7 @@ class TestRollout:
                 for step, guess in enumerate(work.guesses(steps)):
                     # Row r holds token r + 1: the root is in row `until` - 2.
                     logits = draft.network.head(outputs[step][0, until - 2 + step])
-                    expected = logits.float().log_softmax(-1).bfloat16()  # the precision that guesses are told in
+                    expected = logits.float().log_softmax(-1).bfloat16()  # the precision of candidates
                     assert [guess[token] for token in draft.network.token_ids.tolist()] == pytest.approx(
                         expected.tolist(), abs=1e-5
                     )

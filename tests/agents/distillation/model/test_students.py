@@ -1,4 +1,4 @@
-"""Students learn what they will be asked at work, and begin as what they are said to begin as."""
+"""Students learn what they compute in decoding, and their first weights are the configured ones."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.model.draft_shapes import CausalShape, FeatureShape, new_causal, new_network
-from specgym.agents.distillation.model.rollout import rollout
-from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent
+from specgym.agents.distillation.data.corpus import LabelledText
+from specgym.agents.distillation.distillation_config import CausalShape, FeatureShape
+from specgym.agents.distillation.model.draft_shapes import new_causal, new_network
+from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent, rollout
 from specgym.env.common.errors import LimitError, PairError, ParameterError
 from specgym.env.drafts import FeatureDraft
 from specgym.env.drafts.network import load_network, save_network
 from specgym.env.models.attention import attend
 from specgym.env.models.states import decoder_layers
-from tests.support.distilling import FEATURE_SHAPES, guesses_at_work, make_conversation, make_lessons
+from tests.support.distilling import FEATURE_SHAPES, guesses_at_work, label_texts, make_conversation
 from tests.support.tiny_models import SHAPE, VOCABULARY, tiny_llama, tiny_network
 
 CONVERSATIONS = [make_conversation(12, 1, 6), make_conversation(17, 2, 3), make_conversation(9, 3, 5)]
@@ -30,15 +30,19 @@ KNOWN = torch.arange(VOCABULARY - 1, -1, -2)
 ROPE = {"rope_type": "default", "rope_theta": 777.0}
 
 
-def cross_entropy(lessons: Iterable[Lesson], step: int, guess: Callable[[Lesson, int], Mapping[int, float]]) -> float:
-    """The loss as it is defined: over every position for which a draft has a feature `step` tokens before it, the
-    teacher's probabilities of the tokens that the draft knows, times what the draft thinks of them.
+def cross_entropy(
+    texts: Iterable[LabelledText], step: int, guess: Callable[[LabelledText, int], Mapping[int, float]]
+) -> float:
+    """Computes the loss by its definition.
+
+    It is the mean over all positions for which a draft has a feature `step` tokens before. A position's loss is the sum
+    of the teacher's probabilities times the draft's negative log-probabilities, over tokens that the draft knows.
     """
     losses = []
-    for lesson in lessons:
-        for position in range(step + 2, len(lesson.tokens) + 1):
-            guessed = guess(lesson, position)
-            ids, said = lesson.teacher_ids[position - 1].tolist(), lesson.teacher_log_probs[position - 1].tolist()
+    for text in texts:
+        for position in range(step + 2, len(text.tokens) + 1):
+            guessed = guess(text, position)
+            ids, said = text.teacher_ids[position - 1].tolist(), text.teacher_log_probs[position - 1].tolist()
             taught = [
                 math.exp(each) * guessed[token] for token, each in zip(ids, said, strict=True) if token in guessed
             ]
@@ -48,77 +52,77 @@ def cross_entropy(lessons: Iterable[Lesson], step: int, guess: Callable[[Lesson,
 
 
 @pytest.mark.parametrize(("layers", "feature_layers"), FEATURE_SHAPES)
-def test_a_feature_drafts_losses_are_those_of_its_guesses_at_work(
+def test_a_feature_drafts_losses_are_those_of_its_guesses_in_decoding(
     tmp_path: Path, layers: int, feature_layers: tuple[int, ...]
 ) -> None:
     target = tiny_llama(dtype=torch.float32)
-    lessons = make_lessons(target, CONVERSATIONS, tmp_path, feature_layers)
+    texts = label_texts(target, CONVERSATIONS, tmp_path, feature_layers)
     network = tiny_network(vocabulary=len(KNOWN), layers=layers, feature_layers=feature_layers)
     network.token_ids.copy_(KNOWN)
     student = FeatureStudent(network, target.get_input_embeddings(), steps=3)
     with torch.autocast("cpu", torch.bfloat16):
-        single, several = student.losses(lessons, 0), student.losses(lessons, 1)
+        single, several = student.losses(texts, 0), student.losses(texts, 1)
     assert (len(single), len(several)) == (1, 3), "every second batch takes all steps"
     draft = FeatureDraft(network, target.get_input_embeddings(), 128)
     with torch.inference_mode():
         for step, loss in [(0, single[0]), *enumerate(several)]:
             slow = cross_entropy(
-                lessons, step, lambda lesson, position, step=step: guesses_at_work(draft, lesson, position, step)
+                texts, step, lambda text, position, step=step: guesses_at_work(draft, text, position, step)
             )
             assert float(loss) == pytest.approx(slow, rel=5e-3)
 
 
 def test_the_targets_embedding_is_not_trained(tmp_path: Path) -> None:
     target = tiny_llama(dtype=torch.float32)
-    lessons = make_lessons(target, CONVERSATIONS, tmp_path)
+    texts = label_texts(target, CONVERSATIONS, tmp_path)
     student = FeatureStudent(tiny_network(vocabulary=VOCABULARY), target.get_input_embeddings())
     with torch.autocast("cpu", torch.bfloat16):
-        torch.stack(student.losses(lessons, 1)).sum().backward()
+        torch.stack(student.losses(texts, 1)).sum().backward()
     assert target.get_input_embeddings().weight.grad is None
     assert all(weight.grad is not None for weight in student.module.parameters())
 
 
 class TestCausalStudent:
     @staticmethod
-    def losses(student: CausalStudent, lessons: list[Lesson], update: int) -> tuple[float, list[int]]:
-        """A batch's loss, and the tokens that it weighs against each other: those whose rows of the head learn."""
+    def losses(student: CausalStudent, texts: list[LabelledText], update: int) -> tuple[float, list[int]]:
+        """Returns a batch's loss, and the tokens of its softmax: those whose rows of the head have a gradient."""
         student.module.zero_grad()
-        (loss,) = student.losses(lessons, update)
+        (loss,) = student.losses(texts, update)
         loss.backward()
         learning = student.module.lm_head.weight.grad.abs().sum(1) > 0
         return float(loss.detach()), learning.nonzero()[:, 0].tolist()
 
     @pytest.fixture
-    def lessons(self, tmp_path: Path) -> list[Lesson]:
-        return make_lessons(tiny_llama(), CONVERSATIONS, tmp_path)
+    def texts(self, tmp_path: Path) -> list[LabelledText]:
+        return label_texts(tiny_llama(), CONVERSATIONS, tmp_path)
 
-    @pytest.mark.parametrize("strangers", [0, 4, 99])
-    def test_its_loss_is_that_of_its_guesses_at_work_among_the_weighed_tokens(
-        self, lessons: list[Lesson], strangers: int
+    @pytest.mark.parametrize("rare_tokens", [0, 4, 99])
+    def test_its_loss_is_that_of_its_guesses_among_the_known_tokens(
+        self, texts: list[LabelledText], rare_tokens: int
     ) -> None:
         model = tiny_llama(seed=1)  # its head is not tied, which shows what learns
-        student = CausalStudent(model, KNOWN, strangers, seed=0)
-        loss, weighed = self.losses(student, lessons, 0)
+        student = CausalStudent(model, KNOWN, rare_tokens, seed=0)
+        loss, weighed = self.losses(student, texts, 0)
         assert set(KNOWN.tolist()) <= set(weighed)
-        assert len(weighed) == min(len(KNOWN) + strangers, VOCABULARY)
+        assert len(weighed) == min(len(KNOWN) + rare_tokens, VOCABULARY)
 
-        def guess(lesson: Lesson, position: int) -> dict[int, float]:
-            logits = model(lesson.tokens[None, :position]).logits[0, -1]
+        def guess(text: LabelledText, position: int) -> dict[int, float]:
+            logits = model(text.tokens[None, :position]).logits[0, -1]
             return dict(zip(weighed, logits[weighed].log_softmax(-1).tolist(), strict=True))
 
         with torch.inference_mode():
-            assert loss == pytest.approx(cross_entropy(lessons, 0, guess), rel=1e-5)
+            assert loss == pytest.approx(cross_entropy(texts, 0, guess), rel=1e-5)
 
-    def test_strangers_change_from_batch_to_batch_and_are_the_same_again(self, lessons: list[Lesson]) -> None:
+    def test_rare_tokens_change_from_batch_to_batch_and_repeat_with_the_seed(self, texts: list[LabelledText]) -> None:
         def weighed(seed: int, update: int) -> list[int]:
-            return self.losses(CausalStudent(tiny_llama(), KNOWN, 4, seed), lessons, update)[1]
+            return self.losses(CausalStudent(tiny_llama(), KNOWN, 4, seed), texts, update)[1]
 
         student = CausalStudent(tiny_llama(), KNOWN, 4, 7)
-        by_update = [self.losses(student, lessons, update)[1] for update in range(6)]
+        by_update = [self.losses(student, texts, update)[1] for update in range(6)]
         assert len(set(map(tuple, by_update))) > 3
         assert weighed(7, 5) == by_update[5], "whatever came before"
         assert len({tuple(weighed(seed, 0)) for seed in range(0, 400, 100)}) > 2
-        met = set(itertools.chain.from_iterable(self.losses(student, lessons, update)[1] for update in range(30)))
+        met = set(itertools.chain.from_iterable(self.losses(student, texts, update)[1] for update in range(30)))
         assert met == set(range(VOCABULARY)), "every token learns to be rare"
 
 
@@ -137,7 +141,7 @@ class TestNewNetwork:
 
     @pytest.mark.parametrize("layers", [1, 2])
     def test_its_layers_may_begin_as_the_targets_last(self, layers: int) -> None:
-        """Numerically: what goes into the target's layers comes out of the draft's as it comes out of the target's."""
+        """With the inputs of the target's layers, the draft's layers have the same outputs."""
         target = tiny_llama(
             dtype=torch.float32, num_hidden_layers=3, rms_norm_eps=1e-2, rope_parameters=ROPE, head_dim=12
         )
@@ -215,7 +219,7 @@ class TestNewNetwork:
             with pytest.raises(PairError, match=r"got \(32, 1, \(0,\)\)"):
                 new_network(tiny_llama(), KNOWN, FeatureShape(begin=str(path), feature_layers=layers), 0)
 
-    def test_its_shape_is_the_one_asked_for(self) -> None:
+    def test_its_shape_is_the_configured_one(self) -> None:
         network = new_network(tiny_llama(), KNOWN, FeatureShape(layers=2, feature_layers=(0, 1)), 0)
         assert len(network.blocks) == 2
         assert network.config.feature_width == 3 * 32
@@ -230,7 +234,7 @@ class TestNewNetwork:
 class TestNewCausal:
     SHAPE = CausalShape(hidden_size=12, layers=3, heads=2, intermediate_size=40)
 
-    def test_its_shape_is_the_one_asked_for(self) -> None:
+    def test_its_shape_is_the_configured_one(self) -> None:
         target = tiny_llama(eos_token_id=[3, 4])
         config = new_causal(target, KNOWN, self.SHAPE, 0).config
         asked = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
@@ -249,7 +253,7 @@ class TestNewCausal:
         ratio = self.distances(model) / self.distances(target)
         assert ratio.min() == pytest.approx(float(ratio.max()), rel=1e-3)
 
-    def test_a_narrow_one_keeps_what_tells_the_frequent_tokens_apart(self) -> None:
+    def test_a_narrow_one_keeps_what_distinguishes_the_frequent_tokens(self) -> None:
         target = tiny_llama()
         rare = torch.tensor(sorted(set(range(VOCABULARY)) - set(KNOWN.tolist())))
         with torch.no_grad():
@@ -287,7 +291,7 @@ class TestShapes:
             (lambda: FeatureShape(begin="home"), "feature.begin must be random, target or a .safetensors file that is"),
             (lambda: FeatureShape(begin="no.safetensors"), "feature.begin must be random, target or a .safetensors"),
             (lambda: CausalShape(layers=0), "causal.layers must be 1 or more; got 0."),
-            (lambda: CausalShape(strangers=0), "causal.strangers must be 1 or more; got 0."),
+            (lambda: CausalShape(rare_tokens=0), "causal.rare_tokens must be 1 or more; got 0."),
             (lambda: CausalShape(heads=3), "causal.hidden_size must be an even multiple of causal.heads; got 160"),
             (lambda: CausalShape(hidden_size=25, heads=5), "causal.hidden_size must be an even multiple"),
         ],

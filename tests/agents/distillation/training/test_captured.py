@@ -1,4 +1,4 @@
-"""Updates from a shelf are the updates that lessons bring, graphs or not, and making a graph teaches nothing."""
+"""Updates from a dataset on the device equal those from texts, with graphs or without, and capturing learns nothing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import DeviceDataset
-from specgym.agents.distillation.data.teacher import Teacher
-from specgym.agents.distillation.model.draft_shapes import FeatureShape, new_network
-from specgym.agents.distillation.model.scales import layer_scales
-from specgym.agents.distillation.model.students import FeatureStudent
-from specgym.agents.distillation.training.captured import ShelfUpdates, unchanged
-from specgym.agents.distillation.training.trainer import Trainer, TrainingConfig
-from tests.support.distilling import make_lessons_of
+from specgym.agents.distillation.data.corpus import LabelledText
+from specgym.agents.distillation.data.teacher import DeviceDataset, Teacher
+from specgym.agents.distillation.distillation_config import FeatureShape, TrainingConfig
+from specgym.agents.distillation.model.draft_shapes import new_network
+from specgym.agents.distillation.model.students import FeatureStudent, layer_scales
+from specgym.agents.distillation.training.captured import CapturedTrainer, unchanged
+from specgym.agents.distillation.training.trainer import Trainer
+from tests.support.distilling import label_random_texts
 from tests.support.tiny_models import tiny_llama
 
 LAYERS = (0,)
 LENGTHS = (10, 70, 12, 33, 66, 5, 65, 80)
-CONFIG = TrainingConfig(epochs=3, batch_tokens=256, learning_rate=5e-3, looks=3)
+CONFIG = TrainingConfig(epochs=3, batch_tokens=256, learning_rate=5e-3, evaluations=3)
 
 
 @pytest.fixture(scope="module")
@@ -35,106 +34,107 @@ def target() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    return make_lessons_of(target, LENGTHS, tmp_path_factory.mktemp("lessons"), LAYERS)
+def texts(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[LabelledText]:
+    return label_random_texts(target, LENGTHS, tmp_path_factory.mktemp("texts"), LAYERS)
 
 
-def make_student(target: PreTrainedModel, lessons: Sequence[Lesson]) -> FeatureStudent:
-    """A draft that knows two thirds of the target's tokens, in its first state."""
+def make_student(target: PreTrainedModel, texts: Sequence[LabelledText]) -> FeatureStudent:
+    """Returns a draft that knows two thirds of the target's tokens, before training."""
     network = new_network(target, torch.arange(20), FeatureShape(feature_layers=LAYERS), 0)
-    scales = layer_scales(lessons, lambda lessons: lessons, len(LAYERS), 32)
+    scales = layer_scales(texts, lambda texts: texts, len(LAYERS), 32)
     return FeatureStudent(network, target.get_input_embeddings(), 3, scales)
 
 
-def make_trainer(
-    target: PreTrainedModel, lessons: Sequence[Lesson], *, shelved: bool, checkpoint: Path | None = None
-) -> Trainer:
-    """A trainer that takes the same batches from a shelf or from lessons."""
+def new_trainer(
+    target: PreTrainedModel, texts: Sequence[LabelledText], checkpoint: Path | None = None
+) -> CapturedTrainer:
+    """Returns a trainer from a dataset on the device, before its first update."""
 
-    def shelve() -> DeviceDataset:
-        return DeviceDataset(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
+    def make_dataset() -> DeviceDataset:
+        return DeviceDataset(Teacher(target, LAYERS), [text.tokens for text in texts])
 
-    student = make_student(target, lessons)
-    return Trainer(student, lessons, CONFIG, checkpoint, padded=True, shelve=shelve if shelved else None)
+    return CapturedTrainer(make_student(target, texts), texts, CONFIG, make_dataset, checkpoint=checkpoint)
 
 
-def bits(updates: ShelfUpdates) -> list[torch.Tensor]:
-    """Copies of the weights and of AdamW's state."""
-    states = [each for state in updates.optimizer.state.values() for each in state.values()]
-    return [tensor.detach().clone() for tensor in (*updates.student.module.parameters(), *states)]
+def bits(trainer: CapturedTrainer) -> list[torch.Tensor]:
+    """Returns copies of the weights and of AdamW's state."""
+    states = [tensor for state in trainer.optimizer.state.values() for tensor in state.values()]
+    return [tensor.detach().clone() for tensor in (*trainer.student.module.parameters(), *states)]
+
+
+def learn(trainer: CapturedTrainer, batch: list[int], update: int, rate: float) -> None:
+    """Learns from a batch at a learning rate."""
+    for group in trainer.optimizer.param_groups:
+        group["lr"].fill_(rate)
+    trainer.learn(batch, trainer.student.steps_at(update))
 
 
 @pytest.fixture
-def updates(target: PreTrainedModel, lessons: list[Lesson]) -> ShelfUpdates:
-    """Updates that have not begun."""
-    made = make_trainer(target, lessons, shelved=True).updates
-    assert isinstance(made, ShelfUpdates)
-    made.prepare()
-    return made
+def trainer(target: PreTrainedModel, texts: list[LabelledText]) -> CapturedTrainer:
+    """A trainer that is ready for its first update."""
+    trainer = new_trainer(target, texts)
+    trainer.prepare()
+    return trainer
 
 
-class TestShelfUpdates:
-    def test_they_learn_what_updates_from_lessons_learn(self, target: PreTrainedModel, lessons: list[Lesson]) -> None:
-        shelved, told = (make_trainer(target, lessons, shelved=way) for way in (True, False))
-        begun = copy.deepcopy(told.student.module)
-        shelved.run()
-        told.run()
-        assert shelved.plan == told.plan
-        assert {len(losses) for losses in told.history.losses} == {1, 3}
-        assert len({len(batch) for batch in told.plan}) > 1, "the test would miss half-empty batches"
-        for found, expected in zip(shelved.history.losses, told.history.losses, strict=True):
+class TestCapturedTrainer:
+    def test_it_learns_what_a_trainer_from_texts_learns(
+        self, target: PreTrainedModel, texts: list[LabelledText]
+    ) -> None:
+        captured, plain = new_trainer(target, texts), Trainer(make_student(target, texts), texts, CONFIG, padded=True)
+        begun = copy.deepcopy(plain.student.module)
+        captured.run()
+        plain.run()
+        assert captured.plan == plain.plan
+        assert {len(losses) for losses in plain.history.losses} == {1, 3}
+        assert len({len(batch) for batch in plain.plan}) > 1, "the test would miss half-empty batches"
+        for found, expected in zip(captured.history.losses, plain.history.losses, strict=True):
             assert found == pytest.approx(expected, rel=2e-3)
         for first, found, expected in zip(
-            *(module.parameters() for module in (begun, shelved.student.module, told.student.module)), strict=True
+            *(module.parameters() for module in (begun, captured.student.module, plain.student.module)), strict=True
         ):
             moved = (expected - first).norm()
             assert moved > 0
             assert (found - expected).norm() < 0.1 * moved, "but for rounding in bfloat16"
 
-    def test_only_what_a_batch_holds_counts(self, updates: ShelfUpdates) -> None:
-        """The same conversations, alone and beside another one."""
-        shelf, student, trimmed = updates._shelf, updates.student, updates.student.trimmed
+    def test_only_the_texts_of_a_batch_count(self, trainer: CapturedTrainer) -> None:
+        """Uses the same texts alone and beside another one."""
+        dataset, student, trimmed = trainer.dataset, trainer.student, trainer.student.trimmed
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             one, other, both, spare = (
-                student.batch_losses(shelf.batch(torch.tensor(chosen), 128, trimmed), 1, every_row=True)[0]
+                student.batch_losses(dataset.batch(torch.tensor(chosen), 128, trimmed), 1, every_row=True)[0]
                 for chosen in ([1], [3], [1, 3], [-1, 1, -1])
             )
-            nothing = student.batch_losses(shelf.batch(torch.tensor([-1]), 64, trimmed), 3, every_row=True)
+            nothing = student.batch_losses(dataset.batch(torch.tensor([-1]), 64, trimmed), 3, every_row=True)
         rows = [LENGTHS[index] - 1 for index in (1, 3)]
         assert float(both) == pytest.approx((rows[0] * float(one) + rows[1] * float(other)) / sum(rows), rel=1e-3)
         assert float(spare) == pytest.approx(float(one), rel=1e-3)
         assert one != other
         assert [float(loss) for loss in nothing] == [0, 0, 0]
 
-    def test_the_teacher_is_not_asked_before_there_is_something_to_learn(
-        self, target: PreTrainedModel, lessons: list[Lesson], tmp_path: Path
+    def test_the_teacher_reads_nothing_if_there_is_nothing_to_learn(
+        self, target: PreTrainedModel, texts: list[LabelledText], tmp_path: Path
     ) -> None:
-        asked = []
-
-        def shelve() -> DeviceDataset:
-            asked.append(1)
-            return DeviceDataset(Teacher(target, LAYERS), [lesson.tokens for lesson in lessons])
-
-        for expected in (1, 1):
-            trainer = Trainer(
-                make_student(target, lessons), lessons, CONFIG, tmp_path / "file", padded=True, shelve=shelve
-            )
+        datasets = []
+        for _ in range(2):
+            trainer = new_trainer(target, texts, tmp_path / "file")
+            make_dataset = trainer.make_dataset
+            trainer.make_dataset = lambda make=make_dataset: datasets.append(make()) or datasets[-1]
             trainer.run()
-            assert len(asked) == expected, "a run that is at its end needs no shelf"
+            assert len(datasets) == 1, "a run that is at its end needs no dataset"
 
-    def test_where_no_graph_can_be_captured_one_is_told_and_training_goes_on_as_it_would_have(
-        self, target: PreTrainedModel, lessons: list[Lesson], monkeypatch: pytest.MonkeyPatch
+    def test_if_no_graph_can_be_captured_a_warning_says_so_and_training_is_the_same(
+        self, target: PreTrainedModel, texts: list[LabelledText], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*arguments: object, **options: object) -> None:
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(torch.cuda, "Stream", fail)
-        expected, failing = (make_trainer(target, lessons, shelved=True) for _ in range(2))
+        expected, failing = (new_trainer(target, texts) for _ in range(2))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             expected.run()
-        assert isinstance(failing.updates, ShelfUpdates)
-        failing.updates.graphs.capturing = True
+        failing.graphs.capturing = True
         with pytest.warns(UserWarning, match=r"could not be captured as a CUDA graph \(out of memory\)") as warned:
             failing.run()
         assert len(warned) == 1
@@ -145,59 +145,57 @@ class TestShelfUpdates:
 
 class TestUnchanged:
     @pytest.mark.parametrize("before", [0, 3])
-    def test_what_a_block_does_is_undone_where_it_lies(self, updates: ShelfUpdates, before: int) -> None:
+    def test_what_a_block_does_is_undone_where_it_lies(self, trainer: CapturedTrainer, before: int) -> None:
         for update in range(before):
-            updates([0, 2], update, 1e-2)
-        kept = bits(updates)
-        with unchanged(updates.student.module, updates.optimizer):
-            updates([1], 1, 1e-1)
-            changed = bits(updates)
-            places = [tensor.data_ptr() for tensor in updates.student.module.parameters()]
+            learn(trainer, [0, 2], update, 1e-2)
+        kept = bits(trainer)
+        with unchanged(trainer.student.module, trainer.optimizer):
+            learn(trainer, [1], 1, 1e-1)
+            changed = bits(trainer)
+            places = [tensor.data_ptr() for tensor in trainer.student.module.parameters()]
         assert not changed[0].equal(kept[0])
-        assert places == [tensor.data_ptr() for tensor in updates.student.module.parameters()]
-        after = bits(updates)
+        assert places == [tensor.data_ptr() for tensor in trainer.student.module.parameters()]
+        after = bits(trainer)
         assert len(after) == len(changed)
         expected = kept + [torch.zeros_like(tensor) for tensor in changed[len(kept) :]]
         assert all(one.equal(other) for one, other in zip(after, expected, strict=True))
 
     def test_the_first_update_after_it_is_as_without_it(
-        self, updates: ShelfUpdates, target: PreTrainedModel, lessons: list[Lesson]
+        self, trainer: CapturedTrainer, target: PreTrainedModel, texts: list[LabelledText]
     ) -> None:
-        other = make_trainer(target, lessons, shelved=True).updates
-        assert isinstance(other, ShelfUpdates)
+        other = new_trainer(target, texts)
         other.prepare()
-        with unchanged(updates.student.module, updates.optimizer):
-            updates([1], 1, 1e-1)
-        for made in (updates, other):
-            made([0, 2], 0, 1e-2)
-        assert all(one.equal(another) for one, another in zip(bits(updates), bits(other), strict=True))
+        with unchanged(trainer.student.module, trainer.optimizer):
+            learn(trainer, [1], 1, 1e-1)
+        for learner in (trainer, other):
+            learn(learner, [0, 2], 0, 1e-2)
+        assert all(one.equal(another) for one, another in zip(bits(trainer), bits(other), strict=True))
 
-    def test_it_is_undone_after_an_error_too(self, updates: ShelfUpdates) -> None:
-        updates([0], 0, 1e-2)
-        kept = bits(updates)
-        with contextlib.suppress(ZeroDivisionError), unchanged(updates.student.module, updates.optimizer):
-            updates([1], 1, 1e-1)
-            assert not bits(updates)[0].equal(kept[0])
+    def test_it_is_undone_after_an_error_too(self, trainer: CapturedTrainer) -> None:
+        learn(trainer, [0], 0, 1e-2)
+        kept = bits(trainer)
+        with contextlib.suppress(ZeroDivisionError), unchanged(trainer.student.module, trainer.optimizer):
+            learn(trainer, [1], 1, 1e-1)
+            assert not bits(trainer)[0].equal(kept[0])
             raise ZeroDivisionError
-        assert all(one.equal(other) for one, other in zip(bits(updates), kept, strict=True))
+        assert all(one.equal(other) for one, other in zip(bits(trainer), kept, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestGraphs:
-    def test_captured_updates_are_those_that_are_launched_piece_by_piece(
-        self, target: PreTrainedModel, lessons: list[Lesson], recwarn: pytest.WarningsRecorder
+    def test_captured_updates_equal_those_launched_kernel_by_kernel(
+        self, target: PreTrainedModel, texts: list[LabelledText], recwarn: pytest.WarningsRecorder
     ) -> None:
         on_gpu = copy.deepcopy(target).to("cuda")
-        captured, launched = (make_trainer(on_gpu, lessons, shelved=True) for _ in range(2))
-        for trainer in (captured, launched):
-            assert isinstance(trainer.updates, ShelfUpdates)
-            assert trainer.updates.graphs.capturing
-        launched.updates.graphs.capturing = False  # type: ignore[attr-defined]
+        captured, launched = (new_trainer(on_gpu, texts) for _ in range(2))
+        assert captured.graphs.capturing
+        assert launched.graphs.capturing
+        launched.graphs.capturing = False
         for trainer in (captured, launched):
             trainer.run()
         assert not [each for each in recwarn if "could not be captured" in str(each.message)]
-        assert captured.updates.graphs.capturing  # type: ignore[attr-defined]
-        assert len(captured.updates.graphs) > 2, "several shapes"  # type: ignore[attr-defined]
+        assert captured.graphs.capturing
+        assert len(captured.graphs) > 2, "several shapes"
         for found, expected in zip(captured.history.losses, launched.history.losses, strict=True):
             assert found == pytest.approx(expected, rel=2e-3)
         for state in captured.optimizer.state.values():
@@ -207,16 +205,16 @@ class TestGraphs:
         ):
             torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
 
-    def test_an_interrupted_run_goes_on_as_one_that_was_not(
-        self, target: PreTrainedModel, lessons: list[Lesson], tmp_path: Path
+    def test_an_interrupted_run_continues_as_one_that_was_not(
+        self, target: PreTrainedModel, texts: list[LabelledText], tmp_path: Path
     ) -> None:
         on_gpu = copy.deepcopy(target).to("cuda")
-        straight = make_trainer(on_gpu, lessons, shelved=True)
+        straight = new_trainer(on_gpu, texts)
         straight.run()
-        first = make_trainer(on_gpu, lessons, shelved=True, checkpoint=tmp_path / "file")
+        first = new_trainer(on_gpu, texts, tmp_path / "file")
         with pytest.raises(KeyboardInterrupt):
             first.run(log=lambda history, updates: signal.raise_signal(signal.SIGINT))
-        last = make_trainer(on_gpu, lessons, shelved=True, checkpoint=tmp_path / "file")
+        last = new_trainer(on_gpu, texts, tmp_path / "file")
         assert 0 < last.history.updates < len(last.plan), "the test would be vacuous"
         last.run()
         for found, expected in zip(last.history.losses, straight.history.losses, strict=True):

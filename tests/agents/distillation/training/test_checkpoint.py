@@ -1,4 +1,4 @@
-"""A checkpoint brings back every bit of a training run, and is never mistaken for another's."""
+"""A checkpoint restores every bit of a training run, and is never mistaken for another run's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from specgym.agents.distillation.training.draft_checkpoint import History, load_checkpoint, save_checkpoint
+from specgym.agents.distillation.training.trainer import History, load_history
+from specgym.env.common.checkpoint import save_checkpoint
 from specgym.env.common.errors import ModelFileError, ParameterError
 
 HISTORY = History(7, [[0.1, 1 / 3], [2e-9]], [(3, [0.25, 0.125]), (7, [1.0])])
@@ -46,23 +47,23 @@ def bits(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, list[
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "folder" / "checkpoint.safetensors"
-    save_checkpoint(path, *make(0), HISTORY, "settings")
+    save_checkpoint(path, *make(0), vars(HISTORY), "settings")
     return path
 
 
 @pytest.mark.parametrize("updates", [0, 2])
-def test_it_brings_everything_back_whatever_was_there(saved: Path, updates: int) -> None:
+def test_it_restores_everything_whatever_was_there(saved: Path, updates: int) -> None:
     module, optimizer = make(1, updates)
     assert bits(module, optimizer) != bits(*make(0))
-    assert load_checkpoint(saved, module, optimizer, "settings") == HISTORY
+    assert load_history(saved, module, optimizer, "settings") == HISTORY
     assert bits(module, optimizer) == bits(*make(0))
     assert module.head.weight is module.embedding.weight, "what is tied stays tied"
 
 
 def test_it_can_be_saved_before_the_first_update(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "first", *make(0, 0), History(), "settings")
+    save_checkpoint(tmp_path / "first", *make(0, 0), vars(History()), "settings")
     module, optimizer = make(1, 0)
-    assert load_checkpoint(tmp_path / "first", module, optimizer, "settings") == History()
+    assert load_history(tmp_path / "first", module, optimizer, "settings") == History()
     assert bits(module, optimizer) == bits(*make(0, 0))
 
 
@@ -70,7 +71,7 @@ def test_one_of_other_settings_is_refused_and_left_alone(saved: Path) -> None:
     module, optimizer = make(1)
     before, content = bits(module, optimizer), saved.read_bytes()
     with pytest.raises(ParameterError, match=f"{saved} belongs to a training run with other settings"):
-        load_checkpoint(saved, module, optimizer, "other settings")
+        load_history(saved, module, optimizer, "other settings")
     assert bits(module, optimizer) == before
     assert saved.read_bytes() == content
 
@@ -83,7 +84,7 @@ def of_another_shape(path: Path) -> None:
     module = Tied(0)
     module.middle = nn.Linear(3, 4)
     optimizer = torch.optim.AdamW(module.parameters())
-    save_checkpoint(path, module, optimizer, HISTORY, "settings")
+    save_checkpoint(path, module, optimizer, vars(HISTORY), "settings")
 
 
 @pytest.mark.parametrize(
@@ -100,4 +101,4 @@ def of_another_shape(path: Path) -> None:
 def test_a_corrupt_one_is_named(saved: Path, damage: Callable[[Path], object]) -> None:
     damage(saved)
     with pytest.raises(ModelFileError, match=f"(?s){saved} is corrupt .* Delete it and run the command again"):
-        load_checkpoint(saved, *make(1), "settings")
+        load_history(saved, *make(1), "settings")

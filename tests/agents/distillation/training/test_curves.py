@@ -1,4 +1,4 @@
-"""A training run's curves are drawn, however short it was, and shown on the way where TensorBoard is installed."""
+"""A training run's curves are drawn, however short it was, and go to TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from specgym.agents.distillation.training.curves import Curves
-from specgym.agents.distillation.training.draft_checkpoint import History
+from specgym.agents.distillation.training.trainer import Curves, History
 
 
-def make_history(updates: int, looks: int = 3) -> History:
-    """Batches of one step and of three take turns, as a feature draft's do."""
+def make_history(updates: int, evaluations: int = 3) -> History:
+    """Returns a history in which batches of one step and of three alternate, as a feature draft's do."""
     losses = [[3.0 / (batch + 1)] * (1 + 2 * (batch % 2)) for batch in range(updates)]
-    agreement = [(look * updates // looks, [0.1 * look, 0.05 * look]) for look in range(1, looks + 1)]
+    agreement = [(index * updates // evaluations, [0.1 * index, 0.05 * index]) for index in range(1, evaluations + 1)]
     return History(updates, losses, agreement)
 
 
 @pytest.mark.parametrize("updates", [0, 1, 2, 30, 49, 50, 51, 99, 100, 130])
-@pytest.mark.parametrize("looks", [0, 3])
-def test_a_picture_is_drawn(tmp_path: Path, updates: int, looks: int) -> None:
+@pytest.mark.parametrize("evaluations", [0, 3])
+def test_a_picture_is_drawn(tmp_path: Path, updates: int, evaluations: int) -> None:
     with Curves(tmp_path / "curves") as curves:
-        curves.draw(make_history(updates, looks))
+        curves.draw(make_history(updates, evaluations))
     assert (tmp_path / "curves" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -35,7 +34,7 @@ def test_a_resumed_run_may_log_from_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "together"), [(0, 1), (0, 5), (7, 2)])
-def test_tensorboard_is_told_every_loss_and_every_look_once(tmp_path: Path, first: int, together: int) -> None:
+def test_tensorboard_gets_every_loss_and_every_agreement_once(tmp_path: Path, first: int, together: int) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -47,12 +46,12 @@ def test_tensorboard_is_told_every_loss_and_every_look_once(tmp_path: Path, firs
         for updates in [*range(first + together, 12, together), 12]:
             seen = [(at, shares) for at, shares in whole.agreement if at <= updates]
             curves.log(History(updates, whole.losses[:updates], seen))
-    told = EventAccumulator(str(tmp_path)).Reload()
+    events = EventAccumulator(str(tmp_path)).Reload()
     for step in range(3):
         losses = [(at, row[step]) for at, row in enumerate(whole.losses, start=1) if len(row) > step]
-        assert [(event.step, event.value) for event in told.Scalars(f"loss/step {step + 1}")] == [
+        assert [(event.step, event.value) for event in events.Scalars(f"loss/step {step + 1}")] == [
             (at, pytest.approx(loss)) for at, loss in losses
         ]
     for step in range(2):
-        looks = [(at, pytest.approx(shares[step])) for at, shares in whole.agreement]
-        assert [(each.step, each.value) for each in told.Scalars(f"held-out top-1/step {step + 1}")] == looks
+        evaluations = [(at, pytest.approx(shares[step])) for at, shares in whole.agreement]
+        assert [(each.step, each.value) for each in events.Scalars(f"held-out top-1/step {step + 1}")] == evaluations

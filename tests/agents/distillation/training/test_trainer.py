@@ -1,4 +1,4 @@
-"""A draft learns; and however often its training is interrupted, it ends with the very same weights."""
+"""A draft learns, and ends with the same weights however often its training is interrupted."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from specgym.agents.distillation.data.corpus import Lesson
-from specgym.agents.distillation.data.device_dataset import DeviceDataset
-from specgym.agents.distillation.data.teacher import Teacher
+from specgym.agents.distillation.data.corpus import LabelledText
+from specgym.agents.distillation.data.teacher import DeviceDataset, Teacher
+from specgym.agents.distillation.distillation_config import CausalShape, FeatureShape, TrainingConfig
 from specgym.agents.distillation.examination.agreement import measure_agreement
-from specgym.agents.distillation.model.draft_shapes import CausalShape, FeatureShape, new_causal, new_network
+from specgym.agents.distillation.model.draft_shapes import new_causal, new_network
 from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent, Student
-from specgym.agents.distillation.training.draft_checkpoint import History
-from specgym.agents.distillation.training.trainer import Trainer, TrainingConfig
+from specgym.agents.distillation.training.captured import CapturedTrainer
+from specgym.agents.distillation.training.trainer import History, Trainer
 from specgym.env.common.errors import LimitError, ModelFileError, ParameterError
-from tests.support.distilling import make_lessons_of
+from tests.support.distilling import label_random_texts
 from tests.support.tiny_models import VOCABULARY, tiny_llama
 
 KINDS = ("feature", "causal")
-WAYS = (*KINDS, "shelf")
-"""the kinds of draft, and a feature draft that fuses layers and learns from a shelf"""
-CONFIG = TrainingConfig(epochs=2, batch_tokens=32, learning_rate=5e-3, looks=3)
+MODES = (*KINDS, "dataset")
+"""the kinds of draft, and a feature draft that fuses layers and learns from a dataset on the device"""
+CONFIG = TrainingConfig(epochs=2, batch_tokens=32, learning_rate=5e-3, evaluations=3)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def target() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def lessons(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Lesson]:
-    return make_lessons_of(target, range(10, 17), tmp_path_factory.mktemp("lessons"))
+def texts(target: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> list[LabelledText]:
+    return label_random_texts(target, range(10, 17), tmp_path_factory.mktemp("texts"))
 
 
 def make_student(kind: str, target: PreTrainedModel, seed: int = 0) -> Student:
-    """A small draft whose weights are a function of the seed."""
+    """Returns a small draft whose weights are a function of the seed."""
     tokens = torch.arange(VOCABULARY)
-    if kind == "shelf":
+    if kind == "dataset":
         network = new_network(target, tokens, FeatureShape(feature_layers=(0,)), seed)
         return FeatureStudent(network, target.get_input_embeddings(), 3, torch.tensor([4.0] * 32 + [1.0] * 32))
     if kind == "feature":
@@ -57,7 +57,7 @@ def make_student(kind: str, target: PreTrainedModel, seed: int = 0) -> Student:
     return CausalStudent(new_causal(target, tokens, shape, seed), tokens[:20], 6, seed=0)
 
 
-def look() -> list[float]:
+def evaluate() -> list[float]:
     return [0.5]
 
 
@@ -67,12 +67,12 @@ def press_ctrl_c() -> None:
 
 @pytest.fixture(autouse=True)
 def _handler() -> None:
-    """Python's own, which a shell's background jobs lack."""
+    """Sets Python's own handler of Ctrl-C, which a shell's background jobs lack."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def at(update: int, do: Callable[[], object]) -> Callable[[History, int], None]:
-    """Does something once a batch is done."""
+    """Returns a log function that does something after a batch."""
 
     def log(history: History, updates: int) -> None:
         if history.updates == update:
@@ -82,13 +82,13 @@ def at(update: int, do: Callable[[], object]) -> Callable[[History, int], None]:
 
 
 def updates_of(path: Path) -> int:
-    """How many batches a checkpoint holds."""
+    """Returns the number of batches in a checkpoint."""
     with safe_open(path, framework="pt") as file:
         return len(json.loads(file.metadata()["history"])["losses"])
 
 
 def assert_same_run(one: Trainer, other: Trainer) -> None:
-    """Weights, optimiser and history are the same bit by bit."""
+    """Asserts that weights, optimizer and history are the same bit by bit."""
     assert one.history == other.history
     weights, others = (trainer.student.module.state_dict() for trainer in (one, other))
     assert set(weights) == set(others)
@@ -102,21 +102,21 @@ def assert_same_run(one: Trainer, other: Trainer) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestLearning:
-    def test_agreement_rises_from_chance(self, target: PreTrainedModel, lessons: list[Lesson], kind: str) -> None:
+    def test_agreement_rises_from_chance(self, target: PreTrainedModel, texts: list[LabelledText], kind: str) -> None:
         student = make_student(kind, target)
         steps = 3 if kind == "feature" else 1
-        assert max(measure_agreement(student, lessons[:3], steps).top1) < 0.3
-        Trainer(student, lessons[:3], TrainingConfig(epochs=120, learning_rate=1e-2)).run()
-        assert min(measure_agreement(student, lessons[:3], steps).top1) > 0.9
+        assert max(measure_agreement(student, texts[:3], steps).top1) < 0.3
+        Trainer(student, texts[:3], TrainingConfig(epochs=120, learning_rate=1e-2)).run()
+        assert min(measure_agreement(student, texts[:3], steps).top1) > 0.9
 
-    def test_the_loss_is_told_batch_by_batch_and_falls(
-        self, target: PreTrainedModel, lessons: list[Lesson], kind: str
+    def test_the_loss_is_reported_batch_by_batch_and_falls(
+        self, target: PreTrainedModel, texts: list[LabelledText], kind: str
     ) -> None:
-        told = []
-        trainer = Trainer(make_student(kind, target), lessons, replace(CONFIG, epochs=16))
-        history = trainer.run(look, lambda history, updates: told.append((history.updates, updates)))
+        reported = []
+        trainer = Trainer(make_student(kind, target), texts, replace(CONFIG, epochs=16))
+        history = trainer.run(evaluate, lambda history, updates: reported.append((history.updates, updates)))
         count = len(trainer.plan)
-        assert told == [(update, count) for update in range(1, count + 1)]
+        assert reported == [(update, count) for update in range(1, count + 1)]
         assert [len(losses) for losses in history.losses] == [
             3 if kind == "feature" and update % 2 else 1 for update in range(count)
         ]
@@ -125,51 +125,54 @@ class TestLearning:
 
 
 class Begin(Protocol):
-    """Makes a trainer for lessons, whose student's first weights are a function of the seed."""
+    """Makes a trainer for texts, whose student's first weights are a function of the seed."""
 
     def __call__(self, path: Path | None = None, seed: int = 0, config: TrainingConfig = CONFIG) -> Trainer: ...
 
 
 @pytest.fixture
-def begin(target: PreTrainedModel, lessons: list[Lesson], kind: str) -> Begin:
-    def shelve() -> DeviceDataset:
-        return DeviceDataset(Teacher(target, (0,)), [lesson.tokens for lesson in lessons])
+def begin(target: PreTrainedModel, texts: list[LabelledText], kind: str) -> Begin:
+    def make_dataset() -> DeviceDataset:
+        return DeviceDataset(Teacher(target, (0,)), [text.tokens for text in texts])
 
     def make(path: Path | None = None, seed: int = 0, config: TrainingConfig = CONFIG) -> Trainer:
-        way: dict[str, Any] = {"padded": True, "shelve": shelve} if kind == "shelf" else {}
-        return Trainer(make_student(kind, target, seed), lessons, config, path, **way)
+        student = make_student(kind, target, seed)
+        if kind == "dataset":
+            assert isinstance(student, FeatureStudent)
+            return CapturedTrainer(student, texts, config, make_dataset, checkpoint=path)
+        return Trainer(student, texts, config, path)
 
     return make
 
 
-@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("kind", MODES)
 class TestResuming:
     @pytest.fixture
-    def straight(self, begin: Begin, kind: str) -> Trainer:
+    def uninterrupted(self, begin: Begin, kind: str) -> Trainer:
         """A run without interruption."""
         trainer = begin()
-        trainer.run(look)
+        trainer.run(evaluate)
         assert trainer.history.updates == len(trainer.plan) > 6
-        assert len(trainer.history.agreement) == CONFIG.looks
+        assert len(trainer.history.agreement) == CONFIG.evaluations
         return trainer
 
     @pytest.mark.parametrize("interruptions", [(1,), (2, 5), (3, 4)])
     def test_an_interrupted_run_ends_as_one_that_was_not(
-        self, begin: Begin, straight: Trainer, tmp_path: Path, interruptions: tuple[int, ...]
+        self, begin: Begin, uninterrupted: Trainer, tmp_path: Path, interruptions: tuple[int, ...]
     ) -> None:
         path = tmp_path / "checkpoint"
         for seed, update in enumerate(interruptions):
             trainer = begin(path, seed)
             with pytest.raises(KeyboardInterrupt):
-                trainer.run(look, at(update, press_ctrl_c))
+                trainer.run(evaluate, at(update, press_ctrl_c))
             assert updates_of(path) == update
         # Once it has begun, the student's state does not matter: everything comes from the checkpoint.
         last = begin(path, seed=99)
-        last.run(look)
-        assert_same_run(last, straight)
+        last.run(evaluate)
+        assert_same_run(last, uninterrupted)
 
     def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(
-        self, begin: Begin, straight: Trainer, tmp_path: Path, kind: str
+        self, begin: Begin, uninterrupted: Trainer, tmp_path: Path, kind: str
     ) -> None:
         path = tmp_path / "checkpoint"
         trainer = begin(path)
@@ -183,15 +186,15 @@ class TestResuming:
         part = module.model if kind == "causal" else module.fuse
         handle = part.register_forward_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            trainer.run(look)
+            trainer.run(evaluate)
         handle.remove()
         assert updates_of(path) == trainer.history.updates == len(trainer.history.losses) > 0
         last = begin(path)
         assert last.history == trainer.history
-        last.run(look)
-        assert_same_run(last, straight)
+        last.run(evaluate)
+        assert_same_run(last, uninterrupted)
 
-    def test_a_crash_loses_nothing_that_was_saved(self, begin: Begin, straight: Trainer, tmp_path: Path) -> None:
+    def test_a_crash_loses_nothing_that_was_saved(self, begin: Begin, uninterrupted: Trainer, tmp_path: Path) -> None:
         path = tmp_path / "checkpoint"
         config = replace(CONFIG, checkpoint_minutes=0.0)
 
@@ -200,82 +203,84 @@ class TestResuming:
 
         trainer = begin(path, config=config)
         with pytest.raises(ZeroDivisionError):
-            trainer.run(look, at(4, crash))
+            trainer.run(evaluate, at(4, crash))
         assert updates_of(path) == 3
         last = begin(path, config=config)
-        last.run(look)
-        assert_same_run(last, straight)
+        last.run(evaluate)
+        assert_same_run(last, uninterrupted)
 
     @pytest.mark.parametrize("unread", [2, 3, 99])
-    def test_losses_that_are_read_together_are_told_together_and_are_the_same(
-        self, begin: Begin, straight: Trainer, tmp_path: Path, unread: int
+    def test_losses_that_are_read_together_are_reported_together_and_are_the_same(
+        self, begin: Begin, uninterrupted: Trainer, tmp_path: Path, unread: int
     ) -> None:
-        path, told = tmp_path / "checkpoint", []
+        path, reported = tmp_path / "checkpoint", []
         first = begin(path)
-        first.updates.unread = unread
+        first.max_unread = unread
         with pytest.raises(KeyboardInterrupt):
-            first.run(look, lambda history, updates: (told.append(history.updates), press_ctrl_c()))
-        assert told == [min(unread, straight.history.agreement[0][0])], "looks are not put off"
-        assert updates_of(path) == told[0]
+            first.run(evaluate, lambda history, updates: (reported.append(history.updates), press_ctrl_c()))
+        assert reported == [min(unread, uninterrupted.history.agreement[0][0])], "evaluations are not put off"
+        assert updates_of(path) == reported[0]
         last = begin(path, seed=99)
-        last.updates.unread = unread
-        last.run(look, lambda history, updates: told.append(history.updates))
-        assert max(later - earlier for earlier, later in itertools.pairwise(told)) <= unread
-        assert {at for at, _ in straight.history.agreement} <= set(told)
-        assert_same_run(last, straight)
+        last.max_unread = unread
+        last.run(evaluate, lambda history, updates: reported.append(history.updates))
+        assert max(later - earlier for earlier, later in itertools.pairwise(reported)) <= unread
+        assert {at for at, _ in uninterrupted.history.agreement} <= set(reported)
+        assert_same_run(last, uninterrupted)
 
-    def test_a_run_that_is_at_its_end_stays_there(self, begin: Begin, straight: Trainer, tmp_path: Path) -> None:
+    def test_a_run_that_is_at_its_end_stays_there(self, begin: Begin, uninterrupted: Trainer, tmp_path: Path) -> None:
         path = tmp_path / "checkpoint"
-        begin(path).run(look)
-        told: list[int] = []
+        begin(path).run(evaluate)
+        reported: list[int] = []
         again = begin(path, seed=99)
-        again.run(look, lambda history, updates: told.append(updates))
-        assert not told
-        assert_same_run(again, straight)
+        again.run(evaluate, lambda history, updates: reported.append(updates))
+        assert not reported
+        assert_same_run(again, uninterrupted)
 
 
 class TestCheckpoints:
     @pytest.fixture
-    def path(self, target: PreTrainedModel, lessons: list[Lesson], tmp_path: Path) -> Path:
+    def path(self, target: PreTrainedModel, texts: list[LabelledText], tmp_path: Path) -> Path:
         path = tmp_path / "checkpoint.safetensors"
-        Trainer(make_student("causal", target), lessons, CONFIG, path, "these").run()
+        Trainer(make_student("causal", target), texts, CONFIG, path, "these").run()
         return path
 
-    def test_one_of_other_settings_is_refused(self, target: PreTrainedModel, lessons: list[Lesson], path: Path) -> None:
+    def test_one_of_other_settings_is_refused(
+        self, target: PreTrainedModel, texts: list[LabelledText], path: Path
+    ) -> None:
         with pytest.raises(ParameterError, match=f"{path} belongs to a training run with other settings"):
-            Trainer(make_student("causal", target), lessons, CONFIG, path, "those")
+            Trainer(make_student("causal", target), texts, CONFIG, path, "those")
 
-    def test_one_of_other_text_is_refused(self, target: PreTrainedModel, lessons: list[Lesson], path: Path) -> None:
+    def test_one_of_other_text_is_refused(self, target: PreTrainedModel, texts: list[LabelledText], path: Path) -> None:
         with pytest.raises(ParameterError, match=f"{path} belongs to a training run with other settings or other text"):
-            Trainer(make_student("causal", target), lessons[1:], CONFIG, path, "these")
+            Trainer(make_student("causal", target), texts[1:], CONFIG, path, "these")
 
-    def test_a_corrupt_one_is_named(self, target: PreTrainedModel, lessons: list[Lesson], path: Path) -> None:
+    def test_a_corrupt_one_is_named(self, target: PreTrainedModel, texts: list[LabelledText], path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ModelFileError, match=f"{path} is corrupt"):
-            Trainer(make_student("causal", target), lessons, CONFIG, path, "these")
+            Trainer(make_student("causal", target), texts, CONFIG, path, "these")
 
     def test_without_a_path_nothing_is_kept(
-        self, target: PreTrainedModel, lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, target: PreTrainedModel, texts: list[LabelledText], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        Trainer(make_student("causal", target), lessons, CONFIG).run()
+        Trainer(make_student("causal", target), texts, CONFIG).run()
         assert not list(tmp_path.iterdir())
 
 
 class TestSchedule:
     @staticmethod
-    def rates(target: PreTrainedModel, lessons: list[Lesson], config: TrainingConfig) -> list[float]:
-        """The learning rate of every batch."""
-        trainer = Trainer(make_student("causal", target), lessons, config)
+    def rates(target: PreTrainedModel, texts: list[LabelledText], config: TrainingConfig) -> list[float]:
+        """Returns the learning rate of every batch."""
+        trainer = Trainer(make_student("causal", target), texts, config)
         rates = []
         trainer.run(log=lambda history, updates: rates.append(trainer.optimizer.param_groups[0]["lr"]))
         return rates
 
     def test_it_rises_to_its_highest_and_falls_along_a_cosine_to_a_hundredth(
-        self, target: PreTrainedModel, lessons: list[Lesson]
+        self, target: PreTrainedModel, texts: list[LabelledText]
     ) -> None:
         config = TrainingConfig(epochs=40, batch_tokens=10_000, learning_rate=2e-3, warm_up=0.2)
-        rates = [rate / 2e-3 for rate in self.rates(target, lessons, config)]
+        rates = [rate / 2e-3 for rate in self.rates(target, texts, config)]
         assert len(rates) == 40
         rise, fall = rates[:8], rates[8:]
         assert rise == pytest.approx([update / 8 for update in range(8)], abs=2e-3)
@@ -284,21 +289,21 @@ class TestSchedule:
             [0.01 + 0.99 * (1 + math.cos(math.pi * update / 32)) / 2 for update in range(32)], rel=1e-6
         )
 
-    def test_every_epoch_sees_every_lesson_in_another_order(
-        self, target: PreTrainedModel, lessons: list[Lesson]
+    def test_every_epoch_reads_every_text_in_another_order(
+        self, target: PreTrainedModel, texts: list[LabelledText]
     ) -> None:
         config = replace(CONFIG, batch_tokens=1)  # a batch for each
-        plan = Trainer(make_student("causal", target), lessons, config).plan
+        plan = Trainer(make_student("causal", target), texts, config).plan
         epochs = [[index for (index,) in plan[start : start + 7]] for start in (0, 7)]
         assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 2
         assert epochs[0] != epochs[1]
 
     @pytest.mark.parametrize("updates", [1, 3, 17])
     def test_batches_may_be_counted_in_place_of_epochs(
-        self, target: PreTrainedModel, lessons: list[Lesson], updates: int
+        self, target: PreTrainedModel, texts: list[LabelledText], updates: int
     ) -> None:
         by_epochs, by_updates = (
-            Trainer(make_student("causal", target), lessons, replace(CONFIG, **change))
+            Trainer(make_student("causal", target), texts, replace(CONFIG, **change))
             for change in ({"epochs": 9}, {"updates": updates, "epochs": 1})
         )
         assert len(by_updates.plan) == updates
@@ -306,16 +311,16 @@ class TestSchedule:
 
     @pytest.mark.parametrize("warm_up", [0.0, 1.0])
     def test_it_may_only_fall_or_only_rise(
-        self, target: PreTrainedModel, lessons: list[Lesson], warm_up: float
+        self, target: PreTrainedModel, texts: list[LabelledText], warm_up: float
     ) -> None:
         config = TrainingConfig(epochs=6, batch_tokens=10_000, warm_up=warm_up)
-        rates = self.rates(target, lessons, config)
+        rates = self.rates(target, texts, config)
         assert rates == sorted(rates, reverse=warm_up == 0)
         assert len(set(rates)) == 6
 
-    @pytest.mark.parametrize(("looks", "asked"), [(1, 1), (3, 3), (99, 6)])
-    def test_agreement_is_looked_at_as_often_as_asked_and_at_the_end(
-        self, target: PreTrainedModel, lessons: list[Lesson], looks: int, asked: int
+    @pytest.mark.parametrize(("evaluations", "asked"), [(1, 1), (3, 3), (99, 6)])
+    def test_agreement_is_measured_as_often_as_configured_and_at_the_end(
+        self, target: PreTrainedModel, texts: list[LabelledText], evaluations: int, asked: int
     ) -> None:
         student = make_student("causal", target)
         modes = []
@@ -324,10 +329,10 @@ class TestSchedule:
             modes.append(student.module.training)
             return [float(len(modes))]
 
-        config = TrainingConfig(epochs=6, batch_tokens=10_000, looks=looks)
+        config = TrainingConfig(epochs=6, batch_tokens=10_000, evaluations=evaluations)
         training = []
-        history = Trainer(student, lessons, config).run(watch, lambda *_: training.append(student.module.training))
-        assert [shares for _, shares in history.agreement] == [[float(look)] for look in range(1, asked + 1)]
+        history = Trainer(student, texts, config).run(watch, lambda *_: training.append(student.module.training))
+        assert [shares for _, shares in history.agreement] == [[float(evaluate)] for evaluate in range(1, asked + 1)]
         assert history.agreement[-1][0] == history.updates == 6
         assert modes == [False] * asked, "as at work"
         assert all(training)
@@ -342,7 +347,7 @@ class TestConfig:
             ("batch_tokens", 0, LimitError),
             ("updates", 0, LimitError),
             ("steps", 0, LimitError),
-            ("looks", 0, LimitError),
+            ("evaluations", 0, LimitError),
             ("learning_rate", 0.0, ParameterError),
             ("learning_rate", math.nan, ParameterError),
             ("weight_decay", -0.1, ParameterError),

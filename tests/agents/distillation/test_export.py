@@ -1,4 +1,4 @@
-"""A draft on disk works as it did in training, and says of itself what was measured."""
+"""An exported draft works as it did in training, and its card shows what was measured."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from specgym.agents.distillation.examination.agreement import Agreement
-from specgym.agents.distillation.examination.card import Provenance, card
-from specgym.agents.distillation.examination.export import export
+from specgym.agents.distillation.export import Provenance, card, export
 from specgym.agents.distillation.model.students import FeatureStudent
 from specgym.agents.distillation.pipeline import DistilledDraft
 from specgym.env.common.files import FileWriteError
@@ -37,12 +36,12 @@ CALIBRATION = {"greedy": [{"depth": 1, "children": 4321, "first": 0.7899, "raw":
 
 
 @pytest.fixture(scope="module")
-def folders(graduates: dict[str, DistilledDraft], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where each kind of draft was exported to."""
+def folders(distilled: dict[str, DistilledDraft], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each kind of exported draft."""
     folders = {}
-    for kind, graduate in graduates.items():
+    for kind, draft in distilled.items():
         folders[kind] = tmp_path_factory.mktemp("export") / "new" / kind
-        export(graduate, CONFIGS[kind], PROVENANCE, TOKENIZER, folders[kind])
+        export(draft, CONFIGS[kind], PROVENANCE, TOKENIZER, folders[kind])
     return folders
 
 
@@ -52,35 +51,35 @@ def target(easy_model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
 
 
 class TestDraft:
-    def test_a_feature_drafts_weights_are_the_graduates(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path]
+    def test_a_feature_drafts_file_holds_its_weights(
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path]
     ) -> None:
         assert {path.name for path in folders["feature"].iterdir()} == {"draft.safetensors", *ALWAYS}
         network = load_network(folders["feature"] / "draft.safetensors")
-        for name, tensor in graduates["feature"].student.module.state_dict().items():
+        for name, tensor in distilled["feature"].student.module.state_dict().items():
             assert network.state_dict()[name].equal(tensor if tensor.dtype == torch.int64 else tensor.bfloat16())
 
-    def test_a_feature_draft_that_learned_on_scaled_states_is_written_as_it_works(
-        self, easy_model: PreTrainedModel, graduates: dict[str, DistilledDraft], tmp_path: Path
+    def test_a_feature_draft_that_learned_on_scaled_states_is_written_for_unscaled_ones(
+        self, easy_model: PreTrainedModel, distilled: dict[str, DistilledDraft], tmp_path: Path
     ) -> None:
         network = tiny_network(vocabulary=80, feature_layers=(0,))
         expected = network.reduce.weight.detach().bfloat16()
         scales = torch.tensor([8.0] * 32 + [1.0] * 32)
         student = FeatureStudent(network, easy_model.get_input_embeddings(), scales=scales)
         assert not network.reduce.weight.bfloat16().equal(expected)
-        graduate = dataclasses.replace(graduates["feature"], student=student)
-        export(graduate, CONFIGS["feature"], PROVENANCE, TOKENIZER, tmp_path)
+        draft = dataclasses.replace(distilled["feature"], student=student)
+        export(draft, CONFIGS["feature"], PROVENANCE, TOKENIZER, tmp_path)
         assert load_network(tmp_path / "draft.safetensors").reduce.weight.equal(expected)
 
     def test_a_causal_draft_is_a_folder_as_transformers_reads_it(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path]
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path]
     ) -> None:
         names = {path.name for path in folders["causal"].iterdir()}
         assert names > {"config.json", "model.safetensors", "tokenizer.json", *ALWAYS}
         assert not [name for name in names if name.startswith(".")]
         model = AutoModelForCausalLM.from_pretrained(folders["causal"], dtype="auto")
         assert model.dtype == torch.bfloat16
-        for name, tensor in graduates["causal"].student.module.state_dict().items():
+        for name, tensor in distilled["causal"].student.module.state_dict().items():
             assert model.state_dict()[name].equal(tensor.bfloat16())
         tokenizer = AutoTokenizer.from_pretrained(folders["causal"])
         conversation = [{"role": "user", "content": "Why? "}]
@@ -113,52 +112,52 @@ class TestDraft:
         assert len(forwards) - steps < 0.8 * steps, "some of its guesses were taken"
 
     @pytest.mark.parametrize("kind", CONFIGS)
-    def test_the_graduate_stays_as_it_is(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
+    def test_the_draft_stays_as_it_is(
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
-        assert {weight.dtype for weight in graduates[kind].student.module.parameters()} == {torch.float32}
+        assert {weight.dtype for weight in distilled[kind].student.module.parameters()} == {torch.float32}
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_its_calibrator_is_the_fitted_one(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         saved, fitted = (
             load_calibrator(folders[kind] / "calibrator.json"),
-            graduates[kind].examination.calibration.calibrator,
+            distilled[kind].examination.calibration.calibrator,
         )
-        for way in ("greedy", "sampled"):
-            maps = [dataclasses.asdict(getattr(each, way)) for each in (saved, fitted)]
+        for mode in ("greedy", "sampled"):
+            maps = [dataclasses.asdict(getattr(each, mode)) for each in (saved, fitted)]
             assert all(maps[0][name] == pytest.approx(maps[1][name], abs=1e-6) for name in maps[1])
 
     @pytest.mark.parametrize("kind", CONFIGS)
     def test_a_place_that_cannot_be_written_to_is_named(
-        self, graduates: dict[str, DistilledDraft], tmp_path: Path, kind: str
+        self, distilled: dict[str, DistilledDraft], tmp_path: Path, kind: str
     ) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(FileWriteError, match=f"Could not write {tmp_path / 'file'}"):
-            export(graduates[kind], CONFIGS[kind], PROVENANCE, TOKENIZER, tmp_path / "file" / "draft")
+            export(distilled[kind], CONFIGS[kind], PROVENANCE, TOKENIZER, tmp_path / "file" / "draft")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 class TestRecord:
     def test_it_holds_the_figures_in_full(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         record = json.loads((folders[kind] / "training.json").read_text(encoding="utf-8"))
-        graduate = graduates[kind]
+        draft = distilled[kind]
         assert {
             name: Agreement(tuple(part["top1"]), tuple(part["top4"]), part["positions"])
             for name, part in record["agreement"].items()
-        } == graduate.examination.agreement
-        assert record["vocabulary_coverage"] == graduate.coverage
-        assert (record["training_tokens"], record["kinds"]) == (graduate.training_tokens, graduate.kinds)
-        assert record["updates"] == graduate.history.updates
-        assert record["parameters"] == sum(weight.numel() for weight in graduate.student.module.parameters())
+        } == draft.examination.agreement
+        assert record["vocabulary_coverage"] == draft.coverage
+        assert (record["training_tokens"], record["kinds"]) == (draft.training_tokens, draft.kinds)
+        assert record["updates"] == draft.history.updates
+        assert record["parameters"] == sum(weight.numel() for weight in draft.student.module.parameters())
         assert {name: record[name] for name in dataclasses.asdict(PROVENANCE)} == dataclasses.asdict(PROVENANCE)
         assert record["config"] == json.loads(json.dumps(dataclasses.asdict(CONFIGS[kind])))
 
     def test_the_card_is_written_from_it(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         text = (folders[kind] / "README.md").read_text(encoding="utf-8")
         title = {"feature": "# A feature draft for a-target\n", "causal": "# A standalone draft for a-target\n"}
@@ -167,18 +166,18 @@ class TestRecord:
             "some weights",
             "`python -m scripts.distill --target a-target`",
             "a machine",
-            f"{graduates[kind].training_tokens:,} tokens",
-            f"{graduates[kind].history.updates:,} batches",
+            f"{distilled[kind].training_tokens:,} tokens",
+            f"{distilled[kind].history.updates:,} batches",
             "2 epochs",
             "One prompt in 6",
         ):
             assert fact in text
 
     def test_the_cards_figures_are_the_measured_ones_cut(
-        self, graduates: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
+        self, distilled: dict[str, DistilledDraft], folders: dict[str, Path], kind: str
     ) -> None:
         lines = (folders[kind] / "README.md").read_text(encoding="utf-8").splitlines()
-        for (name, part), label in itertools.product(graduates[kind].examination.agreement.items(), ("top1", "top4")):
+        for (name, part), label in itertools.product(distilled[kind].examination.agreement.items(), ("top1", "top4")):
             head = f"| {name} | {part.positions:,} | {label[:3]}-{label[3]} | "
             (line,) = [line for line in lines if line.startswith(head)]
             shown = [float(cell) for cell in line.removeprefix(head).strip(" |").split(" | ")]
@@ -215,7 +214,7 @@ class TestCard:
         assert ("98.7 %" in text) == (kind == "feature")
         assert "7,654,321 parameters" in text
 
-    def test_a_course_of_so_many_batches_and_a_remark_are_told(self, folders: dict[str, Path], kind: str) -> None:
+    def test_a_number_of_batches_and_a_remark_are_reported(self, folders: dict[str, Path], kind: str) -> None:
         record = json.loads((folders[kind] / "training.json").read_text(encoding="utf-8"))
         assert "Remark" not in card(record)
         record["config"][f"{kind}_training"]["updates"] = record["updates"] = 1234

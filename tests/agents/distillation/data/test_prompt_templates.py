@@ -1,4 +1,4 @@
-"""Texts and openings are many, fit to be asked about, and the same wherever a Python is the same."""
+"""Texts and openings are many, suit their tasks, and are the same in every process of a Python version."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from specgym.agents.distillation.data.prompt_templates import GIVEN, KINDS, OPENINGS, WEIGHTS, Turn, draw_turn
-from specgym.agents.distillation.data.texts import functions, passages
+from specgym.agents.distillation.data.prompt_templates import (
+    INSTRUCTIONS,
+    KINDS,
+    OPENINGS,
+    SHARES,
+    Turn,
+    draw_turn,
+    functions,
+    passages,
+)
 
 TURNS = 4000
 
@@ -37,7 +45,7 @@ class TestTexts:
 
     def test_another_process_gets_the_same_in_the_same_order(self) -> None:
         script = (
-            "import hashlib; from specgym.agents.distillation.data.texts import functions, passages;"
+            "import hashlib; from specgym.agents.distillation.data.prompt_templates import functions, passages;"
             "print(hashlib.sha256(repr((passages(), functions())).encode()).hexdigest())"
         )
         command = [sys.executable, "-c", script]
@@ -47,28 +55,28 @@ class TestTexts:
 
 
 class TestOpenings:
-    def test_every_kind_has_a_weight_and_openings(self) -> None:
-        assert set(KINDS) == set(WEIGHTS) == set(OPENINGS) >= set(GIVEN)
-        assert sum(WEIGHTS.values()) == pytest.approx(1)
+    def test_every_kind_has_a_share_and_openings(self) -> None:
+        assert set(KINDS) == set(SHARES) == set(OPENINGS) >= set(INSTRUCTIONS)
+        assert sum(SHARES.values()) == pytest.approx(1)
 
-    def test_kinds_are_drawn_by_their_weights(self) -> None:
+    def test_kinds_are_drawn_by_their_shares(self) -> None:
         counts = Counter(turn.kind for turn in draw(0.5))
-        for kind, weight in WEIGHTS.items():
+        for kind, weight in SHARES.items():
             assert counts[kind] / TURNS == pytest.approx(weight, abs=0.03)
 
     @pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
-    def test_texts_are_given_as_often_as_asked(self, share: float) -> None:
-        given = [bool(turn.subject) for turn in draw(share) if turn.kind in GIVEN]
+    def test_texts_are_given_as_often_as_configured(self, share: float) -> None:
+        given = [bool(turn.subject) for turn in draw(share) if turn.kind in INSTRUCTIONS]
         assert sum(given) / len(given) == pytest.approx(share, abs=0.05 * (0 < share < 1))
 
     def test_a_given_text_stands_whole_in_an_instruction_of_its_kind(self) -> None:
         texts = set(passages()) | set(functions())
         for turn in draw(1.0):
-            if turn.kind not in GIVEN:
+            if turn.kind not in INSTRUCTIONS:
                 assert (turn.subject, turn.open) == ("", True)
                 continue
             assert turn.subject in texts
-            assert turn.text.replace(turn.subject, "{text}", 1) in GIVEN[turn.kind]
+            assert turn.text.replace(turn.subject, "{text}", 1) in INSTRUCTIONS[turn.kind]
             assert not turn.long
             # An unfinished question is for the target to end; a finished one is not.
             assert turn.open == (not turn.text.endswith((".", "```", turn.subject)))
@@ -78,7 +86,7 @@ class TestOpenings:
         for turn in draw(0.0):
             assert turn.text in OPENINGS[turn.kind]
             assert turn.open
-            assert turn.long == (turn.kind in GIVEN)
+            assert turn.long == (turn.kind in INSTRUCTIONS)
 
     def test_a_seed_gives_its_turns_again(self) -> None:
         assert draw(0.6, 3, 50) == draw(0.6, 3, 50) != draw(0.6, 4, 50)

@@ -1,4 +1,4 @@
-"""Many replays as Stable-Baselines3 takes them: its own algorithm learns on them, and steps them as they are."""
+"""Replays as a `VecEnv` equal those of the vector environment, and Stable-Baselines3 learns on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make(trace: Path, count: int = 4) -> ReplayVectorEnv:
 
 
 class TestSteps:
-    def test_they_are_the_vector_environments(self, trace: Path) -> None:
+    def test_they_equal_the_vector_environments(self, trace: Path) -> None:
         adapted, plain = ReplayVecEnv(make(trace)), make(trace)
         adapted.seed(5)
         first, _ = plain.reset(seed=5)
@@ -54,7 +54,7 @@ class TestSteps:
                     ended += 1
         assert ended > 4, "the test would be vacuous"
 
-    def test_dtypes_and_shapes_are_those_of_the_librarys_own(self, trace: Path) -> None:
+    def test_dtypes_and_shapes_equal_those_of_the_library(self, trace: Path) -> None:
         own = DummyVecEnv([lambda: ReplaySpeculation(traces=trace, split=None, grid=GRID)])
         ours = ReplayVecEnv(make(trace, 1))
         assert (ours.observation_space, ours.action_space) == (own.observation_space, own.action_space)
@@ -65,13 +65,13 @@ class TestSteps:
             if isinstance(one, np.ndarray):
                 assert (one.shape, one.dtype) == (another.shape, another.dtype)
 
-    def test_a_start_may_be_chosen(self, trace: Path) -> None:
+    def test_texts_can_be_chosen_at_reset(self, trace: Path) -> None:
         envs = ReplayVecEnv(make(trace))
         envs.set_options({"texts": [1, 2, 3, 4]})
         envs.reset()
         assert [info["text"] for info in envs.reset_infos] == [1, 2, 3, 4]
 
-    def test_the_price_of_time_may_be_set_in_any_way(self, trace: Path) -> None:
+    def test_the_price_of_time_can_be_set_in_three_ways(self, trace: Path) -> None:
         envs = ReplayVecEnv(make(trace))
         envs.set_lam(2.0)
         assert envs.get_attr("lam") == [2.0] * 4
@@ -81,7 +81,7 @@ class TestSteps:
         envs.reset()
         assert envs.step(np.zeros((4, 6), int))[1].tolist() == [1.0] * 4, "a plain round's token, time for nothing"
 
-    def test_a_part_of_the_episodes_has_no_attributes_of_its_own(self, trace: Path) -> None:
+    def test_attributes_of_a_part_of_the_episodes_are_refused(self, trace: Path) -> None:
         envs = ReplayVecEnv(make(trace))
         with pytest.raises(ParameterError, match=r"expected indices=None; got \[0\]"):
             envs.env_method("set_lam", 1.0, indices=[0])
@@ -90,7 +90,7 @@ class TestSteps:
 
 class TestLearning:
     def test_ppo_learns_where_trees_do_not_pay(self, trace: Path) -> None:
-        """On a machine on which every row costs a plain step, it all but stops to speculate."""
+        """On a machine whose rows cost a plain step each, it almost stops speculating."""
         options = {"profile": compute_bound(fixed=0.0), "observes_draft": False}
         envs = ReplayVectorEnv(32, traces=trace, split=None, grid=GRID, **options)
         monitored = VecMonitor(ReplayVecEnv(envs))
