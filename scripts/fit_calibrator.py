@@ -1,83 +1,58 @@
-"""Fits a draft's calibrator anew on recorded texts."""
+"""Fits the calibrator of a draft to recorded texts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import nn
-
-from specgym.agents.distillation.examination.calibration import Calibration
-from specgym.agents.distillation.examination.export import export_calibration
-from specgym.agents.distillation.examination.trace_calibration import fit_on_trace
-from specgym.env.common.errors import TraceError
+from specgym.controllers.evaluation.results.tables import Table
 from specgym.env.common.files import check_writable
-from specgym.env.decoding.pair import DEFAULT_TARGET, PAIRS
-from specgym.env.drafts.network import load_network
-from specgym.env.models.hub.fingerprint import fingerprint
-from specgym.env.models.hub.loading import load_causal_model
-from specgym.env.replay.sources import DEFAULT_TRACE, find_trace
-from specgym.env.replay.traces.file import Trace
-from specgym.scripts.common import console, main
+from specgym.scripts.common import main, say, show
+from specgym.scripts.progress import waiting
 
 
 @dataclass(frozen=True)
-class RecalibrateOptions:
-    """Fits a draft's calibrator on the train and validation splits of a trace, and measures it on the test split.
+class FitCalibratorOptions:
+    """Fits a draft's calibrator to the train and validation splits of a trace, and measures it on the test split.
 
-    It takes the place of the draft's own. Traces go by the calibrator that they were recorded with: record anew.
+    The draft's own calibrator is replaced. Traces that were recorded with it have to be recorded again.
     """
 
-    trace: Path = DEFAULT_TRACE
-    """the trace, of that draft"""
+    trace: Path | None = None
+    """trace of the draft; by default the shipped one"""
     draft: Path | None = None
-    """folder that scripts.distill exported the draft to; by default that of the shipped one"""
+    """folder that `specgym distill` wrote the draft to; by default that of the shipped draft"""
 
 
-def recalibrate(options: RecalibrateOptions) -> int:
-    """Fits, writes and tells the errors; returns the exit status."""
+def fit_calibrator(options: FitCalibratorOptions) -> int:
+    """Fits the calibrator, writes it and prints its errors; returns the exit status."""
+    from specgym.agents.distillation.examination.calibration import fit_on_trace
+    from specgym.agents.distillation.export import check_draft, export_calibration
+    from specgym.env.decoding.pair import DEFAULT_TARGET, PAIRS
+    from specgym.env.replay.sources import DEFAULT_TRACE, find_trace
+
     folder = options.draft or PAIRS[DEFAULT_TARGET]["feature"].parent
     check_writable(folder)
-    trace = find_trace([options.trace])
-    _check_draft(trace, folder)
-    calibration = fit_on_trace(trace)
-    texts = {unseen: sum((text.split == "test") == unseen for text in trace.texts) for unseen in (False, True)}
+    trace = find_trace([options.trace or DEFAULT_TRACE])
+    check_draft(trace, folder)
+    with waiting("Fitting the calibrator"):
+        calibration = fit_on_trace(trace)
+    unseen = sum(text.split == "test" for text in trace.texts)
     origin = (
-        f"fitted on {texts[False]:,} recorded answers, measured on {texts[True]:,} answers to other prompts "
+        f"fitted on {len(trace.texts) - unseen:,} recorded answers, measured on {unseen:,} answers to other prompts "
         "(`python -m scripts.fit_calibrator`)"
     )
     export_calibration(calibration, origin, folder)
-    Console().print(_table(calibration))
-    told = (
-        f"Written to {folder}/. Its traces went by the earlier calibrator: record them again before they are replayed."
-    )
-    console.print(told, markup=False, soft_wrap=True)
+    rows = [
+        (name, error.depth, f"{error.children:,}", f"{error.raw:.3f}", f"{error.calibrated:.3f}")
+        for name, errors in calibration.errors.items()
+        for error in errors
+    ]
+    headers = ("decoding", "depth", "children", "own error", "calibrated")
+    show(Table(headers, rows, "Expected calibration error"))
+    say(f"Written to {folder}/. Traces of this draft used the earlier calibrator: record them again before replay.")
     return 0
 
 
-def _check_draft(trace: Trace, folder: Path) -> None:
-    """Refuses a trace of another draft. Raises `ModelFileError` for a folder that holds none, and `TraceError`."""
-    weights = folder / "draft.safetensors"
-    draft: nn.Module = (
-        load_network(weights) if weights.exists() else load_causal_model(folder, torch.bfloat16, torch.device("cpu"))
-    )
-    if fingerprint(draft) != trace.header.draft:
-        raise TraceError(
-            f"{trace.path} was recorded with another draft than that in {folder}: expected {fingerprint(draft)}, got "
-            f"{trace.header.draft} ({trace.header.names[1]}). Record one with scripts.record --draft."
-        )
-
-
-def _table(calibration: Calibration) -> Table:
-    table = Table("decoding", "depth", "children", "own error", "calibrated", title="Expected calibration error")
-    for name, errors in calibration.errors.items():
-        for each in errors:
-            table.add_row(name, str(each.depth), f"{each.children:,}", f"{each.raw:.3f}", f"{each.calibrated:.3f}")
-    return table
-
-
 if __name__ == "__main__":
-    main(RecalibrateOptions, recalibrate)
+    main(fit_calibrator)

@@ -1,22 +1,25 @@
-"""Answers one prompt, streaming the text with live tokens/s."""
+"""Answers one prompt and streams the text with its tokens/s."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from specgym.controllers.registry import DEFAULT, make_controller
-from specgym.controllers.run import Generation, run, steer
-from specgym.env.decoding.pair import ModelPair, check_text, encode_chat
-from specgym.env.tree.rounds import Request, Stopwatch, check_limit
-from specgym.scripts.common import PairOptions, SamplingOptions, console, main
+from specgym.env.common.errors import check_limit
+from specgym.scripts.common import ReliableConsole, main, say, silence
+from specgym.scripts.options import Pair, PairOptions, Sampling, SamplingOptions
+
+if TYPE_CHECKING:
+    from specgym.controllers.run import Generation
+    from specgym.env.decoding.pair import ModelPair
+    from specgym.env.tree.rounds import Request
 
 
 @dataclass(frozen=True)
@@ -24,74 +27,87 @@ class GenerateOptions:
     """Answers one prompt and streams the text."""
 
     prompt: Annotated[str, tyro.conf.Positional]
-    """what to answer"""
-    pair: Annotated[PairOptions, tyro.conf.arg(name="")] = field(default_factory=PairOptions)
-    sampling: Annotated[SamplingOptions, tyro.conf.arg(name="")] = field(default_factory=SamplingOptions)
+    """prompt to answer"""
+    pair: Pair = field(default_factory=PairOptions)
+    sampling: Sampling = field(default_factory=SamplingOptions)
     controller: str = DEFAULT
     """controller, with options as in fixed_tree:branch=3:depth=2"""
     max_new_tokens: int = 256
-    """most tokens of the answer"""
+    """maximum length of the answer [tokens]"""
     raw: bool = False
-    """continue the prompt as it is, without the chat template"""
+    """continue the prompt without the chat template"""
     compare: bool = False
-    """decode plainly too and show the speed-up; runs both once more, after a warm-up"""
+    """also decode plainly and print the speed-up; both run once more, after a warm-up"""
 
 
-class _Screen(TextStreamer):  # type: ignore[misc]  # transformers is not typed
-    """Shows whole words as they come; on a terminal with the speed below them."""
+class _Screen:
+    """Prints whole words as they come; on a terminal with the speed below them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self.out = Console()
-        self.text = Text()
-        self.live = Live(console=self.out, auto_refresh=False, vertical_overflow="visible")
+    def __init__(self) -> None:
+        self._out = ReliableConsole()
+        self._text = Text()
+        self.live = Live(console=self._out, auto_refresh=False, vertical_overflow="visible")
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Takes text that will not change any more."""
-        if self.out.is_terminal:
-            self.text.append(text)
-        else:
+    def write(self, text: str, stream_end: bool = False) -> None:
+        """Takes text that will not change any more, as transformers' streamers give it."""
+        if self._out.is_terminal:
+            self._text.append(text)
+            return
+        try:
             print(text, end="\n" if stream_end else "", flush=True)
+        except BrokenPipeError:  # nobody reads the rest, so it need not be written
+            silence(sys.stdout)
+            sys.exit(0)
 
     def speed(self, generation: Generation) -> None:
         """Refreshes the line below the text."""
-        if self.out.is_terminal:
-            self.live.update(Group(self.text, Text(_account(generation), style="dim")), refresh=True)
+        if self._out.is_terminal:
+            self.live.update(Group(self._text, Text(_summary(generation), style="dim")), refresh=True)
 
 
 def generate(options: GenerateOptions) -> int:
     """Streams an answer; returns the exit status."""
+    from specgym.env.decoding.pair import check_text, encode_chat
+    from specgym.env.tree.rounds import Request
+
     check_text(options.prompt)
     check_limit("max_new_tokens", options.max_new_tokens)
-    controller = make_controller(options.controller)
+    make_controller(options.controller)
     sampling = options.sampling.settings()
-    with console.status("Loading the models"):
-        pair = options.pair.load()
-    prompt = _encode(pair, options)
+    pair = options.pair.load()
+    tokenizer = pair.tokenizer
+    prompt = tuple(tokenizer.encode(options.prompt)) if options.raw else encode_chat(tokenizer, [options.prompt])
     request = Request(prompt, options.max_new_tokens, sampling)
-    decoder = pair.decoder()
-    screen, generation, watch = _Screen(pair.tokenizer), Generation(), Stopwatch()
-    with screen.live:
-        for step in steer(decoder, controller, request):
-            generation.add(step)
-            generation.seconds += watch.lap()
-            screen.put(torch.tensor(step.outcome.tokens))
-            screen.speed(generation)
-        screen.end()
-        screen.speed(generation)
-    console.print(_account(generation), highlight=False, soft_wrap=True)
+    say(_summary(_stream(pair, options.controller, request)))
     if options.compare:
-        _compare(pair, options, request)
+        _compare(pair, options.controller, request)
     return 0
 
 
-def _encode(pair: ModelPair, options: GenerateOptions) -> tuple[int, ...]:
-    if options.raw:
-        return tuple(pair.tokenizer.encode(options.prompt))
-    return encode_chat(pair.tokenizer, [options.prompt])
+def _stream(pair: ModelPair, controller: str, request: Request) -> Generation:
+    """Decodes a text and prints it meanwhile."""
+    import torch
+    from transformers import TextStreamer
+
+    from specgym.controllers.run import Generation, steer
+    from specgym.env.tree.rounds import Stopwatch
+
+    screen, generation, decoder = _Screen(), Generation(), pair.decoder()
+    streamer = TextStreamer(pair.tokenizer, skip_special_tokens=True)
+    streamer.on_finalized_text = screen.write
+    with screen.live:
+        watch = Stopwatch()
+        for step in steer(decoder, make_controller(controller), request):
+            generation.add(step)
+            generation.seconds += watch.lap()
+            streamer.put(torch.tensor(step.outcome.tokens))
+            screen.speed(generation)
+        streamer.end()
+        screen.speed(generation)
+    return generation
 
 
-def _account(generation: Generation) -> str:
+def _summary(generation: Generation) -> str:
     tokens = len(generation.tokens)
     return (
         f"{tokens} tokens, {tokens / generation.seconds:.1f} tokens/s, "
@@ -100,17 +116,17 @@ def _account(generation: Generation) -> str:
     )
 
 
-def _compare(pair: ModelPair, options: GenerateOptions, request: Request) -> None:
-    """Both ways once more, now that everything is warm."""
+def _compare(pair: ModelPair, controller: str, request: Request) -> None:
+    """Prints the speed-up over plain decoding, now that everything is warm."""
+    from specgym.controllers.run import run
+
     decoder = pair.decoder()
     plain = run(decoder, make_controller("autoregressive"), request)
-    steered = run(decoder, make_controller(options.controller), request)
+    steered = run(decoder, make_controller(controller), request)
     ratio = len(steered.tokens) / steered.seconds / (len(plain.tokens) / plain.seconds)
     same = "the same text" if plain.tokens == steered.tokens else "another text (see docs/exactness.md)"
-    console.print(
-        f"{ratio:.2f} times plain decoding's {len(plain.tokens) / plain.seconds:.1f} tokens/s, {same}", highlight=False
-    )
+    say(f"{ratio:.2f} times plain decoding's {len(plain.tokens) / plain.seconds:.1f} tokens/s, {same}")
 
 
 if __name__ == "__main__":
-    main(GenerateOptions, generate)
+    main(generate)

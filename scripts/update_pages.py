@@ -1,34 +1,33 @@
-"""Brings the figures in README.md and the docs up to date with the committed results."""
+"""Updates the results blocks in README.md and the docs from the results files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from specgym.controllers.evaluation.results.pages import update
-from specgym.scripts.common import console, main
+from specgym.scripts.common import main, say
 
 
 @dataclass(frozen=True)
-class PagesOptions:
-    """Writes the results blocks of pages anew from the results files that they name."""
+class UpdatePagesOptions:
+    """Rewrites the results blocks of pages from the results files that they name."""
 
-    pages: list[Path] = field(
-        default_factory=lambda: [
-            Path("README.md"),
-            *(Path("docs", f"{name}.md") for name in ("comparison", "drafts", "latency", "learning")),
-        ]
+    pages: tuple[Path, ...] = (
+        Path("README.md"),
+        *(Path("docs", f"{name}.md") for name in ("comparison", "drafts", "latency", "learning")),
     )
-    """the pages"""
+    """pages to update"""
 
 
-def update_pages(options: PagesOptions) -> int:
+def update_pages(options: UpdatePagesOptions) -> int:
     """Updates the pages; returns the exit status."""
+    from specgym.controllers.evaluation.results.pages import update
+
     for page in options.pages:
         update(page)
-        console.print(f"{page} is up to date.", markup=False, soft_wrap=True)
+        say(f"{page} is up to date.")
     return 0
 
 
 if __name__ == "__main__":
-    main(PagesOptions, update_pages)
+    main(update_pages)

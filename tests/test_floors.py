@@ -30,7 +30,7 @@ def imported(source: str) -> set[str]:
 
 
 def imports_below(folder: Path) -> dict[str, set[str]]:
-    """What each Python file below a folder imports."""
+    """Names that each Python file below a folder imports."""
     files = sorted(folder.rglob("*.py"))
     return {path.relative_to(ROOT).as_posix(): imported(path.read_text(encoding="utf-8")) for path in files}
 

@@ -1,17 +1,22 @@
-"""The default pair, in float32: its draft is worth its place, and the text is the target's own whatever steers."""
+"""The default pair, in float32: its draft is useful, and the text is the target's own under every controller."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from specgym import env
 from specgym.controllers.evaluation.checks.lossless import check_drafts, check_transformers
-from specgym.controllers.registry import controller_names
+from specgym.controllers.registry import controller_names, make_controller
+from specgym.controllers.run import run
 from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
 from specgym.env.drafts import CausalDraft, FeatureDraft
+from specgym.env.tree.observation import Observation
+from specgym.env.tree.parameters import TreeParameters
+from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
 pytestmark = pytest.mark.real_pair
@@ -46,23 +51,56 @@ def test_the_standalone_draft_leaves_the_text_as_it_is(pair: ModelPair, prompts:
     other = pair.with_draft("standalone")
     assert isinstance(other.draft, CausalDraft)
     assert other.draft_name == "standalone"
-    (case,) = check_drafts(
-        pair.target, [other.draft], ["history"], prompts, sampling=SamplingSettings(), max_new_tokens=TOKENS
-    )
+    (case,) = check_drafts(pair.target, [other.draft], ["history"], [Request(prompt, TOKENS) for prompt in prompts])
     assert case.identical == len(TEXTS)
     assert 0 < case.accepted < case.drafted, "the test would be vacuous"
 
 
-# Two texts each: every text is written one way or the other, the code both ways.
+class Relay:
+    """Controllers that take turns: each of them chooses the tree of every n-th round, whatever the text.
+
+    Args:
+        names: the controllers.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.controllers = [make_controller(name) for name in names]
+        self.rounds = [0] * len(names)
+        self.turn = -1
+
+    @property
+    def observes_draft(self) -> bool:
+        """Whether the controller of the next round wants the draft's opinion."""
+        return self.controllers[(self.turn + 1) % len(self.controllers)].observes_draft
+
+    def reset(self) -> None:
+        """Begins a text; the turns go on."""
+        for controller in self.controllers:
+            controller.reset()
+
+    def act(self, observation: Observation) -> TreeParameters:
+        """Lets the next controller choose."""
+        self.turn = (self.turn + 1) % len(self.controllers)
+        self.rounds[self.turn] += 1
+        return self.controllers[self.turn].act(observation)
+
+
 @pytest.mark.parametrize(("temperature", "texts"), [(0.0, slice(2)), (1.0, slice(1, 3))])
-def test_every_controller_leaves_the_text_as_it_is(
+def test_whichever_controller_chooses_a_round_the_text_stays_as_it_is(
     pair: ModelPair, prompts: list[tuple[int, ...]], temperature: float, texts: slice
 ) -> None:
+    """One text visits all controllers; tiny models decode whole texts with each (`checks/test_lossless.py`)."""
     names = [name for name in controller_names() if name != "autoregressive"]
-    sampling = SamplingSettings(temperature, seed=1)
-    cases = check_drafts(pair.target, [pair.draft], names, prompts[texts], sampling=sampling, max_new_tokens=TOKENS)
-    assert {case.runner: case.identical for case in cases} == dict.fromkeys(names, 2)
-    assert all(0 < case.accepted < case.drafted for case in cases), "the test would be vacuous"
+    relay, decoder = Relay(names), pair.decoder()
+    accepted = drafted = 0
+    for prompt in prompts[texts]:
+        request = Request(prompt, 3 * TOKENS, SamplingSettings(temperature, seed=1), ignore_end=True)
+        plain = run(decoder, make_controller("autoregressive"), request)
+        steered = run(decoder, relay, request)
+        assert steered.tokens == plain.tokens
+        accepted, drafted = accepted + steered.accepted, drafted + steered.drafted
+    assert min(relay.rounds) >= 2, "every controller had its turns"
+    assert 0 < accepted < drafted, "the test would be vacuous"
 
 
 def test_plain_greedy_text_is_that_of_transformers(pair: ModelPair, prompts: list[tuple[int, ...]]) -> None:

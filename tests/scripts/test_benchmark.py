@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import re
 import resource
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from specgym.controllers.evaluation.checks.precision_agreement import Agreement
 from specgym.controllers.evaluation.live.paired_runs import SUITES
-from specgym.controllers.evaluation.results.plots import cut
 from specgym.controllers.evaluation.results.report import load_results
-from specgym.controllers.evaluation.results.schema import Results
+from specgym.controllers.evaluation.results.tables import cut
 from specgym.scripts.benchmark import BenchmarkOptions, benchmark
-from specgym.scripts.common import INTERRUPTED, PairOptions, SamplingOptions
-from tests.support.commands import Caller, Ended, assert_refused, finish, start, write_prompts
+from specgym.scripts.common import INTERRUPTED
+from specgym.scripts.options import PairOptions, SamplingOptions
+from tests.support.commands import Caller, assert_refused, write_prompts
 from tests.support.tiny_pair import CONTEXT, TinyFolders, tiny_tokenizer
 
 FILES = {"results.json", "results.csv", "results.md", "speedup.png", "time_shares.png"}
@@ -51,7 +49,8 @@ def output(folders: TinyFolders, prompts: Path, tmp_path_factory: pytest.TempPat
     """The folder of a run of the full suite."""
     folder = tmp_path_factory.mktemp("results") / "full"
     pair = PairOptions(str(folders.target), str(folders.draft), "float32")
-    assert benchmark(BenchmarkOptions("full", pair, prompts=str(prompts), max_new_tokens=12, output=folder)) == 0
+    options = BenchmarkOptions(pair, prompts=str(prompts), max_new_tokens=12, output=folder)
+    assert benchmark(options) == 0
     return folder
 
 
@@ -144,7 +143,7 @@ class TestChoice:
     def test_every_speculating_controller_meets_the_rival_drafts_on_the_same_prompts(
         self, folders: TinyFolders, prompts: Path, call: Caller, tmp_path: Path
     ) -> None:
-        more = ["--controllers", "transformers,fixed_tree", "--rivals", f"lookup=lookup,other={folders.feature_draft}"]
+        more = ["--controllers", "transformers,fixed_tree", "--drafts", f"lookup=lookup,other={folders.feature_draft}"]
         assert call("benchmark", *arguments(folders, prompts, tmp_path / "out", *more)).status == 0
         results = load_results(tmp_path / "out" / "results.json")
         names = ("autoregressive", "transformers", "fixed_tree", "fixed_tree@lookup", "fixed_tree@other")
@@ -159,7 +158,7 @@ class TestChoice:
     def test_another_precision_is_compared_with_its_own_plain_decoding(
         self, folders: TinyFolders, prompts: Path, call: Caller, tmp_path: Path, temperature: int
     ) -> None:
-        more = ["--controllers", "transformers,history", "--beside", "bfloat16", "--temperature", temperature]
+        more = ["--controllers", "transformers,history", "--also-dtype", "bfloat16", "--temperature", temperature]
         ended = call("benchmark", *arguments(folders, prompts, tmp_path / "out", *more))
         assert ended.status == 0, ended.err
         results = load_results(tmp_path / "out" / "results.json")
@@ -185,11 +184,11 @@ class TestRefusals:
             (["--repeats", "0"], "repeats must be 1 or more; got 0."),
             (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
             (["--prompts", "bultin"], "Unknown prompt source 'bultin'. Did you mean builtin?"),
-            (["--rivals", "lookup"], "Expected drafts as NAME=DRAFT, each with a name of its own; got 'lookup'."),
-            (["--rivals", "a=lookup,a=lookup"], "each with a name of its own; got 'a=lookup'."),
-            (["--beside", "float32"], "beside must be another precision than dtype; got float32 for both."),
-            (["--beside", "float8"], "beside must be one of bfloat16, float16, float32, int8; got 'float8'."),
-            (["--rivals", "a=nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
+            (["--drafts", "lookup"], "Expected drafts as NAME=DRAFT, each with a name of its own; got 'lookup'."),
+            (["--drafts", "a=lookup,a=lookup"], "each with a name of its own; got 'a=lookup'."),
+            (["--also-dtype", "float32"], "also_dtype must be another precision than dtype; got float32 for both."),
+            (["--also-dtype", "float8"], "also_dtype must be one of bfloat16, float16, float32, int8; got 'float8'."),
+            (["--drafts", "a=nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
             (["--draft", "nowhere.safetensors"], "nowhere.safetensors; there is no such file"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -280,45 +279,22 @@ class TestFailures:
         return copy
 
 
-@pytest.fixture(scope="module")
-def stopped(folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Results, Path]:
-    """A run that was interrupted after some of its 1,000 steps."""
-    folder = tmp_path_factory.mktemp("stopped")
-    prompts = write_prompts(folder / "prompts.jsonl", [f"hello {number}" for number in range(500)])
-    live = {"FORCE_COLOR": "1", "COLUMNS": "120", "TERM": "xterm"}  # else the progress is shown at the end only
+def test_an_interrupt_keeps_the_rows_so_far_and_marks_them_incomplete(
+    folders: TinyFolders, call: Caller, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", [f"hello {number}" for number in range(500)])
     more = ["--controllers", "fixed_tree"]
-    process = start("benchmark", *arguments(folders, prompts, folder / "out", *more), home=folder, **live)
-    wait_for_progress(process, steps=1000, done=6)
-    return finish(process, interrupt=True), load_results(folder / "out" / "results.json"), folder / "out"
-
-
-def wait_for_progress(process: subprocess.Popen[str], steps: int, done: int) -> None:
-    """Reads the progress bar until it says that so many steps are done."""
-    assert process.stderr is not None
-    shown = ""
-    while letter := process.stderr.read(1):
-        shown += letter
-        if (count := re.search(rf"(\d+)/{steps}\b", shown)) and int(count[1]) >= done:
-            return
-        shown = "" if count else shown
-    raise AssertionError(f"The run ended before it could be interrupted: {shown}")
-
-
-class TestInterrupt:
-    def test_it_ends_with_the_status_of_ctrl_c_and_says_so(self, stopped: tuple[Ended, Results, Path]) -> None:
-        ended, _, _ = stopped
-        assert ended.status == INTERRUPTED == 130
-        assert "Interrupted" in ended.err
-        assert "Traceback" not in ended.err
-
-    def test_the_rows_so_far_are_kept_and_marked_incomplete(self, stopped: tuple[Ended, Results, Path]) -> None:
-        _, results, folder = stopped
-        assert not results.complete
-        assert 4 <= len(results.rows) < 1000
-        assert results.failures == []
-        assert {row.identical for row in results.rows} == {True}
-        assert {path.name for path in folder.iterdir()} == FILES
-        assert "INCOMPLETE" in (folder / "results.md").read_text(encoding="utf-8")
+    ended = call.interrupted("measuring", "benchmark", *arguments(folders, prompts, tmp_path / "out", *more), after=7)
+    assert ended.status == INTERRUPTED == 130
+    assert "Interrupted" in ended.err
+    assert "Traceback" not in ended.err
+    results = load_results(tmp_path / "out" / "results.json")
+    assert not results.complete
+    assert 4 <= len(results.rows) < 1000
+    assert results.failures == []
+    assert {row.identical for row in results.rows} == {True}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert "INCOMPLETE" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
 def test_sampling_options_reach_the_record(
@@ -327,7 +303,7 @@ def test_sampling_options_reach_the_record(
     pair = PairOptions(str(folders.target), "lookup", "float32")
     sampling = SamplingOptions(temperature=0.8, top_k=20, top_p=0.9, seed=11)
     options = BenchmarkOptions(
-        "phase1", pair, sampling, str(prompts), limit=1, max_new_tokens=8, output=tmp_path / "out"
+        pair, sampling, str(prompts), limit=1, max_new_tokens=8, suite="phase1", output=tmp_path / "out"
     )
     assert benchmark(options) == 0
     recorded = load_results(tmp_path / "out" / "results.json").settings

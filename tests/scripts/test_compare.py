@@ -1,8 +1,9 @@
-"""`compare` sets other libraries beside us: who runs is measured, who does not is told, and nobody is left out."""
+"""`compare` measures the libraries that run, reports the reason for the others, and leaves out none."""
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import venv
 from pathlib import Path
@@ -11,9 +12,16 @@ import pytest
 
 from specgym.controllers.evaluation.peers.catalogue import PEERS
 from specgym.controllers.evaluation.results.report import load_results
-from specgym.scripts.common import INTERRUPTED
-from tests.scripts.test_benchmark import wait_for_progress
-from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
+from specgym.scripts.common import TERMINATED
+from tests.support.commands import (
+    Caller,
+    assert_refused,
+    close_output,
+    finish,
+    start,
+    wait_for_progress,
+    write_prompts,
+)
 from tests.support.tiny_pair import TinyFolders
 
 TEXTS = ("hello", "2 + 2 = ", "abc abc")
@@ -91,15 +99,19 @@ def test_a_wrong_setting_is_answered_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupt_keeps_what_was_measured(folders: TinyFolders, bare_python: Path, tmp_path: Path) -> None:
+def test_neither_sigterm_nor_a_closed_pipe_loses_what_was_measured(
+    folders: TinyFolders, bare_python: Path, tmp_path: Path
+) -> None:
+    """One process shows both: it is stopped, and then prints its table to a reader that has gone away."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", [f"hello {number}" for number in range(500)])
     live = {"FORCE_COLOR": "1", "COLUMNS": "120", "TERM": "xterm"}  # else the progress is shown at the end only
     more = ["--peers", "llama.cpp", "--python", f"llama.cpp={bare_python}"]
     process = start("compare", *arguments(folders, prompts, tmp_path / "out", *more), home=tmp_path, **live)
     wait_for_progress(process, steps=1000, done=6)
-    ended = finish(process, interrupt=True)
-    assert ended.status == INTERRUPTED
-    assert "Traceback" not in ended.err
+    close_output(process)
+    ended = finish(process, signal.SIGTERM)
+    assert ended.status == TERMINATED == 143
+    assert not re.search("Traceback|BrokenPipe", ended.err)
     results = load_results(tmp_path / "out" / "results.json")
     assert not results.complete
     assert 4 <= len(results.rows) < 1000

@@ -28,7 +28,7 @@ def pair_arguments(folders: TinyFolders) -> list[object]:
 
 
 def plain_text(folders: TinyFolders, prompt: str, sampling: SamplingSettings, raw: bool = False) -> str:
-    """What plain decoding says."""
+    """The text of plain decoding."""
     pair = load_pair(str(folders.target), None, "float32")
     tokens = tuple(pair.tokenizer.encode(prompt)) if raw else encode_chat(pair.tokenizer, [prompt])
     generation = generate(pair.target, LookupDraft(), Request(tokens, TOKENS, sampling))
@@ -79,12 +79,11 @@ def test_on_a_terminal_the_speed_stands_below_the_text(
 
 
 class TestRefusals:
-    def test_a_process_ends_with_a_message_and_no_traceback(self, folders: TinyFolders, tmp_path: Path) -> None:
+    def test_a_truncated_model_is_named(self, folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
         broken = Path(shutil.copytree(folders.target, tmp_path / "broken"))
         path = broken / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])
-        ended = finish(start("generate", "hello", "--target", broken, home=tmp_path / "home"))
-        assert_refused(ended, f"{path} is missing, truncated or unreadable")
+        assert_refused(call("generate", "hello", "--target", broken), f"{path} is missing, truncated or unreadable")
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -1,14 +1,13 @@
-"""`calibrate` leaves a whole profile, with where it comes from and how good it is, or says why not."""
+"""`measure-latency` leaves a whole profile, with where it comes from and how good it is, or says why not."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from specgym.env.latency.latency_profile import load_profile
-from tests.support.commands import Caller, Ended, assert_refused, finish, start
+from tests.support.commands import Caller, Ended, assert_refused
 from tests.support.tiny_pair import TinyFolders
 
 SMALL = ("--contexts", 64, 128, "--repeats", 1, "--check-tokens", 12)
@@ -21,7 +20,7 @@ def arguments(folders: TinyFolders, output: Path, *more: object) -> list[object]
 class TestRecord:
     @pytest.fixture
     def ended(self, folders: TinyFolders, call: Caller, tmp_path: Path) -> Ended:
-        return call("calibrate", *arguments(folders, tmp_path / "out", *SMALL, "--check-prompts", 2))
+        return call("measure-latency", *arguments(folders, tmp_path / "out", *SMALL, "--check-prompts", 2))
 
     def test_the_profile_says_what_it_was_measured_on_and_how_well_it_foretells(
         self, ended: Ended, tmp_path: Path, folders: TinyFolders
@@ -58,7 +57,7 @@ class TestRecord:
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
         more = ["--draft", "lookup", *SMALL, "--check-prompts", 0, "--most-verified", 12]
-        ended = call("calibrate", *arguments(folders, tmp_path / "out", *more))
+        ended = call("measure-latency", *arguments(folders, tmp_path / "out", *more))
         assert ended.status == 0, ended.err
         profile = load_profile(tmp_path / "out" / "profile.json")
         assert profile.greedy.verify.most == 12
@@ -70,7 +69,7 @@ class TestRecord:
     ) -> None:
         names = ["eagle2", "svip:depth=4", "goodput"]
         more = [*SMALL, "--check-prompts", 1, "--check-controllers", ",".join([*names, "goodput"])]
-        ended = call("calibrate", *arguments(folders, tmp_path / "out", *more))
+        ended = call("measure-latency", *arguments(folders, tmp_path / "out", *more))
         assert ended.status == 0, ended.err
         checks = load_profile(tmp_path / "out" / "profile.json").checks
         assert [check.controller for check in checks if check.greedy] == names
@@ -83,7 +82,7 @@ class TestRecord:
         self, folders: TinyFolders, call: Caller, tmp_path: Path
     ) -> None:
         more = ["--repeats", 1, "--check-prompts", 0, "--most-verified", 8, "--most-expanded", 4]
-        assert call("calibrate", *arguments(folders, tmp_path / "out", *more)).status == 0
+        assert call("measure-latency", *arguments(folders, tmp_path / "out", *more)).status == 0
         (context,) = load_profile(tmp_path / "out" / "profile.json").greedy.contexts
         assert 128 <= context < 256
 
@@ -110,18 +109,14 @@ class TestRefusals:
     def test_a_wrong_setting_is_answered_by_name_and_no_profile_is_written(
         self, folders: TinyFolders, call: Caller, tmp_path: Path, more: list[str], message: str
     ) -> None:
-        assert_refused(call("calibrate", *arguments(folders, tmp_path / "out", *more)), message)
+        assert_refused(call("measure-latency", *arguments(folders, tmp_path / "out", *more)), message)
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_ctrl_c_leaves_no_half_written_profile(folders: TinyFolders, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    more = arguments(folders, output, "--contexts", 64, "--repeats", 10**6, "--minutes", 10**6)
-    process = start("calibrate", *more, home=tmp_path / "home")
-    while process.poll() is None and not output.exists():
-        time.sleep(0.05)
-    time.sleep(1.0)  # the models are loading or rounds are running; it must end well whichever it is
-    ended = finish(process, interrupt=True)
+def test_ctrl_c_leaves_no_half_written_profile(folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
+    more = arguments(folders, tmp_path / "out", "--contexts", 64, "--repeats", 10**6, "--minutes", 10**6)
+    ended = call.interrupted("measuring", "measure-latency", *more, after=3)
     assert (ended.status, ended.out) == (130, ""), ended.err
+    assert "Interrupted." in ended.err
     assert "Traceback" not in ended.err
-    assert not list(output.glob("*"))
+    assert not list((tmp_path / "out").glob("*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ class TestRecord:
         process = start("record", *options, home=tmp_path / "home")
         while process.poll() is None and not (again.exists() and again.stat().st_size > 2000):
             pass
-        ended = finish(process, interrupt=True)
+        ended = finish(process, signal.SIGINT)
         assert ended.status in (0, 130), ended.err
         assert call("record", *options).status == 0
         texts, expected = (sorted(read_trace(path).texts, key=lambda text: text.identifier) for path in (again, trace))
@@ -186,7 +187,7 @@ class TestReplaySpeed:
         output, few = tmp_path / "speed", ["--episodes", 3, "--steps", 4, "--repeats", 1, "--split", "train"]
         few += ["--target", folders.target, "--draft", folders.draft, "--dtype", "float32", "--record-tokens", 6]
         few += ["--prompts", write_prompts(tmp_path / "some.jsonl", ["hello", "abc abc"])]
-        ended = call("replay_speed", "--traces", trace, "--output", output, *few)
+        ended = call("replay-speed", "--traces", trace, "--output", output, *few)
         assert ended.status == 0, ended.err
         record = json.loads((output / "results.json").read_text(encoding="utf-8"))
         speeds = {speed["what"]: speed for speed in record["speeds"]}
@@ -200,9 +201,9 @@ class TestReplaySpeed:
 
     def test_a_wrong_setting_is_answered_by_name(self, call: Caller, trace: Path) -> None:
         output = trace.with_name("speed")
-        ended = call("replay_speed", "--traces", trace, "--output", output, "--episodes", 0)
+        ended = call("replay-speed", "--traces", trace, "--output", output, "--episodes", 0)
         assert_refused(ended, "episodes must be 1 or more; got 0.")
-        ended = call("replay_speed", "--traces", trace, "--output", output, "--record-prompts", -1)
+        ended = call("replay-speed", "--traces", trace, "--output", output, "--record-prompts", -1)
         assert_refused(ended, "record_prompts must be 0 or more; got -1.")
-        ended = call("replay_speed", "--traces", trace, "--output", output, "--prompts", trace.with_name("none.jsonl"))
+        ended = call("replay-speed", "--traces", trace, "--output", output, "--prompts", trace.with_name("none.jsonl"))
         assert_refused(ended, "none.jsonl")

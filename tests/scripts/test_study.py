@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from specgym.agents.study.plan import LEARNED
 from specgym.env.replay.traces.file import TraceWriter, read_trace
 from specgym.env.replay.traces.records import SPLITS
-from specgym.scripts.study import _Shown
 from tests.support.commands import Caller, assert_refused
 from tests.support.tiny_trace import save_tiny_trace
 
@@ -46,15 +44,9 @@ def arguments(trace: Path, folder: Path, *more: object) -> list[object]:
 
 class TestStudy:
     def test_it_goes_on_after_an_interruption_and_tells_everything(
-        self, call: Caller, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, call: Caller, trace: Path, tmp_path: Path
     ) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                _Shown,
-                "__call__",
-                lambda self, what, done, count: what.startswith("corrections") and signal.raise_signal(signal.SIGINT),
-            )
-            ended = call("study", *arguments(trace, tmp_path))
+        ended = call.interrupted("corrections", "study", *arguments(trace, tmp_path))
         assert ended.status == 130
         assert not (tmp_path / "out" / "results.json").exists()
         finished = tmp_path / "run" / "lessons" / "ppo.json"

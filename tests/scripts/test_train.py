@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 
 from specgym.agents.policies.policy_controller import find_policy
-from specgym.scripts.train import _Shown
 from tests.support.commands import Caller, assert_refused
 from tests.support.tiny_trace import save_tiny_trace
 
@@ -33,21 +31,19 @@ def arguments(trace: Path, output: Path, *more: object) -> list[object]:
     ]
     config = ["--config.episodes", 8, "--config.rounds", 8, "--config.minibatch", 32, "--config.hidden", 8]
     profiles = ["--profiles", "overhead_bound", "compute_bound"]
-    rest = ["--output", output, "--seeds", 2, "--steps", 128, "--looks", 2]
+    rest = ["--output", output, "--seeds", 2, "--steps", 128, "--evaluations", 2]
     return ["--traces", trace, *profiles, *grid, *config, *rest, *more]
 
 
 class TestTrain:
     def test_a_policy_is_trained_however_often_it_is_interrupted(
-        self, call: Caller, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, call: Caller, trace: Path, tmp_path: Path
     ) -> None:
         undisturbed = call("train", *arguments(trace, tmp_path / "whole"))
         assert undisturbed.status == 0, undisturbed.err
-        with monkeypatch.context() as patch:
-            patch.setattr(_Shown, "__call__", lambda self, steps, course: signal.raise_signal(signal.SIGINT))
-            ended = call("train", *arguments(trace, tmp_path / "parts"))
-            assert ended.status == 130
-            assert "Interrupted." in ended.err
+        ended = call.interrupted("seed", "train", *arguments(trace, tmp_path / "parts"))
+        assert ended.status == 130
+        assert "Interrupted." in ended.err
         assert not (tmp_path / "parts" / "policy.json").exists()
         assert call("train", *arguments(trace, tmp_path / "parts")).status == 0
         for name in ("policy.json", "policy.safetensors", "seed-1/policy.safetensors"):

@@ -1,11 +1,11 @@
-"""Distilling a draft, checking exactness and updating pages, from the command line to the files."""
+"""Distilling a draft, comparing variants and fitting its calibrator, from the command line to the files."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,18 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from specgym.agents.distillation.data.generation import GenerationConfig
-from specgym.agents.distillation.examination.trace_calibration import fit_on_trace
-from specgym.controllers.evaluation.results.report import write_results
-from specgym.controllers.registry import controller_names
+from specgym.agents.distillation.distillation_config import GenerationConfig
+from specgym.agents.distillation.examination.calibration import fit_on_trace
 from specgym.env.decoding.pair import encode_chat, load_pair
 from specgym.env.drafts import CausalDraft, FeatureDraft
 from specgym.env.drafts.calibrator import load_calibrator
 from specgym.env.replay.sources import find_trace
 from specgym.env.tree.rounds import Request
 from specgym.scripts.distill import DistillOptions, distill
-from tests.support.commands import COMMANDS, ROOT, Caller, assert_refused, finish, start, write_prompts
-from tests.support.rows import make_results
+from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
 from tests.support.tiny_models import generate
 from tests.support.tiny_pair import TinyFolders, tiny_tokenizer
 
@@ -41,26 +38,9 @@ SMALL = [
     *("--config.causal.hidden-size", 32, "--config.causal.heads", 4, "--config.causal.layers", 2),
     *("--config.causal.vocabulary", 80, "--config.causal-training.epochs", 2),
     *("--config.causal-training.batch-tokens", 256, "--config.causal-training.learning-rate", 0.01),
-    "--config.exams",
+    "--config.test-prompts",
 ]
 """options of a distillation that takes seconds"""
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option(call: Caller, command: str) -> None:
-    ended = call(command, "--help")
-    assert ended.status == 0
-    assert ended.err == ""
-    assert ended.out.startswith("usage: ")
-    assert "--help" in ended.out
-    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == {*COMMANDS, "__init__", "common"}
-
-
-def test_an_unknown_option_is_refused(call: Caller) -> None:
-    ended = call("generate", "hello", "--controler", "history")
-    assert ended.status == 2
-    assert "--controler" in ended.err
-    assert "Traceback" not in ended.err
 
 
 def distill_arguments(folders: TinyFolders, run: Path, *more: object) -> list[object]:
@@ -92,7 +72,7 @@ class TestDistill:
         assert record["target"] == "target"
         assert record["config"]["kind"] == "feature"
         assert record["config"]["generation"]["conversations"] == 80
-        assert record["config"]["exams"] == []
+        assert record["config"]["test_prompts"] == []
         agreement = record["agreement"]["all"]
         assert agreement["positions"] > 0
         assert all(0 <= one <= four <= 1 for one, four in zip(agreement["top1"], agreement["top4"], strict=True))
@@ -194,7 +174,7 @@ class TestDistill:
                 ["--config.kind", "causal", "--config.causal.hidden-size", "64"],
                 "causal.hidden_size must be 32 or less for this target; got 64.",
             ),
-            (["--config.exams", "nowhere.jsonl"], "nowhere.jsonl"),
+            (["--config.test-prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -241,7 +221,7 @@ class TestDistill:
             process = start("distill", *distill_arguments(folders, copy, *more), home=tmp_path / "home")
             while process.poll() is None and training_history(path)["updates"] <= before["updates"]:
                 time.sleep(0.02)
-            ended = finish(process, interrupt=True)
+            ended = finish(process, signal.SIGINT)
             assert (ended.status, ended.out) == (130, ""), ended.err
             assert "Interrupted." in ended.err
             assert "Traceback" not in ended.err
@@ -254,7 +234,7 @@ class TestDistill:
 
 
 def training_history(path: Path) -> dict[str, Any]:
-    """The history in a checkpoint; empty as long as there is none."""
+    """Reads the history of a checkpoint; without a file it is empty."""
     if not path.exists():
         return {"updates": 0, "losses": []}
     with safe_open(path, framework="pt") as file:
@@ -299,7 +279,7 @@ class TestAblate:
         assert trained == {path: path.stat().st_mtime_ns for path in trained}, "what is trained is kept"
 
 
-class TestRecalibrate:
+class TestFitCalibrator:
     @pytest.fixture
     @staticmethod
     def draft(run: Path, tmp_path: Path) -> Path:
@@ -323,7 +303,7 @@ class TestRecalibrate:
         self, call: Caller, draft: Path, trace: Path
     ) -> None:
         before = {path.name: path.read_bytes() for path in draft.iterdir()}
-        ended = call("recalibrate", "--trace", trace, "--draft", draft)
+        ended = call("fit-calibrator", "--trace", trace, "--draft", draft)
         assert ended.status == 0, ended.err
         after = {path.name: path.read_bytes() for path in draft.iterdir()}
         changed = {name for name in before if before[name] != after[name]}
@@ -350,98 +330,10 @@ class TestRecalibrate:
             notes = file.metadata()
         save_file({**tensors, "head.weight": tensors["head.weight"] + 1}, draft / "draft.safetensors", notes)
         before = (draft / "calibrator.json").read_bytes()
-        assert_refused(call("recalibrate", "--trace", trace, "--draft", draft), "recorded with another draft")
+        assert_refused(call("fit-calibrator", "--trace", trace, "--draft", draft), "recorded with another draft")
         assert (draft / "calibrator.json").read_bytes() == before
 
     def test_a_folder_without_a_record_is_refused(self, call: Caller, draft: Path, trace: Path) -> None:
         (draft / "training.json").unlink()
-        ended = call("recalibrate", "--trace", trace, "--draft", draft)
-        assert_refused(
-            ended, f"Expected the record of a draft that scripts.distill exported, {draft / 'training.json'}"
-        )
-
-
-class TestExactness:
-    @staticmethod
-    def arguments(folders: TinyFolders, output: Path, *more: object) -> list[object]:
-        texts = ("hello world, hello", "Why is the sky blue?", "abc abc abc", "2 + 2 = 4")
-        prompts = write_prompts(output.with_suffix(".jsonl"), texts)
-        return ["--target", folders.target, "--prompts", prompts, "--output", output, "--layers", 1, *more]
-
-    def test_a_target_that_is_exact_is_called_so(self, folders: TinyFolders, tmp_path: Path) -> None:
-        arguments = self.arguments(folders, tmp_path / "out", "--seeds", 1, "--max-new-tokens", 32)
-        ended = finish(start("exactness", *arguments, home=tmp_path / "home"))
-        assert ended.status == 0, ended.err
-        assert "Every output is exact" in ended.err
-        record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        assert record["exact"] is True
-        speculating = [name for name in controller_names() if name != "autoregressive"]
-        compared = [(case["runner"], case["draft"], case["temperature"]) for case in record["cases"]]
-        assert compared == [
-            ("transformers", "", 0.0),
-            *((name, draft, heat) for heat in (0.0, 1.0) for draft in ("lookup", "causal") for name in speculating),
-            *((f"{name}, replayed", "causal", heat) for heat in (0.0, 1.0) for name in speculating),
-        ]
-        assert all(case["identical"] == case["prompts"] == 4 for case in record["cases"])
-        assert all(case["exact"] for case in record["cases"])
-
-    def test_controllers_may_be_chosen(self, folders: TinyFolders, call: Caller, tmp_path: Path) -> None:
-        more = ["--seeds", 0, "--replay-prompts", 0, "--max-new-tokens", 32]
-        more += ["--controllers", "autoregressive,history:source=both"]
-        assert call("exactness", *self.arguments(folders, tmp_path / "out", *more)).status == 0
-        record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        assert {case["runner"] for case in record["cases"]} == {"transformers", "history:source=both"}
-
-    def test_a_misspelt_controller_is_answered_by_name(
-        self, folders: TinyFolders, call: Caller, tmp_path: Path
-    ) -> None:
-        ended = call("exactness", *self.arguments(folders, tmp_path / "out", "--controllers", "godput"))
-        assert_refused(ended, "Unknown controller 'godput'. Did you mean goodput")
-
-    def test_a_comparison_of_nothing_is_not_called_exact(
-        self, folders: TinyFolders, call: Caller, tmp_path: Path
-    ) -> None:
-        more = ["--seeds", 0, "--max-new-tokens", 1, "--replay-prompts", 0]  # the prompt's forward gives the only token
-        ended = call("exactness", *self.arguments(folders, tmp_path / "out", *more))
-        assert ended.status == 1
-        assert "NOT every output is exact" in ended.err
-        assert "no text differs, but 32 of 33 comparisons say nothing" in ended.err
-        record = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
-        assert record["exact"] is False
-        assert {case["drafted"] for case in record["cases"]} == {0}
-
-    @pytest.mark.parametrize(
-        ("more", "message"),
-        [
-            (["--layers", "0"], "layers must be"),
-            (["--layers", "2"], "layers must be"),
-            (["--limit", "0"], "limit must be 1 or more; got 0."),
-            (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more; got 0."),
-            (["--replay-tokens", "0"], "replay_tokens must be 1 or more; got 0."),
-        ],
-        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-    )
-    def test_a_wrong_setting_is_answered_by_name(
-        self, folders: TinyFolders, call: Caller, tmp_path: Path, more: list[str], message: str
-    ) -> None:
-        assert_refused(call("exactness", *self.arguments(folders, tmp_path / "out", *more)), message)
-        assert not (tmp_path / "out" / "results.json").exists()
-
-
-class TestUpdatePages:
-    def test_pages_are_brought_up_to_date(self, call: Caller, tmp_path: Path) -> None:
-        results = make_results()
-        settings = {"prompts": "builtin", "prompt_count": 2, "max_new_tokens": 64, "draft_kind": "feature"}
-        results = dataclasses.replace(results, settings=results.settings | settings)
-        write_results(results, tmp_path, plots=False)
-        page = tmp_path / "page.md"
-        page.write_text("<!-- results: results.json -->\n<!-- end of results -->\n", encoding="utf-8")
-        ended = call("update_pages", "--pages", page)
-        assert (ended.status, ended.out) == (0, "")
-        assert "up to date" in ended.err
-        assert "| tree |" in page.read_text(encoding="utf-8")
-
-    def test_a_page_without_a_block_is_refused(self, call: Caller, tmp_path: Path) -> None:
-        page = tmp_path / "page.md"
-        page.write_text("nothing", encoding="utf-8")
-        assert_refused(call("update_pages", "--pages", page), f"{page} has no block")
+        ended = call("fit-calibrator", "--trace", trace, "--draft", draft)
+        assert_refused(ended, f"Expected the record of a draft that `specgym distill` wrote, {draft / 'training.json'}")
