@@ -35,8 +35,8 @@ def test_the_package_offers_the_facade() -> None:
     assert specgym.load is facade.load
     assert specgym.Pair is facade.Pair
     assert specgym.generate is custom_generate.speculative_generate
-    with pytest.raises(AttributeError, match="no attribute 'laod'; it offers Pair, generate, load"):
-        specgym.laod  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'loads'; it offers Pair, generate, load"):
+        specgym.loads  # noqa: B018
 
 
 @pytest.mark.parametrize("controller", ["goodput", StaticController(PHASE_1)], ids=["a name", "an object"])
