@@ -44,7 +44,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
         "import os, time\n"
         "from specgym.env.common.processes import map_on_cores\n"
         "def work(item):\n"
-        "    print(os.getpid(), flush=True)\n"
+        "    os.write(1, f'{os.getpid()}\\n'.encode())  # one write, so that lines do not mix\n"
         "    time.sleep(600)\n"
         "next(map_on_cores(work, range(3), workers=3))\n"
     )
