@@ -18,6 +18,7 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.drafts.merged import MergedDraft
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
+from specgym.env.replay.tables.player import unread_after
 from specgym.env.replay.traces.recorded_trees import RecordedDraft, WholeTextLookup
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.growth import grow_tree
@@ -194,12 +195,11 @@ class ReplayDecoder(DecodingSession):
         parameters = parameters.capped(self._deepest())
         position = len(self.tokens) - 1
         outcome, kept = self.replay.outcome(position, parameters)
-        rows = outcome.level_rows
-        if rows or self.observed:
-            rows, self.unread = (self.unread, *rows[1:]), 0
+        asked = bool(outcome.level_rows) or self.observed
+        rows = (self.unread, *outcome.level_rows[1:]) if asked else ()
         took = self.costs.round_seconds(position, rows, 1 + outcome.drafted, outcome.lookup_nodes)
         committed = self._take(list(outcome.tokens))
-        self.unread += len(committed) - kept
+        self.unread = unread_after(self.unread, asked, len(committed), kept)
         self.parameters, self.root_position, self.observed = parameters, position, False
         return self._close_round(
             RoundOutcome(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +14,10 @@ from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay import vector_features as entries
 from specgym.env.replay.tables.action_table import ActionTable
 from specgym.env.replay.tables.outcomes import RoundTimes
-from specgym.env.replay.tables.player import Player
+from specgym.env.replay.tables.player import Player, Rounds
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.observation import WINDOW
-
-
-class Rounds(NamedTuple):
-    """A round of each of n episodes."""
-
-    tokens: IntArray
-    """tokens committed, `int64[n]`"""
-    accepted: IntArray
-    """draft tokens among them that the target accepted, `int64[n]`"""
-    drafted: IntArray
-    """nodes verified, without the root, `int64[n]`"""
-    depth: IntArray
-    """of the trees, `int64[n]` [tokens]"""
-    seconds: FloatArray
-    """predicted times, `float64[n]` [s]"""
-    plain_steps: FloatArray
-    """the same times in plain rounds at the same root, `float64[n]`"""
 
 
 class ReplayTables:
@@ -140,8 +122,8 @@ class EpisodeStates(Player):
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        outcome, asked, rounds = self._rounds_of(actions, self._all)
-        self.play(slice(None), rounds.tokens, asked, self.replays.outcomes.kept[outcome])
+        outcome, rounds = self._rounds_of(actions, self._all)
+        self.play(slice(None), rounds)
         counts, slot = self.replays.counts[outcome], self._rounds % WINDOW
         self._sums += counts - self._window[self._all, slot]
         self._window[self._all, slot] = counts
@@ -158,21 +140,29 @@ class EpisodeStates(Player):
             ParameterError, UnrecordedError, UnmeasuredError: see `act`.
         """
         which = np.repeat(self._all, actions.shape[1])
-        return self._rounds_of(actions.reshape(len(which), -1), which)[2]
+        return self._rounds_of(actions.reshape(len(which), -1), which)[1]
 
-    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, BoolArray, Rounds]:
-        """Outcomes of actions of the episodes `which`, whether the draft model is asked, and the rounds."""
+    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, Rounds]:
+        """Outcomes of actions of the episodes `which`, and the rounds."""
         shared, place, machine = self.replays, self.place[which], self._machine[which]
         outcome = shared.table.numbers(shared.choose(actions), place)
         outcomes = shared.outcomes
         asked = outcomes.asked[outcome] | shared.observes_draft
         context = shared.context[place]
         seconds = shared.machines.seconds(machine, context, outcome, np.where(asked, self.unread[which], 0))
-        accepted = outcomes.accepted[outcome]
-        tokens = self.committed(which, accepted)
-        plain = shared.machines.plain[machine, context - shared.machines.first]
-        drafted, depth = outcomes.drafted[outcome], outcomes.depth[outcome]
-        return outcome, asked, Rounds(tokens, accepted, drafted, depth, seconds, seconds / plain)
+        accepted, drafted, kept = (values[outcome] for values in (outcomes.accepted, outcomes.drafted, outcomes.kept))
+        return outcome, Rounds(self.committed(which, accepted), accepted, drafted, asked, kept, seconds)
+
+    @property
+    def plain_seconds(self) -> FloatArray:
+        """Time of a plain round at each episode's root, `float64[count]` [s]."""
+        machines = self.replays.machines
+        return machines.plain[self._machine, self.replays.context[self.place] - machines.first]
+
+    @property
+    def depth(self) -> IntArray:
+        """Depth of each episode's last tree, `int64[count]` [tokens]."""
+        return self.replays.outcomes.depth[self._outcome]
 
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """Which episodes have been terminated by a token that ends a text, and which truncated, `bool[count]` each."""

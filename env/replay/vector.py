@@ -181,11 +181,14 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
             raise ParameterError(
                 f"Expected actions of shape {self.action_space.shape}, one for each episode; got {np.shape(actions)}."
             )
+        price, plain_seconds = self._price(), self.states.plain_seconds
         rounds = self.states.act(actions)
-        rewards = rounds.tokens - self._price() * rounds.plain_steps
-        self._totals += np.stack([np.ones(self.num_envs), rounds.tokens, rounds.plain_steps, rewards])
+        plain_steps = rounds.seconds / plain_seconds
+        rewards = rounds.tokens - price * plain_steps
+        self._totals += np.stack([np.ones(self.num_envs), rounds.tokens, plain_steps, rewards])
         terminated, truncated = self.states.ends()
-        info = rounds._asdict() | self._played()
+        info = {name: getattr(rounds, name) for name in ("tokens", "accepted", "drafted", "seconds")}
+        info |= {"depth": self.states.depth, "plain_steps": plain_steps} | self._played()
         observations, done = self.states.observe(), terminated | truncated
         if done.any():
             observations = self._begin_next(observations, done, info)
@@ -201,7 +204,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
             ParameterError, UnrecordedError, UnmeasuredError: see `step`.
         """
         rounds, shape = self.states.preview(actions), actions.shape[:2]
-        spent = self._price()[:, None] * rounds.plain_steps.reshape(shape)
+        spent = self._price()[:, None] * (rounds.seconds.reshape(shape) / self.states.plain_seconds[:, None])
         return np.asarray(rounds.tokens.reshape(shape) - spent)
 
     def costs(self) -> ObservedCosts:

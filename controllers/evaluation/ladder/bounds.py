@@ -11,7 +11,7 @@ knot are charged for the prompt only. So the bound may be too low, but never too
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from specgym.env.common.processes import map_on_cores, usable_cores
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.replay.tables.action_table import OutcomeTable
 from specgym.env.replay.tables.outcomes import Outcomes, seconds_after_root
-from specgym.env.replay.tables.player import Player
+from specgym.env.replay.tables.player import Player, Rounds
 from specgym.env.replay.tables.trace_table import TraceTable
+
+_Choice: TypeAlias = tuple[IntArray, IntArray, BoolArray, IntArray, FloatArray]
+"""the fields of `Rounds` but the tokens, for each of n roots; times are without the draft's first level"""
 
 _PARTS_PER_CORE = 4  # of a grid: enough to share the work evenly, few enough to send the results
 
@@ -37,16 +40,6 @@ class Playback(NamedTuple):
     """`int64[..., texts]`"""
     accepted: IntArray
     """`int64[..., texts]`"""
-
-
-class _Round(NamedTuple):
-    """A choice for each of some roots, and its outcome. Times are without the draft's first level."""
-
-    seconds: FloatArray
-    accepted: IntArray
-    drafted: IntArray
-    kept: IntArray
-    asked: BoolArray
 
 
 class Choices:
@@ -86,11 +79,11 @@ class Choices:
         cheaper = other.seconds < self.seconds
         self.seconds[cheaper], self.drafted[cheaper] = other.seconds[cheaper], other.drafted[cheaper]
 
-    def best(self, roots: IntArray, values: FloatArray) -> _Round:
+    def best(self, roots: IntArray, values: FloatArray) -> _Choice:
         """Returns the choice of least `values[n, kinds]` at each of n roots."""
         kind = values.argmin(axis=1)
-        seconds, drafted = self.seconds[roots, kind], self.drafted[roots, kind]
-        return _Round(seconds, self.accepted[kind], drafted, self.kept[kind], self.asked[kind])
+        where = roots, kind
+        return self.accepted[kind], self.drafted[where], self.asked[kind], self.kept[kind], self.seconds[where]
 
 
 def collect_choices(
@@ -134,7 +127,7 @@ def _seconds(table: TraceTable, costs: RoundCosts, outcomes: Outcomes) -> FloatA
 
 
 def _play(
-    table: TraceTable, costs: RoundCosts, choose: Callable[[IntArray, IntArray, IntArray], _Round], copies: int = 1
+    table: TraceTable, costs: RoundCosts, choose: Callable[[IntArray, IntArray, IntArray], _Choice], copies: int = 1
 ) -> Playback:
     """Plays all texts side by side, each so many times.
 
@@ -148,12 +141,13 @@ def _play(
     while len(active := np.flatnonzero(~player.ended)):
         roots, unread = player.place[active], player.unread[active]
         choice = choose(active, roots, unread)
+        played = Rounds(player.committed(active, choice[0]), *choice)
+        player.play(active, played)
         first_level = costs.roots_seconds(table.contexts[roots], unread)
-        seconds[active] += choice.seconds + np.where(choice.asked, first_level, 0.0)
-        player.play(active, player.committed(active, choice.accepted), choice.asked, choice.kept)
+        seconds[active] += played.seconds + np.where(played.asked, first_level, 0.0)
         rounds[active] += 1
-        drafted[active] += choice.drafted
-        accepted[active] += choice.accepted
+        drafted[active] += played.drafted
+        accepted[active] += played.accepted
     return Playback(seconds, rounds, drafted, accepted)
 
 
@@ -163,11 +157,12 @@ def play_static(table: TraceTable, costs: RoundCosts, choices: Sequence[Outcomes
     Raises:
         UnmeasuredError: a round has more rows than the profile knows.
     """
-    each = [(_seconds(table, costs, one), one.accepted, one.drafted, one.kept, one.asked) for one in choices]
+    each = [(one.accepted, one.drafted, one.asked, one.kept, _seconds(table, costs, one)) for one in choices]
     columns, texts = [np.stack(column) for column in zip(*each, strict=True)], len(table.texts)  # [choices, roots] each
 
-    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
-        return _Round._make(column[episodes // texts, roots] for column in columns)
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Choice:
+        accepted, drafted, asked, kept, seconds = (column[episodes // texts, roots] for column in columns)
+        return accepted, drafted, asked, kept, seconds
 
     played = _play(table, costs, choose, len(choices))
     return Playback._make(column.reshape(-1, texts) for column in played)
@@ -177,7 +172,7 @@ def myopic(table: TraceTable, costs: RoundCosts, choices: Choices) -> Playback:
     """Plays the choice of most tokens per time in each round."""
     left = table.end[table.owner[table.roots]] - 1 - table.roots  # tokens up to the end
 
-    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Choice:
         tokens = np.minimum(choices.accepted + 1, left[roots][:, None])
         first_level = costs.roots_seconds(table.contexts[roots], unread)[:, None] * choices.asked
         return choices.best(roots, (choices.seconds[roots] + first_level) / tokens)
@@ -189,7 +184,7 @@ def clairvoyant(table: TraceTable, costs: RoundCosts, choices: Choices) -> Playb
     """Plays every text in the least time to its end."""
     future = _Future(table, costs, choices)
 
-    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Round:
+    def choose(episodes: IntArray, roots: IntArray, unread: IntArray) -> _Choice:
         return choices.best(roots, future.times(episodes, roots - table.first[episodes], unread[:, None])[:, 0])
 
     return _play(table, costs, choose)
