@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,8 +23,10 @@ from specgym.agents.policies.action_forms import ActionForm, form_type, make_for
 from specgym.agents.policies.policy_network import Weights, expected_shapes
 from specgym.env.common.errors import ModelFileError, SpecGymError
 from specgym.env.common.files import atomic_path, write_text
+from specgym.env.common.reading import WRONG_VALUES, read_bounded, read_json
 from specgym.env.gym.features import FEATURES, VERSION
 from specgym.env.gym.grid import ActionSpace
+from specgym.env.tree.parameters import PLAIN
 
 FORMAT = "specgym policy 1"
 """schema and version of ``policy.json``"""
@@ -31,6 +34,10 @@ SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
 _REPAIR = "Fetch the policy again, or train one with `specgym train`."
 _KEYS = ("format", "observation", "action", "architecture", "training", "sha256")
 _MOST_UNITS, _MOST_LAYERS = 4096, 16  # a file that asks for more is corrupt
+_MOST_BYTES = 2**28  # of the weights
+_MOST_ACTIONS = 2**17  # of a grid, whose parameters are all made at once
+_MOST_NODES = 2**12  # in a tree's depth, width and size
+_SHOWN = 500  # most letters of a difference
 
 
 class PolicyError(ModelFileError):
@@ -125,7 +132,7 @@ def load_policy(path: Path, grid: ActionSpace | None = None) -> Policy:
         return _policy(record, weights, grid)
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from error
-    except (SpecGymError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SpecGymError, SafetensorError, *WRONG_VALUES) as error:
         raise PolicyError(f"{path} is corrupt or of another version: {error}. {_REPAIR}") from error
 
 
@@ -136,7 +143,7 @@ def _observation(form: ActionForm, observes_draft: bool) -> dict[str, Any]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except OSError as error:
         raise PolicyError(
             f"There is no policy to read at {path} ({error.strerror}). Expected a folder with {SETTINGS} and "
@@ -156,7 +163,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _read_weights(path: Path, expected: str) -> Weights:
     try:
-        packed = path.read_bytes()
+        packed = read_bounded(path, _MOST_BYTES)
     except OSError as error:
         raise PolicyError(f"its weights cannot be read at {path} ({error.strerror}). {_REPAIR}") from error
     checksum = hashlib.sha256(packed).hexdigest()
@@ -170,7 +177,10 @@ def _read_weights(path: Path, expected: str) -> Weights:
 def _policy(record: Mapping[str, Any], weights: Weights, grid: ActionSpace | None) -> Policy:
     """Returns the policy of a record, if it reads and chooses as this version does."""
     form_name, observation = record["action"]["form"], record["observation"]
-    own_grid = form_type(form_name).grid_type.from_dict(record["action"]["grid"])
+    grid_type = form_type(form_name).grid_type
+    base = asdict(PLAIN)  # with the fields that a record leaves out
+    _check_grid(record["action"]["grid"], {**grid_type().to_dict(), "base": base})
+    own_grid = grid_type.from_dict(record["action"]["grid"])
     shape = Architecture(tuple(record["architecture"]["hidden"]), record["architecture"]["memory"])
     layers = [*shape.hidden, shape.memory]
     if len(layers) > _MOST_LAYERS or not all(type(units) is int and 0 <= units <= _MOST_UNITS for units in layers):
@@ -182,9 +192,27 @@ def _policy(record: Mapping[str, Any], weights: Weights, grid: ActionSpace | Non
     return Policy(own_grid, form_name, observation["observes_draft"], shape, weights, dict(record["training"]))
 
 
+def _check_grid(record: Any, example: Mapping[str, Any]) -> None:
+    """Refuses a grid of too many actions, too large trees, or values of other types than the example has."""
+    if not _is_alike(record, example):
+        raise PolicyError(f"expected a grid of whole numbers up to {_MOST_NODES:,} and of other values like its own.")
+    actions = math.prod(len(values) for values in record.values() if isinstance(values, list))
+    if actions > _MOST_ACTIONS:
+        raise PolicyError(f"expected a grid of at most {_MOST_ACTIONS:,} actions, got {actions:,}.")
+
+
+def _is_alike(value: Any, example: Any) -> bool:
+    if isinstance(example, Mapping):
+        return isinstance(value, dict) and all(_is_alike(value[key], example[key]) for key in value if key in example)
+    if isinstance(example, tuple):
+        return isinstance(value, list) and all(_is_alike(item, example[0]) for item in value)
+    if type(value) is int and type(example) in (int, float):
+        return value <= _MOST_NODES
+    return type(value) is type(example)
+
+
 def _check_same(what: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
     if dict(actual) != dict(expected):
-        raise PolicyError(
-            f"the policy is for another {what}.\nExpected:\n{json.dumps(expected)}\n"
-            f"Got:\n{json.dumps(actual)}\n{_REPAIR}"
-        )
+        keys = [key for key in {**expected, **actual} if expected.get(key) != actual.get(key)]
+        right, came = (json.dumps({key: record.get(key) for key in keys})[:_SHOWN] for record in (expected, actual))
+        raise PolicyError(f"the policy is for another {what}. Expected {right}, got\n{came}.\n{_REPAIR}")

@@ -5,9 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LINES, _WIDTH = 3, 800  # most lines of a message, and most letters of a line
+
 
 class SpecGymError(Exception):
-    """An error that the user can correct; scripts print it without a traceback."""
+    """An error that the user can correct; scripts print it without a traceback.
+
+    Its message has at most three lines. What a message quotes from a file may be long, so long lines lose their middle,
+    and control characters are shown as escapes.
+    """
+
+    def __str__(self) -> str:
+        first, *lines = super().__str__().split("\n")
+        if len(lines) >= _LINES:
+            lines = [*lines[: _LINES - 2], lines[-1]]
+        return "\n".join(map(_shortened, (first, *lines)))
 
 
 class UnknownNameError(SpecGymError, ValueError):
@@ -56,6 +68,12 @@ class TraceError(SpecGymError):
 
 class UnrecordedError(SpecGymError, LookupError):
     """A trace does not hold what was requested: replay is exact or an error."""
+
+
+def _shortened(line: str) -> str:
+    if len(line) > _WIDTH:
+        line = f"{line[: _WIDTH // 2]} … {line[-_WIDTH // 2 :]}"
+    return line if line.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 def check_limit(name: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, the cache's folder, wheels from pip, and filled lines of a text."""
+"""Files that one process writes, completely or not at all; the cache's folder, wheels from pip, and filled lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from specgym.env.common.errors import ParameterError, SpecGymError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class FileWriteError(SpecGymError, OSError):
@@ -39,20 +46,75 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileWriteError(
-            f"Could not write {path}: {reason}. Free some space or choose another folder, then run the command again."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise _write_error(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _write_error(path: Path, error: Exception) -> FileWriteError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return FileWriteError(
+        f"Could not write {path}: {reason}. Free some space or choose another folder, then run the command again."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` atomically, in UTF-8. Raises `FileWriteError` as `atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_alone(path: Path) -> Iterator[None]:
+    """Keeps all other processes that use this function for `path` out while the block runs.
+
+    The lock is a file beside `path`, which is removed at the end. A killed process leaves the file, but not the lock.
+    Where the system has no locks, nothing is kept out.
+
+    Args:
+        path: the file or folder that is written; missing parent folders are made.
+
+    Raises:
+        FileWriteError: another process writes it.
+    """
+    lock = path.absolute().with_name(f".{path.absolute().name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = _lock(lock)
+    except BlockingIOError as error:
+        raise FileWriteError(
+            f"Another process writes {path}. Wait until it has ended or choose another path, then run this again."
+        ) from error
+    except OSError as error:
+        raise _write_error(lock, error) from error
+    try:
+        yield
+    finally:
+        if handle is not None:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _lock(lock: Path) -> int | None:
+    """Opens and locks a file. None if the system has no locks. Raises `BlockingIOError` if another process has it."""
+    while fcntl is not None:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+            os.close(handle)  # its last owner has removed the file meanwhile: lock the next one
+        except FileNotFoundError:
+            os.close(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:  # a file system without locks
+            os.close(handle)
+            break
+    return None
 
 
 def check_writable(folder: Path) -> None:

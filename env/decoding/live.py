@@ -51,7 +51,8 @@ class LiveDecoder(DecodingSession):
             NumericalError: the target returned NaN or infinite logits.
         """
         self._open(request)
-        self.chooser = TokenChooser(request.sampling, self.target.vocabulary, self.target.device)
+        numbers = self.target.vocabulary, self.target.device
+        self.chooser = TokenChooser(request.sampling, *numbers, request.processors, request.prompt)
         self.target.cache.reset()
         self.target.show_features(self.draft.feature_layers)
         self.merged.start(self.chooser)
@@ -156,7 +157,7 @@ class LiveDecoder(DecodingSession):
             logits = self.target.extend_tree(tree.token, prefix + tree.depth, tree.ancestors)  # [nodes, vocabulary]
             positions = (prefix + 1 + tree.depth).tolist()
         seconds.verify_forward = watch.lap()
-        choices = self.chooser.choose(logits, positions)
+        choices = self.chooser.choose_path(logits, positions, tree, self.ends)
         seconds.verify = seconds.verify_forward + watch.lap()
         return choices
 

@@ -37,6 +37,7 @@ class DecodingSession:
         """
         check_fits(len(request.prompt), self.context_limit)
         self.request, self.tokens = request, list(request.prompt)
+        self.ends = frozenset[int]() if request.ignore_end else self.end_tokens
         self.limit = min(len(request.prompt) + request.max_new_tokens, self.context_limit)
         self.recent: deque[PastRound] = deque(maxlen=WINDOW)
         self.last = RoundOutcome(())
@@ -77,13 +78,13 @@ class DecodingSession:
 
     def _take(self, tokens: list[int]) -> list[int]:
         """Adds tokens to the text up to the first end token, and returns the added ones."""
-        ends = [] if self.request.ignore_end else [end for end, token in enumerate(tokens) if token in self.end_tokens]
+        ends = [end for end, token in enumerate(tokens) if token in self.ends]
         tokens = tokens[: ends[0] + 1] if ends else tokens
         self.tokens.extend(tokens)
         return tokens
 
     def _finish_reason(self) -> FinishReason | None:
-        if not self.request.ignore_end and self.tokens[-1] in self.end_tokens:
+        if self.tokens[-1] in self.ends:
             return FinishReason.END_OF_SEQUENCE
         if len(self.tokens) < self.limit:
             return None

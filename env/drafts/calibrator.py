@@ -22,9 +22,11 @@ import numpy as np
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import write_text
+from specgym.env.common.reading import WRONG_VALUES, read_json
 
 _FORMAT = "specgym calibrator 1"
 _EDGE = 1e-6  # probabilities are kept this far from 0 and 1
+_LARGEST = 1e6  # a number of a map; larger ones make every probability 0 or 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Calibrator:
         Raises:
             KeyError, TypeError, ValueError: the record is invalid.
         """
-        if record["format"] != _FORMAT:
+        if not isinstance(record, dict) or record["format"] != _FORMAT:
             raise ValueError(f"expected {_FORMAT!r}, got {record['format']!r}")
         return cls(_map(record["greedy"]), _map(record["sampled"]))
 
@@ -113,16 +115,29 @@ def load_calibrator(path: Path) -> Calibrator:
         ModelFileError: the file is missing, corrupt or of another format.
     """
     try:
-        return Calibrator.of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Calibrator.of(read_json(path))
+    except (OSError, *WRONG_VALUES) as error:
         raise ModelFileError(f"{path} is missing or corrupt ({error}). Restore it or run `specgym distill`.") from error
 
 
 def _map(record: dict[str, Any]) -> CalibrationMap:
-    made = CalibrationMap(**{name: np.array(values, np.float64) for name, values in record.items()})
+    made = CalibrationMap(**{name: _table(name, values) for name, values in record.items()})
     ranks = len(made.slope_low)
     if not (made.slope_high.shape == made.margin.shape == (ranks,) and made.offset.shape[1:] == (ranks,) and ranks):
         raise ValueError("its tables differ in length")
+    if not len(made.offset):
+        raise ValueError("its offsets are of no depth")
     if (made.slope_low < 0).any() or (made.slope_high < 0).any():
         raise ValueError("a slope is negative")
     return made
+
+
+def _table(name: str, values: Any) -> FloatArray:
+    """Returns the numbers of a record as an array. Raises `ValueError` for anything else."""
+    rows = values if name == "offset" else [values]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise ValueError(f"expected {name} to be a list")
+    numbers = [number for row in rows for number in row]
+    if not all(type(number) in (int, float) and abs(number) <= _LARGEST for number in numbers):
+        raise ValueError(f"expected numbers of at most {_LARGEST:g} in {name}")
+    return np.array(values, np.float64)

@@ -19,8 +19,11 @@ from torch import nn
 
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path
+from specgym.env.common.reading import WRONG_VALUES, check_types, parse_json
 
 _FORMAT = "specgym feature draft 2"
+_WEIGHT_TYPES = ("BF16", "F16", "F32", "F64")  # the names of a safetensors file
+_MOST_LAYERS = 256  # of a file's draft, and of the target's layers that it reads
 
 
 @dataclass(frozen=True)
@@ -191,14 +194,65 @@ def load_network(path: Path) -> FeatureDraftNetwork:
                 raise ModelFileError(
                     f"{path} is no feature draft: expected {_FORMAT!r}, got {metadata.get('format')!r}."
                 )
-            shape = json.loads(metadata["config"])
-            shape["feature_layers"] = tuple(shape.get("feature_layers", ()))  # JSON knows lists only
-            network = FeatureDraftNetwork(FeatureDraftConfig(**shape)).to(torch.bfloat16)
-            tensors = {name: _as_kept(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            config = _read_config(metadata["config"], len(slices))
+            kinds = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            _check_tensors(config, kinds)
+            network = FeatureDraftNetwork(config).to(torch.bfloat16)
+            tensors = {name: _as_kept(file.get_tensor(name)) for name in slices}
             network.load_state_dict(tensors, assign=True)  # the mapped file's pages, which `Projection` can free
-    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, RuntimeError, OSError, *WRONG_VALUES) as error:
         raise ModelFileError(f"{path} is corrupt ({error}). Restore it or train one with `specgym distill`.") from error
+    if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ModelFileError(f"{path} is corrupt: {wrong[0]} has numbers that are not finite. Restore the file.")
     return network.eval()
+
+
+def _read_config(text: str, tensors: int) -> FeatureDraftConfig:
+    """Returns the shape in a file's metadata, whose file has so many tensors. Raises `TypeError`, `ValueError`."""
+    shape = parse_json(text)
+    if not isinstance(shape, dict):
+        raise ValueError(f"expected its config to be an object, got {type(shape).__name__}")
+    layers = shape.get("feature_layers", [])
+    config = FeatureDraftConfig(**shape | {"feature_layers": tuple(layers)})  # JSON knows lists only
+    sizes = ("hidden_size", "heads", "kv_heads", "head_dim", "intermediate_size", "vocabulary", "layers")
+    check_types(vars(config), **dict.fromkeys(sizes, int), rope_theta=float, norm_eps=float)
+    if min(getattr(config, name) for name in sizes) < 1 or not all(type(at) is int and at >= 0 for at in layers):
+        raise ValueError("a size in its config is below 1, or a layer of the target below 0")
+    largest = max(getattr(config, name) for name in sizes)
+    if config.layers > min(tensors, _MOST_LAYERS) or len(layers) > _MOST_LAYERS or largest >= 2**31:
+        raise ValueError("its config claims sizes that its tensors do not have")
+    if config.heads % config.kv_heads or config.head_dim % 2:
+        raise ValueError("expected heads of an even width in groups of one size")
+    if config.rope_theta <= 0 or config.norm_eps < 0:
+        raise ValueError("expected a positive rope_theta, and a norm_eps of 0 or more")
+    return config
+
+
+def _check_tensors(config: FeatureDraftConfig, found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Compares types and shapes of a file's tensors with the network's, before memory is taken. Raises `ValueError`."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, states = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    layer = {
+        **dict.fromkeys(("attention_norm", "feed_forward_norm"), (width,)),
+        "query_key_value": (queries + 2 * states, width),
+        "attention_output": (width, queries),
+        "gate_up": (2 * inner, width),
+        "down": (width, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        **dict.fromkeys(("token_norm", "feature_norm", "output_norm"), (width,)),
+        "fuse": (width, 2 * width),
+        "head": (config.vocabulary, width),
+        **({"reduce": (width, config.feature_width)} if config.feature_layers else {}),
+        **{f"layers.{number}.{name}": shape for number in range(config.layers) for name, shape in layer.items()},
+    }
+    expected = {f"{name}.weight": shape for name, shape in shapes.items()} | {"token_ids": (config.vocabulary,)}
+    for name in sorted(expected.keys() | found.keys()):
+        shape, (kind, came) = expected.get(name), found.get(name, ("nothing", ()))
+        kinds = ("I64",) if name == "token_ids" else _WEIGHT_TYPES
+        if kind not in kinds or came != shape:
+            raise ValueError(f"expected {name} of {kinds[0]} and {shape}, got {kind} and {came}")
 
 
 def _as_kept(tensor: torch.Tensor) -> torch.Tensor:

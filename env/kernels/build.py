@@ -6,34 +6,51 @@ processor that the code supports, without a folder to write to, and if the envir
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
 import shutil
+import signal
+import stat
 import subprocess
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 from specgym.env.common.errors import SpecGymError
-from specgym.env.common.files import atomic_path, cache_home, write_text
+from specgym.env.common.files import FileWriteError, atomic_path, cache_home, write_text
+from specgym.env.common.reading import file_digest, read_bounded
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _TIMEOUT = 120  # seconds that compiling may take
 _SOURCES = tuple(sorted(Path(__file__).parents[1].rglob("*.cpp")))
 _SECONDS = ".seconds"  # suffix of the file with the time that compiling took
+_DIGEST = ".sha256"  # suffix of the file with a library's checksum
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UntrustedError(SpecGymError):
+    """Other users could change a library that would be loaded."""
 
 
 @functools.cache
 def find_library(source: Path) -> ctypes.CDLL | None:
-    """Returns the library of a C++ file, or None if it is switched off or this machine cannot build it."""
+    """Returns the library of a C++ file, or None if it is switched off or this machine cannot build it.
+
+    Warns:
+        UserWarning: it cannot be built or loaded, and why. This is said once for each cache folder.
+    """
     if os.environ.get("SPECGYM_NATIVE") == "0":
         return None
     try:
         return load_library(source)
-    except (OSError, SpecGymError, subprocess.SubprocessError):
+    except (OSError, SpecGymError, subprocess.SubprocessError) as error:
+        _say_once(f"{error}"[:500])
         return None
 
 
@@ -41,29 +58,120 @@ def load_library(source: Path) -> ctypes.CDLL:
     """Returns the library of a C++ file.
 
     Raises:
-        OSError: there is no compiler, or the library cannot be loaded.
+        OSError: there is no compiler that works, or the library cannot be loaded.
         SubprocessError: the file cannot be compiled.
         FileWriteError: the library cannot be written.
+        UntrustedError: other users could change the library.
     """
     path = compiled_path(source)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # the file is damaged: compile it again
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(compiled_path(source)))
+    except OSError as error:
+        raise _unloadable(path.parent, f"{error}".removeprefix(f"{path}: ")) from error
+
+
+def _unloadable(folder: Path, reason: str) -> OSError:
+    return OSError(
+        f"Compiled functions in {folder} cannot be loaded ({reason}). "
+        "Let SPECGYM_HOME name a folder whose files may be executed."
+    )
 
 
 def compiled_path(source: Path) -> Path:
-    """Returns the library's file, which is compiled for this machine if needed. Raises as `load_library` does."""
+    """Returns the library's file, which is compiled for this machine if needed. Raises as `load_library` does.
+
+    The file's SHA-256 is kept beside it. A file of other content, or one that another user could have changed, is
+    compiled anew.
+    """
     compiler = _compiler()
     path = _library_path(source, compiler)
-    if not path.exists():
+    _claim(path.parent)
+    if not _is_intact(path):
         began = time.perf_counter()
         with atomic_path(path) as temporary:
-            command = [compiler, *_FLAGS, "-o", str(temporary), str(source)]
-            subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT)
+            _compile([compiler, *_FLAGS, "-o", str(temporary), str(source)])
+            digest = file_digest(temporary)
+        write_text(path.with_suffix(_DIGEST), digest)
         write_text(path.with_suffix(_SECONDS), f"{time.perf_counter() - began:.3f}\n")
     return path
+
+
+def _claim(folder: Path) -> None:
+    """Makes the folder of libraries, and makes sure that only this user can write to it.
+
+    Raises:
+        UntrustedError: it belongs to another user.
+        OSError: it cannot be made, its mode cannot be changed, or its files may not be executed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.stat()
+    if not _is_own(status):
+        raise UntrustedError(
+            f"{folder} belongs to another user, so no compiled functions are loaded from it. "
+            "Let SPECGYM_HOME name a folder of your own."
+        )
+    if status.st_mode & _OTHERS_WRITE:
+        folder.chmod(0o700)
+    if hasattr(os, "statvfs") and os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise _unloadable(folder, "its file system allows no execution")
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether this user, or the system's administrator, owns a file. Systems without such owners own everything."""
+    return not hasattr(os, "geteuid") or status.st_uid in (os.geteuid(), 0)
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a library and its digest are this user's files, and belong together."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        digest = path.with_suffix(_DIGEST)
+        states = [place.lstat() for place in (path, digest)]
+        if all(stat.S_ISREG(one.st_mode) and _is_own(one) and not one.st_mode & _OTHERS_WRITE for one in states):
+            return file_digest(path) == read_bounded(digest, 64).decode("ascii")
+    return False
+
+
+def _compile(command: list[str]) -> None:
+    """Runs the compiler. Whatever it has started ends with it.
+
+    Raises:
+        OSError: it did not end in time, which is remembered.
+        SubprocessError: it failed.
+    """
+    # A group of its own, so that the compiler's children can be ended too.
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    try:
+        status = process.wait(_TIMEOUT)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        write_text(_hanging(command[0]), "")
+        raise _hanging_error(command[0]) from error
+    if status:
+        raise subprocess.SubprocessError(f"The compiler {command[0]} failed with status {status}.")
+
+
+def _hanging_error(compiler: str) -> TimeoutError:
+    return TimeoutError(
+        f"The compiler {compiler} did not end within {_TIMEOUT} s and is not tried again. To try it again, remove "
+        f"{_hanging(compiler)}."
+    )
+
+
+def _say_once(problem: str) -> None:
+    """Warns that compiled functions are missing, unless this cache has a note that it was said."""
+    note = cache_home() / "native" / f"{hashlib.sha256(problem.encode()).hexdigest()[:16]}.said"
+    if note.exists():
+        return
+    with contextlib.suppress(FileWriteError):
+        write_text(note, problem)
+    warnings.warn(f"{problem} Decoding goes on without compiled functions, at about half the speed.", stacklevel=3)
 
 
 def compile_seconds() -> float | None:
@@ -79,10 +187,22 @@ def compile_seconds() -> float | None:
 
 
 def _compiler() -> str:
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
+    """Returns the first compiler that is there and has not been found to hang. Raises `OSError`."""
+    there = list(filter(None, map(shutil.which, _COMPILERS)))
+    if not there:
         raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")
+    compiler = next((path for path in there if not _hanging(path).exists()), None)
+    if compiler is None:
+        raise _hanging_error(there[0])
     return compiler
+
+
+def _hanging(compiler: str) -> Path:
+    """Returns the file that says that a compiler hangs. Another version of the compiler has another file."""
+    program = Path(compiler).resolve()
+    status = program.stat()
+    facts = f"{program} {status.st_size} {status.st_mtime_ns}"
+    return cache_home() / "native" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.hangs"
 
 
 def _library_path(source: Path, compiler: str) -> Path:

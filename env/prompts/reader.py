@@ -11,10 +11,13 @@ from pathlib import Path
 
 from specgym.env.common.errors import LimitError, PromptError, UnknownNameError
 from specgym.env.common.files import filled_lines
+from specgym.env.common.reading import parse_json, read_bounded
 from specgym.env.prompts.human_eval import load_tasks
 
 BUILTIN_SOURCES = ("builtin", "human-eval")
 """the sources that have a name; every other source is the path of a file"""
+
+_MOST_BYTES = 2**26  # of a file
 
 _FORM = '{"question_id": 1, "category": "code", "turns": ["..."]}'
 
@@ -76,7 +79,7 @@ def _load_all(source: str) -> list[Prompt]:
 
 def _read_file(path: Path) -> list[Prompt]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        text = read_bounded(path, _MOST_BYTES).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise PromptError(
             f"{path}: expected a prompt file that can be read, got: {error.strerror or error}. Check the path and its "
@@ -103,14 +106,14 @@ def _read_file(path: Path) -> list[Prompt]:
 
 def _parse_line(line: str, where: str, stem: str) -> Prompt:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         raise PromptError(f"{where}: expected one JSON object, got no JSON ({error}). Write {_FORM}.") from error
     _check(isinstance(record, dict), where, "a JSON object", record)
     number, category, turns = record.get("question_id"), record.get("category", "uncategorised"), record.get("turns")
     # Not isinstance(number, int), which is true of true and false.
-    _check(_is_text(number) or type(number) is int, where, "a question_id that is a number or a name", number)
-    _check(_is_text(category), where, "a category that is a name, or none", category)
+    _check(_is_name(number) or type(number) is int, where, "a question_id that is a number or a name", number)
+    _check(_is_name(category), where, "a category that is a name, or none", category)
     right = isinstance(turns, list) and bool(turns) and all(map(_is_text, turns))
     _check(right, where, "turns to be a list of texts that are not empty", turns)
     return Prompt(f"{stem}/{number}", category, tuple(turns))
@@ -121,6 +124,11 @@ def _check(right: bool, where: str, expected: str, value: object) -> None:
         text = "nothing" if value is None else json.dumps(value)
         shown = text if len(text) <= 60 else f"{text[:57]}..."
         raise PromptError(f"{where}: expected {expected}, got {shown}. Write {_FORM}.")
+
+
+def _is_name(value: object) -> bool:
+    # Names go into tables and file names: no control characters, and nothing that a spreadsheet would compute.
+    return _is_text(value) and isinstance(value, str) and value.isprintable() and value[0] not in "=+@"
 
 
 def _is_text(value: object) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from specgym.env.common.arrays import IntArray
-from specgym.env.common.errors import LimitError, check_limit
+from specgym.env.common.errors import LimitError, ParameterError, check_limit
 from specgym.env.tree.observation import Observation
 from specgym.env.tree.parameters import PLAIN, TreeParameters
+from specgym.env.tree.processors import Processor, check_processors
 from specgym.env.tree.sampling import SamplingSettings
 from specgym.env.tree.tree import TokenTree
 
@@ -48,6 +49,8 @@ class Request:
 
     Raises:
         LimitError: the prompt is empty or `max_new_tokens` is not positive.
+        ParameterError: a processor that is not supported, or `processors` are given and
+            `sampling` asks for more than greedy decoding or temperature 1.
     """
 
     prompt: tuple[int, ...]
@@ -58,11 +61,20 @@ class Request:
     """how tokens are chosen"""
     ignore_end: bool = False
     """whether to go on after an end-of-sequence token"""
+    processors: tuple[Processor, ...] | None = None
+    """logits processors, called in this order in place of those that `sampling` names; None for the latter. A positive
+    temperature then only says that noise is added to the processed scores"""
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise LimitError("The prompt is empty: expected at least one token. Give some text to continue.")
         check_limit("max_new_tokens", self.max_new_tokens)
+        check_processors(self.processors or ())
+        if self.processors is not None and not self.sampling.unprocessed:
+            raise ParameterError(
+                "Expected temperature 0 or 1, top_k=0 and top_p=1 beside processors, which replace them; got "
+                f"{self.sampling}. Give TemperatureLogitsWarper, TopKLogitsWarper and TopPLogitsWarper instead."
+            )
 
 
 @dataclass(slots=True)

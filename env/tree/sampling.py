@@ -9,7 +9,7 @@ depends on the controller. The draft ranks its candidates with the same noise, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import NumericalError, ParameterError
 from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, to_candidates
 from specgym.env.tree.growth import Candidates
+from specgym.env.tree.processors import ProcessedText, Processor, read_no_text
+from specgym.env.tree.tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class SamplingSettings:
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
+
+    @property
+    def unprocessed(self) -> bool:
+        """Whether logits are left as they are before noise is added."""
+        return self.temperature in (0, 1) and self.top_k == 0 and self.top_p == 1
 
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive positions get well-spread keys
@@ -98,19 +105,23 @@ class TokenChooser:
         settings: how tokens are chosen.
         vocabulary: number of tokens of the target.
         device: where the logits are.
+        processors: logits processors in place of those that `settings` name; None for the latter.
+        text: the text so far, which processors may read.
     """
 
-    def __init__(self, settings: SamplingSettings, vocabulary: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        vocabulary: int,
+        device: torch.device,
+        processors: Sequence[Processor] | None = None,
+        text: Sequence[int] = (),
+    ) -> None:
         self.settings = settings
         self.noise = None if settings.greedy else GumbelNoise(settings.seed, vocabulary, device)
-        self.warpers = LogitsProcessorList()
-        if not settings.greedy:
-            if settings.temperature != 1:
-                self.warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-            if settings.top_k:
-                self.warpers.append(TopKLogitsWarper(settings.top_k))
-            if settings.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(settings.top_p))
+        processors = _warpers(settings) if processors is None else processors
+        self.warpers = LogitsProcessorList(processors if read_no_text(processors) else ())
+        self.text = None if read_no_text(processors) else ProcessedText(processors, text, device)
 
     def choose(self, logits: torch.Tensor, positions: Sequence[int]) -> IntArray:
         """The target's token for each row.
@@ -132,6 +143,33 @@ class TokenChooser:
                 "try --dtype float32, or load the weights again."
             )
         return indices
+
+    def choose_path(
+        self, logits: torch.Tensor, positions: Sequence[int], tree: TokenTree, end_tokens: Container[int]
+    ) -> IntArray:
+        """The target's token after each node of a tree, and -1 where no processor was called.
+
+        Where processors read the text, only the nodes of the accepted path are processed, from the root on.
+
+        Args:
+            logits: `float[nodes, vocabulary]`.
+            positions: absolute position of the token after each node.
+            tree: its root is the last token of the text so far.
+            end_tokens: tokens that end the text; nothing is processed after one.
+
+        Raises:
+            NumericalError: as `choose` does.
+        """
+        if self.text is None:
+            return self.choose(logits, positions)
+        choices, node = np.full(len(tree), -1), 0
+        while node >= 0:
+            row = slice(node, node + 1)
+            choices[row] = self.choose(logits[row], positions[row])
+            token = int(choices[node])
+            self.text.append(token)
+            node = -1 if token in end_tokens else tree.child(node, token)
+        return choices
 
     def rank(
         self,
@@ -162,7 +200,8 @@ class TokenChooser:
         """
         # The order of equal scores depends on how many are ranked: so always rank the same number, then cut.
         count = min(max(k, _RANKED), logits.shape[-1])
-        warped, noise = self._warped(logits), self._noise(positions)
+        warped = logits if self.text is not None else self._warped(logits)
+        noise = self._noise(positions)
         likeliest, indices, nats = ranked(warped, count, noise, token_ids, entropy=entropy)
         values, ids, nats_read = to_candidates(likeliest, indices, min(k, count), token_ids, nats)
         if np.isnan(values).any():
@@ -180,8 +219,23 @@ class TokenChooser:
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits after temperature, top-k and top-p, `[rows, vocabulary]`."""
+        if self.text is not None:
+            return self.text.process(logits)
         if len(self.warpers) == 0:
             return logits
         # These warpers ignore the tokens so far, so none are given.
         processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
         return processed
+
+
+def _warpers(settings: SamplingSettings) -> list[Processor]:
+    """The processors that settings name, in the order of `generate`."""
+    warpers: list[Processor] = []
+    if not settings.greedy:
+        if settings.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
+        if settings.top_k:
+            warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            warpers.append(TopPLogitsWarper(settings.top_p))
+    return warpers

@@ -112,6 +112,11 @@ class TokenTree(TokenForest):
         chosen.ancestors = self.ancestors[np.ix_(nodes, nodes)]
         return chosen
 
+    def child(self, node: int, token: int) -> int:
+        """The child of `node` that holds `token`, or -1."""
+        children = np.flatnonzero((self.parent == node) & (self.token == token))
+        return int(children[0]) if len(children) else -1
+
     def accepted_path(self, choices: IntArray) -> IntArray:
         """The longest path from the root on which every node is the target's choice after its parent, `int64[path]`.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from specgym.controllers.registry import controller_names, make_controller
 from specgym.controllers.run import Generation, run
@@ -63,7 +64,8 @@ class ControllerRunner:
 class TransformersRunner:
     """Decodes plainly by transformers' `generate`, with the attention that transformers chooses by itself.
 
-    Its sampling draws other noise than ours. Beyond temperature 0 only its speed can be compared, not its texts.
+    Only the request counts. What the model's own generation settings add, such as penalties, is left out, as in our
+    engine. Its sampling draws other noise than ours. Beyond temperature 0 only its speed can be compared, not its text.
 
     Args:
         model: the target, borrowed while a request runs.
@@ -86,9 +88,10 @@ class TransformersRunner:
         length, context = len(request.prompt), self.model.context_limit
         check_fits(length, context)
         prompt = torch.tensor([request.prompt], device=self.model.device)
-        with self.model.lent() as model:
+        ends = frozenset[int]() if request.ignore_end else self.model.end_tokens
+        with self.model.lent() as model, _request_alone(model, ends):
             before, most = time.perf_counter(), min(request.max_new_tokens, context - length)
-            options = _options(request.sampling) | {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
+            options = _options(request.sampling) | {"attention_mask": torch.ones_like(prompt)}
             try:
                 output = model.generate(prompt, max_new_tokens=most, **options)
             except RuntimeError as error:  # sampling from NaN ends in one
@@ -96,8 +99,19 @@ class TransformersRunner:
             tokens = output[0, length:].tolist()
             seconds = time.perf_counter() - before
             _check_finite(model, output[:, :-1])
-        finished = finish_reason(tokens, length, context, self.model.end_tokens)
+        finished = finish_reason(tokens, length, context, ends)
         return Generation(tokens, finished, seconds, rounds=len(tokens), seconds_by_part={})
+
+
+@contextlib.contextmanager
+def _request_alone(model: PreTrainedModel, end_tokens: Collection[int]) -> Iterator[None]:
+    """Replaces the model's own generation settings, with which `generate` fills what a call leaves open."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=sorted(end_tokens) or None, pad_token_id=0)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def finish_reason(tokens: Sequence[int], prompt: int, context: int, end_tokens: Collection[int]) -> FinishReason:

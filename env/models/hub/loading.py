@@ -22,13 +22,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from specgym.env.common.errors import ModelFileError
+from specgym.env.common.reading import WRONG_VALUES, read_bounded, read_json
 from specgym.env.models.fast.lean import LlamaWeights
+from specgym.env.models.hub.limits import count_numbers
 from specgym.env.models.hub.store import weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _SAMPLES = 4096
+_SPARE = 2**26  # numbers that a model may make besides its weights, such as masks
+_OWN: dict[str, bool] = {"local_files_only": True, "trust_remote_code": False}  # no question, and no stranger's code
 REMEDY = "Copy or save the model there again, or choose another one."
 _PLAIN = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
 # Settings that change a Llama, or how it is loaded. They must be absent, null, false or zero.
@@ -44,7 +48,7 @@ def load_config(folder: Path) -> PretrainedConfig:
         ModelFileError: config.json cannot be read, or its model is unknown to transformers.
     """
     with _errors_of("config.json", folder):
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(folder, **_OWN)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -54,7 +58,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ModelFileError: the tokenizer is missing, or its files cannot be read.
     """
     with _errors_of("tokenizer", folder):
-        tokenizer: PreTrainedTokenizerBase = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = _tokenizer_class(folder).from_pretrained(folder, **_OWN)
     # Without its files, some model types (Qwen2, GPT-2) get a tokenizer with special tokens and no text.
     if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
         raise ModelFileError(
@@ -66,9 +70,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _tokenizer_class(folder: Path) -> Any:
     """Returns `AutoTokenizer`, or its choice if that is obvious: importing `AutoTokenizer` takes a second."""
-    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        is_llama = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "llama"
+    with contextlib.suppress(OSError, *WRONG_VALUES):
+        settings = json.loads(read_bounded(folder / "tokenizer_config.json"))
+        is_llama = read_json(folder / "config.json")["model_type"] == "llama"
         if is_llama and "auto_map" not in settings and (folder / "tokenizer.json").is_file():
             if settings["tokenizer_class"] in {"TokenizersBackend", "PreTrainedTokenizerFast"}:
                 return transformers.PreTrainedTokenizerFast
@@ -90,8 +94,9 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
     """
     transformers.logging.disable_progress_bar()  # the commands show their own
     with _errors_of("model", folder):
+        _check_claims(folder)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **_OWN
         )
     # transformers invents these weights. It does not report tied weights as missing.
     problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
@@ -104,6 +109,23 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
         )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def _check_claims(folder: Path) -> None:
+    """Refuses a configuration whose model is far larger than its weights: loading would allocate what is missing.
+
+    Raises:
+        ValueError: it is.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder, **_OWN)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # weights have other shapes in the file
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    claimed = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    _, stored = count_numbers(weight_files(folder))
+    if claimed > 2 * stored + _SPARE:
+        raise ValueError(f"config.json claims {claimed:,} numbers, the weights have {stored:,}")
 
 
 @dataclass(frozen=True)
@@ -154,8 +176,8 @@ def open_llama(folder: Path, dtype: torch.dtype, device: torch.device) -> Stored
         device: device of the weights in use.
     """
     # If something is wrong with the folder, transformers' own loading reports it.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ModelFileError):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, SafetensorError, ModelFileError, *WRONG_VALUES):
+        config = read_json(folder / "config.json")  # a plain Llama has no infinite numbers
         rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"]}  # older ones have the number only
         dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
         is_plain = (
@@ -227,7 +249,7 @@ def _plain_shapes(config: Mapping[str, Any], dim: int) -> dict[str, tuple[int, .
 
 def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     path = folder / "generation_config.json"
-    end = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    end = read_json(path).get("eos_token_id") if path.exists() else None
     return token_set(config.get("eos_token_id") if end is None else end)
 
 
@@ -250,7 +272,10 @@ def _errors_of(what: str, folder: Path) -> Iterator[None]:
     """Turns any error inside into a `ModelFileError` that names the folder."""
     try:
         yield
-    except Exception as error:  # transformers, tokenizers, safetensors and huggingface_hub each raise their own kinds
-        raise ModelFileError(
-            f"The {what} in {folder} does not load ({type(error).__name__}: {error}). {REMEDY}"
-        ) from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the libraries raise their own kinds; tokenizers' panics are no `Exception`
+        reason = f"{type(error).__name__}: {error}"
+        if "trust_remote_code" in reason:
+            reason = "it needs code of its own, which SpecGym never runs"
+        raise ModelFileError(f"The {what} in {folder} does not load ({reason}). {REMEDY}") from error

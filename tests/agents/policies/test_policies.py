@@ -29,7 +29,7 @@ from specgym.controllers.controller import Controller
 from specgym.controllers.registry import controller_names, make_controller
 from specgym.controllers.run import run
 from specgym.env.common.errors import ParameterError, UnknownNameError
-from specgym.env.gym.features import FEATURES, VERSION
+from specgym.env.gym.features import VERSION
 from specgym.env.gym.grid import ParameterGrid
 from specgym.env.replay.decoder import ReplayDecoder
 from specgym.env.replay.sources import find_profile, find_trace, text_request
@@ -77,13 +77,12 @@ class TestFile:
         with pytest.raises(PolicyError, match=r"Expected the tensors .*'heads.bias': \(11,\).*; got .*\(33,\)"):
             load_policy(tmp_path)
 
-    def test_another_grid_is_refused_and_both_are_shown(self, tmp_path: Path) -> None:
+    def test_another_grid_is_refused_and_the_difference_is_shown(self, tmp_path: Path) -> None:
         path, wanted = save_policy(random_policy(), tmp_path), dataclasses.replace(GRID, early_stop=(0.3,))
         assert load_policy(path, GRID).grid == GRID
         with pytest.raises(PolicyError, match="for another grid") as refused:
             load_policy(path, wanted)
-        assert json.dumps(GRID.to_dict()) in str(refused.value)
-        assert json.dumps(wanted.to_dict()) in str(refused.value)
+        assert 'Expected {"early_stop": [0.3]}, got\n{"early_stop": [0.1]}' in str(refused.value)
 
     def edited(self, folder: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
         path = save_policy(random_policy(), folder)
@@ -92,12 +91,11 @@ class TestFile:
         path.write_text(json.dumps(record))
         return path
 
-    def test_another_version_of_the_observation_is_refused_and_both_are_shown(self, tmp_path: Path) -> None:
+    def test_another_version_of_the_observation_is_refused_and_the_difference_is_shown(self, tmp_path: Path) -> None:
         path = self.edited(tmp_path, lambda record: record["observation"].update(version=VERSION + 1))
         with pytest.raises(PolicyError, match="for another observation") as refused:
             load_policy(path)
-        assert f'{{"version": {VERSION}, "names": ["{FEATURES[0].name}"' in str(refused.value)
-        assert f'{{"version": {VERSION + 1}, "names": ["{FEATURES[0].name}"' in str(refused.value)
+        assert f'Expected {{"version": {VERSION}}}, got\n{{"version": {VERSION + 1}}}' in str(refused.value)
 
     @pytest.mark.parametrize(
         ("edit", "message"),

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, CompileConfig, PreTrainedModel, StaticCache
+from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, PreTrainedModel, StaticCache
 
 from specgym.controllers.evaluation.peers.catalogue import Answer, OpenPeer, Setup, Task
 
@@ -16,8 +16,14 @@ _LOOKUP_TOKENS = 10
 
 @functools.cache
 def load_model(folder: str, dtype: str, purpose: str = "") -> PreTrainedModel:
-    """Loads a causal language model, once for each `purpose`."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
+    """Loads a causal language model, once for each `purpose`.
+
+    It has no generation settings of its own, such as penalties: only a run's settings count.
+    """
+    options = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options).eval()
+    model.generation_config = GenerationConfig()
+    return model
 
 
 def open_peer(name: str, setup: Setup) -> OpenPeer:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 
 from specgym.controllers.evaluation.live.paired_runs import SUITES
@@ -29,6 +32,40 @@ class TestTransformersRunner:
         plain = make_runner(BASELINE, pair.decoder())(request)
         assert reference.tokens == plain.tokens
         assert (reference.finished, reference.rounds) == (plain.finished, plain.rounds)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"repetition_penalty": 1.3},
+            {"no_repeat_ngram_size": 2, "suppress_tokens": [40]},
+            {"num_beams": 3},
+            {"min_new_tokens": 30},
+            {"max_time": 1e-6},
+            {"stop_strings": ["a"]},
+            {"guidance_scale": 3.0},
+            {"return_dict_in_generate": True, "output_scores": True},
+            {"cache_implementation": "static"},
+            {"prompt_lookup_num_tokens": 3},
+            {"do_sample": True, "temperature": 3.0},
+            {"bad_words_ids": [[41]], "eos_token_id": [50, 60]},
+        ],
+        ids="-".join,
+    )
+    def test_the_models_own_settings_change_nothing(self, pair: ModelPair, settings: dict[str, Any]) -> None:
+        request = Request(encode_chat(pair.tokenizer, ["hello"]), 32)
+        expected = TransformersRunner(pair.target)(request).tokens
+        config = pair.target.model.generation_config
+        pair.target.model.generation_config = changed = copy.deepcopy(config)
+        vars(changed).update(settings)
+        try:
+            assert TransformersRunner(pair.target)(request).tokens == expected
+            assert pair.target.model.generation_config is changed, "it is given back"
+        finally:
+            pair.target.model.generation_config = config
+
+    def test_it_goes_on_after_the_end_if_asked(self, pair: ModelPair) -> None:
+        request = Request(encode_chat(pair.tokenizer, ["hello"]), 64, ignore_end=True)
+        assert TransformersRunner(pair.target)(request).tokens == make_runner(BASELINE, pair.decoder())(request).tokens
 
     def test_it_gives_the_target_back_as_the_engine_needs_it(self, pair: ModelPair) -> None:
         decoder = pair.decoder()

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -39,6 +40,7 @@ from specgym.controllers.evaluation.peers.comparison import (
     ours,
     parse_pythons,
 )
+from specgym.controllers.evaluation.peers.libraries import transformers_peers
 from specgym.controllers.evaluation.peers.libraries.gguf_file import write_gguf
 from specgym.controllers.evaluation.peers.worker import WorkerServer
 from specgym.controllers.evaluation.results.report import table
@@ -118,6 +120,21 @@ class TestTransformersPeers:
             assert short.finished in (FinishReason.CONTEXT_LIMIT, FinishReason.END_OF_SEQUENCE)
             with pytest.raises(LimitError, match="The prompt has"):
                 runner(Request(prompt[:CONTEXT], TOKENS))
+
+    @pytest.mark.parametrize(
+        "settings", [{"repetition_penalty": 1.5}, {"num_beams": 2}, {"suppress_tokens": [40, 41, 42]}], ids=str
+    )
+    def test_generation_settings_in_the_models_folder_are_left_out(
+        self, setup: Setup, folders: TinyFolders, tmp_path: Path, settings: dict[str, object]
+    ) -> None:
+        shutil.copytree(folders.target, tmp_path / "own")
+        (tmp_path / "own" / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        task = Task(list(range(9, 24)) * 2, TOKENS, 0)
+        own, bare = (
+            transformers_peers.open_peer("transformers", dataclasses.replace(setup, target=str(folder)))(task)
+            for folder in (tmp_path / "own", folders.target)
+        )
+        assert own.tokens == bare.tokens
 
     def test_sampling_follows_the_seed(self, worker: Worker, setup: Setup, pair: ModelPair) -> None:
         hot = dataclasses.replace(setup, temperature=1.0)

