@@ -51,15 +51,18 @@ def benchmark(options: BenchmarkOptions) -> int:
     pair = options.pair.load()
     settings = options.settings(pair, prompts)
     settings |= {"rivals": options.drafts and shareable(options.drafts), "beside": precision}
+    labels = runners.runner_labels(names)
     decoder, ours = pair.decoder(), [name for name in names if name != runners.TRANSFORMERS]
-    compared = [runners.make_runner(name, decoder) for name in names]
+    compared = [runners.make_runner(name, decoder, labels[name]) for name in names]
     for label, draft in drafts.items():
         decoder = pair.with_draft(draft).decoder()
-        compared += [runners.ControllerRunner(name, decoder, f"{name}@{label}") for name in ours if name != BASELINE]
+        compared += [
+            runners.ControllerRunner(name, decoder, f"{labels[name]}@{label}") for name in ours if name != BASELINE
+        ]
     if precision is not None:
         other = dataclasses.replace(options.pair, dtype=precision).load()
         decoder, baseline = other.decoder(), f"{BASELINE}@{precision}"
-        compared += [runners.ControllerRunner(name, decoder, f"{name}@{precision}", baseline) for name in ours]
+        compared += [runners.ControllerRunner(name, decoder, f"{labels[name]}@{precision}", baseline) for name in ours]
         # Measured before there is anything to lose.
         texts = [encode_chat(pair.tokenizer, prompt.turns[:1]) for prompt in prompts]
         settings["agreement"] = dataclasses.asdict(find_agreement(pair.target, other.target, texts))

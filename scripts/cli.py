@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from specgym.env.common.errors import UnknownNameError
-from specgym.scripts.common import main, print_error
+from specgym.env.common.errors import SpecGymError, UnknownNameError
+from specgym.scripts.common import flush_output, main, prepare_streams, print_error
 
-_SHARED = {"__init__", "cli", "common", "options", "paired", "progress"}  # modules that are no commands
+_SHARED = {"__init__", "cli", "common", "options", "paired", "progress", "signals"}  # modules that are no commands
 
 
 def command_names() -> list[str]:
@@ -37,12 +37,14 @@ def load_command(name: str) -> Callable[..., int]:
 def run_command() -> NoReturn:
     """Runs the command that the first argument names, or lists all commands."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(_overview())
-        sys.exit()
+    prepare_streams()
     try:
+        if name in ("-h", "--help"):
+            print(_overview())
+            flush_output()
+            sys.exit()
         command = load_command(name.replace("_", "-"))
-    except UnknownNameError as error:
+    except SpecGymError as error:
         print_error(error)
         sys.exit(2)
     main(command, arguments)

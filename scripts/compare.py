@@ -40,7 +40,7 @@ class CompareOptions(PairedOptions):
 
 def compare(options: CompareOptions) -> int:
     """Runs the comparison; returns the exit status."""
-    from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner, check_runner
+    from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner, check_runner, runner_labels
     from specgym.controllers.evaluation.peers import comparison
     from specgym.controllers.evaluation.peers.client import closing
     from specgym.controllers.evaluation.results.provenance import shareable
@@ -70,8 +70,9 @@ def compare(options: CompareOptions) -> int:
                 say(f"{name} does not run: {facts.reason}")
         settings["peers"] = {name: dataclasses.asdict(facts) for name, facts in opened.facts.items()}
         versions = {facts.package: facts.version for facts in opened.facts.values() if facts.version}
-        runners: list[Runner] = [*(ControllerRunner(name, decoder) for name in mine), *opened.runners]
-        return options.run(pair, runners, prompts, names=[*mine, *opened.facts], versions=versions, **fields)
+        labels = runner_labels(mine)
+        runners: list[Runner] = [*(ControllerRunner(name, decoder, labels[name]) for name in mine), *opened.runners]
+        return options.run(pair, runners, prompts, names=[*labels.values(), *opened.facts], versions=versions, **fields)
 
 
 def _check(options: CompareOptions) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from specgym.controllers.registry import DEFAULT, make_controller
 from specgym.env.common.errors import check_limit
-from specgym.scripts.common import ReliableConsole, main, say, silence
+from specgym.scripts.common import ReliableConsole, check_output, main, say
 from specgym.scripts.options import Pair, PairOptions, Sampling, SamplingOptions
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class _Screen:
             return
         try:
             print(text, end="\n" if stream_end else "", flush=True)
-        except BrokenPipeError:  # nobody reads the rest, so it need not be written
-            silence(sys.stdout)
-            sys.exit(0)
+        except OSError as error:
+            check_output(error)
+            sys.exit(0)  # nobody reads the rest, so it need not be written
 
     def speed(self, generation: Generation) -> None:
         """Refreshes the line below the text."""
@@ -74,7 +74,7 @@ def generate(options: GenerateOptions) -> int:
     check_limit("max_new_tokens", options.max_new_tokens)
     make_controller(options.controller)
     sampling = options.sampling.settings()
-    pair = options.pair.load()
+    pair = options.pair.load(chat=not options.raw)
     tokenizer = pair.tokenizer
     prompt = tuple(tokenizer.encode(options.prompt)) if options.raw else encode_chat(tokenizer, [options.prompt])
     request = Request(prompt, options.max_new_tokens, sampling)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import tyro
 
-from specgym.env.common.errors import check_limit
+from specgym.env.common.errors import LimitError, check_limit
+from specgym.scripts.common import say
 from specgym.scripts.progress import waiting
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 TARGET = "smollm2-135m-instruct"
 """the default target, `env.decoding.pair.DEFAULT_TARGET`, which cannot be imported without torch"""
+
+NO_TEMPLATE = "no chat template: prompts are continued as plain text, which a chat model may not answer"
+MOST_THREADS = 1024
+"""no machine uses more in one operation, and starting many more would crash"""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,19 @@ class PairOptions:
     threads: int | None = None
     """threads of one operation; by default torch's own choice"""
 
-    def load(self) -> ModelPair:
-        """Loads the pair. Raises as `load_pair` does."""
+    def load(self, *, chat: bool = True) -> ModelPair:
+        """Loads the pair, and says so if `chat` is wanted and the target has no template for it.
+
+        Raises as `load_pair` does.
+        """
         from specgym.env.decoding.pair import load_pair
 
         with waiting("Loading the models"):
             set_threads(self.threads)
-            return load_pair(self.target, self.draft, self.dtype, self.device)
+            pair = load_pair(self.target, self.draft, self.dtype, self.device)
+        if chat and not pair.tokenizer.chat_template:
+            say(f"{self.target}: {NO_TEMPLATE}.")
+        return pair
 
 
 @dataclass(frozen=True)
@@ -83,4 +94,6 @@ def set_threads(threads: int | None) -> None:
 
     if threads is not None:
         check_limit("threads", threads)
+        if threads > MOST_THREADS:
+            raise LimitError(f"threads must be at most {MOST_THREADS}; got {threads}.")
         torch.set_num_threads(threads)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from specgym.env.common.errors import check_limit
 from specgym.env.prompts import Prompt, load_prompts
-from specgym.scripts.common import INTERRUPTED, say, show
-from specgym.scripts.options import Pair, PairOptions, RunOptions, Sampling, SamplingOptions
+from specgym.scripts.common import say, show
+from specgym.scripts.options import NO_TEMPLATE, Pair, PairOptions, RunOptions, Sampling, SamplingOptions
 from specgym.scripts.progress import progress
+from specgym.scripts.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from specgym.controllers.evaluation.live.runners import Runner
@@ -51,6 +54,7 @@ class PairedOptions(RunOptions):
         models, sampling = dataclasses.asdict(self.pair), dataclasses.asdict(self.sampling)
         texts = {name: getattr(self, name) for name in ("prompts", "categories", "max_new_tokens", "repeats")}
         count = {"prompts": shareable(self.prompts), "prompt_count": len(prompts)}
+        count["prompt_format"] = "chat template" if pair.tokenizer.chat_template else NO_TEMPLATE
         return models | sampling | texts | pair_facts(pair) | count
 
     def run(
@@ -73,28 +77,48 @@ class PairedOptions(RunOptions):
             versions: versions of further libraries.
             fields: further fields of `Results`.
         """
-        from specgym.controllers.evaluation.live.paired_runs import Benchmark, Measurements
+        from specgym.controllers.evaluation.live.journal import JOURNAL, Journal
+        from specgym.controllers.evaluation.live.paired_runs import Benchmark
         from specgym.controllers.evaluation.results.provenance import typed_facts
         from specgym.controllers.evaluation.results.report import table, write_results
         from specgym.controllers.evaluation.results.schema import Results
         from specgym.controllers.evaluation.results.statistics import summarise
 
-        measured, complete = Measurements(), True
-        limits = {"max_new_tokens": self.max_new_tokens, "repeats": self.repeats}
-        plan = Benchmark(pair, runners, prompts, sampling=self.sampling.settings(), **limits)
-        with progress() as stages:
-            step = stages.counter("measuring", plan.steps)
-            try:
-                plan.warm_up()
-                plan.measure(measured, step)
-            except KeyboardInterrupt:
-                complete = False
-                say("Interrupted: what was measured so far is kept and marked incomplete.")
         facts = typed_facts(self.started, self.pair.device) | fields
         facts["versions"] |= versions
-        summaries = summarise(measured.rows, measured.failures, facts["baseline"], names)
-        results = Results(**facts, complete=complete, controllers=summaries, **vars(measured))
+        journal = Journal(self.output / JOURNAL, _plan(facts, prompts, runners), facts["started_at"])
+        facts["started_at"] = journal.started
+        complete, limits = True, {"max_new_tokens": self.max_new_tokens, "repeats": self.repeats}
+        plan = Benchmark(pair, runners, prompts, sampling=self.sampling.settings(), **limits)
+        if journal.prompts:
+            say(f"Continuing with the {journal.prompts} prompts of {plan.steps // len(runners)} measured before.")
+        with progress() as stages:
+            step = stages.counter("measuring", plan.steps - journal.prompts * len(runners))
+            try:
+                plan.warm_up()
+                plan.measure(journal, step, journal.prompts)
+            except KeyboardInterrupt:
+                complete = False
+                say("Interrupted: what was measured so far is kept and marked incomplete. Run again to continue.")
+        rows, failures = journal.rows, journal.failures
+        summaries = summarise(rows, failures, facts["baseline"], names)
+        results = Results(**facts, complete=complete, controllers=summaries, rows=rows, failures=failures)
         write_results(results, self.output)
+        if complete:
+            journal.remove()
         show(table(results))
         say(f"Written to {self.output}/")
         return 0 if complete else INTERRUPTED
+
+
+def _plan(facts: Mapping[str, Any], prompts: Sequence[Prompt], runners: Sequence[Runner]) -> dict[str, Any]:
+    """Returns everything that decides the rows of a benchmark, by name."""
+    settings = {name: value for name, value in facts["settings"].items() if name not in ("agreement", "peers")}
+    texts = json.dumps([dataclasses.asdict(prompt) for prompt in prompts])
+    return {
+        **settings,
+        **{name: facts[name] for name in ("kind", "suite", "baseline", "versions", "git_revision")},
+        "machine": dataclasses.asdict(facts["machine"]),
+        "controllers": [runner.name for runner in runners],
+        "texts": hashlib.sha256(texts.encode()).hexdigest(),
+    }

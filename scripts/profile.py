@@ -13,9 +13,10 @@ from specgym.controllers.registry import make_controller
 from specgym.env.common.errors import check_limit
 from specgym.env.common.files import check_writable
 from specgym.env.prompts import load_prompts
-from specgym.scripts.common import INTERRUPTED, main, say, show
+from specgym.scripts.common import main, say, show
 from specgym.scripts.options import Pair, PairOptions, RunOptions
 from specgym.scripts.progress import progress, waiting
+from specgym.scripts.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from specgym.controllers.evaluation.profiling.breakdown import Measurement

@@ -76,7 +76,7 @@ def record(options: RecordOptions) -> int:
 
         def advance(stage: str, tokens: int) -> None:
             done[stage] += tokens
-            stages(stage, done[stage], missing)
+            stages(stage, min(done[stage], missing), missing)  # an interrupted batch is answered again
 
         record_texts(pair, jobs, rule, writer, slots=options.slots, progress=advance)
     if options.packed is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+import specgym._start  # noqa: F401  # before imports that take time
 from specgym.env.gym.registration import register_environments
 
 if TYPE_CHECKING:

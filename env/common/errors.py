@@ -32,6 +32,7 @@ class UnknownNameError(SpecGymError, ValueError):
     """
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        self.what, self.name = what, name
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(names)}."

@@ -46,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise _write_error(path, error) from error
     finally:
         if temporary is not None:

@@ -20,6 +20,8 @@ from specgym.env.common.errors import SpecGymError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_GRACE = 5  # time that a worker lives on after SIGTERM, so that its parent ends first [s]
+
 _inherited: tuple[Callable[[Any], Any], Sequence[Any]]  # work and items of the pool that is being started
 
 
@@ -63,7 +65,10 @@ def map_on_cores(work: Callable[[Item], Result], items: Sequence[Item], workers:
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that waits for these
+    # A signal to the group ends the process that waits for these, and these with it. The pool itself sends SIGTERM.
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

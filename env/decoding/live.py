@@ -16,7 +16,7 @@ from specgym.env.models.target import TargetModel
 from specgym.env.tree.growth import grow_tree
 from specgym.env.tree.observation import ROOT_CHILDREN, Costs, Observation
 from specgym.env.tree.parameters import TreeParameters
-from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds, Stopwatch
+from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds, Stopwatch, check_known
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import NO_NODES, TokenTree
 
@@ -47,10 +47,11 @@ class LiveDecoder(DecodingSession):
         """Reads the prompt and commits the first token, which needs no draft.
 
         Raises:
-            LimitError: the prompt leaves no room in the target's context.
+            LimitError: the prompt leaves no room in the target's context, or holds a token that the target lacks.
             NumericalError: the target returned NaN or infinite logits.
         """
         self._open(request)
+        check_known(request.prompt, self.target.vocabulary)
         numbers = self.target.vocabulary, self.target.device
         self.chooser = TokenChooser(request.sampling, *numbers, request.processors, request.prompt)
         self.target.cache.reset()

@@ -184,9 +184,11 @@ def _checked_draft(draft: str, tokenizer: PreTrainedTokenizerBase) -> Path:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns a device on which tensors can be created. Raises `ParameterError` otherwise."""
+    """Returns a device that models can run on, cpu or cuda. Raises `ParameterError` if it is not there or another."""
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"models run on cpu or cuda, not on {device.type}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ParameterError(f"Device {name!r} is not available here ({error}). Use cpu.") from error

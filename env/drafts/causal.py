@@ -20,6 +20,9 @@ from specgym.env.tree.tree import NO_NODES, TokenTree
 class CausalDraft(Draft):
     """Drafts with a smaller model of the same vocabulary, whose cache keeps the rows of accepted nodes.
 
+    The draft may lack the target's last tokens (a padded vocabulary). It never proposes them, and reads its own last
+    token in their place.
+
     Args:
         model: the draft model.
         vocabulary: the target's number of tokens; logits past it (a padded vocabulary) are dropped.
@@ -49,11 +52,16 @@ class CausalDraft(Draft):
         self.pending.extend(tokens[len(rows) :])  # the expanded nodes of a path are its beginning
         self.expanded = NO_NODES
 
+    def known(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Returns the tokens of a text as the draft reads them."""
+        own = self.model.vocabulary
+        return tokens if own >= self.vocabulary else [min(token, own - 1) for token in tokens]
+
     def expand(self, tree: TokenTree, nodes: IntArray, k: int, entropy: bool = False) -> Candidates:
         """See `Draft.expand`."""
         watch = Stopwatch()
         if self.pending:
-            logits = self.model.extend(self.pending)
+            logits = self.model.extend(self.known(self.pending))
             self.committed += len(self.pending)
             self.pending = []
         else:

@@ -43,6 +43,24 @@ def check_fits(prompt: int, context: int) -> None:
         )
 
 
+def check_known(prompt: Sequence[int], vocabulary: int) -> None:
+    """Refuses a prompt that a target cannot read.
+
+    Args:
+        prompt: token ids.
+        vocabulary: number of tokens that the target has.
+
+    Raises:
+        LimitError: a token is not among them, as after a token was added to the tokenizer but not to the model.
+    """
+    if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+        unknown = next(token for token in prompt if not 0 <= token < vocabulary)
+        raise LimitError(
+            f"The prompt holds token {unknown}; this target has tokens 0 to {vocabulary - 1}. Leave that token out, "
+            "or use the tokenizer that the target was trained with."
+        )
+
+
 @dataclass(frozen=True)
 class Request:
     """One text to continue.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import resource
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +17,8 @@ from specgym.controllers.evaluation.live.paired_runs import SUITES
 from specgym.controllers.evaluation.results.report import load_results
 from specgym.controllers.evaluation.results.tables import cut
 from specgym.scripts.benchmark import BenchmarkOptions, benchmark
-from specgym.scripts.common import INTERRUPTED
 from specgym.scripts.options import PairOptions, SamplingOptions
-from tests.support.commands import Caller, assert_refused, write_prompts
+from tests.support.commands import Caller, assert_refused, largest_file, write_prompts
 from tests.support.tiny_pair import CONTEXT, TinyFolders, tiny_tokenizer
 
 FILES = {"results.json", "results.csv", "results.md", "speedup.png", "time_shares.png"}
@@ -215,17 +211,6 @@ class TestRefusals:
         assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Lets every write past `size` bytes of a file fail, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 class TestFullDisk:
     def test_no_half_written_file_is_left(
         self, folders: TinyFolders, prompts: Path, call: Caller, tmp_path: Path
@@ -233,7 +218,7 @@ class TestFullDisk:
         with largest_file(1000):
             ended = call("benchmark", *arguments(folders, prompts, tmp_path / "out", "--suite", "phase1"))
         assert ended.status == 2
-        assert f"error: Could not write {tmp_path / 'out' / 'results.json'}: File too large" in ended.err
+        assert f"error: Could not write {tmp_path / 'out' / 'rows.jsonl'}: File too large" in ended.err
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_earlier_results_stay_as_they_were(
@@ -277,24 +262,6 @@ class TestFailures:
             model.model.embed_tokens.weight[tiny_tokenizer().encode("~")[0]] = torch.nan
         model.save_pretrained(copy)
         return copy
-
-
-def test_an_interrupt_keeps_the_rows_so_far_and_marks_them_incomplete(
-    folders: TinyFolders, call: Caller, tmp_path: Path
-) -> None:
-    prompts = write_prompts(tmp_path / "prompts.jsonl", [f"hello {number}" for number in range(500)])
-    more = ["--controllers", "fixed_tree"]
-    ended = call.interrupted("measuring", "benchmark", *arguments(folders, prompts, tmp_path / "out", *more), after=7)
-    assert ended.status == INTERRUPTED == 130
-    assert "Interrupted" in ended.err
-    assert "Traceback" not in ended.err
-    results = load_results(tmp_path / "out" / "results.json")
-    assert not results.complete
-    assert 4 <= len(results.rows) < 1000
-    assert results.failures == []
-    assert {row.identical for row in results.rows} == {True}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    assert "INCOMPLETE" in (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
 def test_sampling_options_reach_the_record(

@@ -45,7 +45,7 @@ class TestHelp:
     def test_every_script_is_listed_in_one_line(self, call: Caller) -> None:
         ended = call("--help")
         stems = {path.stem for path in (ROOT / "scripts").glob("*.py")}
-        shared = {"__init__", "cli", "common", "options", "paired", "progress"}
+        shared = {"__init__", "cli", "common", "options", "paired", "progress", "signals"}
         assert {name.replace("-", "_") for name in command_names()} == stems - shared
         for name in command_names():
             assert re.search(rf"^  {name} +[A-Z].{{,100}}\.$", ended.out, re.MULTILINE), name

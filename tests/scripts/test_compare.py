@@ -12,7 +12,7 @@ import pytest
 
 from specgym.controllers.evaluation.peers.catalogue import PEERS
 from specgym.controllers.evaluation.results.report import load_results
-from specgym.scripts.common import TERMINATED
+from specgym.scripts.signals import exit_status
 from tests.support.commands import (
     Caller,
     assert_refused,
@@ -110,7 +110,7 @@ def test_neither_sigterm_nor_a_closed_pipe_loses_what_was_measured(
     wait_for_progress(process, steps=1000, done=6)
     close_output(process)
     ended = finish(process, signal.SIGTERM)
-    assert ended.status == TERMINATED == 143
+    assert ended.status == exit_status(signal.SIGTERM) == 143
     assert not re.search("Traceback|BrokenPipe", ended.err)
     results = load_results(tmp_path / "out" / "results.json")
     assert not results.complete

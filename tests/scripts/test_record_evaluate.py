@@ -11,7 +11,7 @@ import pytest
 from specgym.controllers.evaluation.results.report import load_results
 from specgym.env.replay.sources import find_trace
 from specgym.env.replay.traces.file import read_trace
-from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
+from tests.support.commands import Caller, assert_refused, largest_file, write_prompts
 from tests.support.tiny_pair import TinyFolders
 
 SMALL = "dynamic_depth:base_depth=2:max_depth=3:early_stop=0.3"
@@ -78,19 +78,40 @@ class TestRecord:
         assert packed.stat().st_size < trace.stat().st_size
         assert list(map(str, find_trace(packed).texts)) == list(map(str, read_trace(trace).texts))
 
-    def test_an_interrupted_recording_ends_as_one_that_was_not(
-        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path, trace: Path
+    def test_an_interrupted_recording_ends_with_the_same_bytes(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path
     ) -> None:
-        again = tmp_path / "again.sgt"
-        options = recording(folders, again, prompts, "--slots", 4)
-        process = start("record", *options, home=tmp_path / "home")
-        while process.poll() is None and not (again.exists() and again.stat().st_size > 2000):
-            pass
-        ended = finish(process, signal.SIGINT)
-        assert ended.status in (0, 130), ended.err
-        assert call("record", *options).status == 0
-        texts, expected = (sorted(read_trace(path).texts, key=lambda text: text.identifier) for path in (again, trace))
-        assert sorted(map(str, texts)) == sorted(map(str, expected))
+        """Texts of a batch are answered together, and their company decides the last bits of what is recorded."""
+        whole, parts = ([*recording(folders, tmp_path / name, prompts), "--slots", 8] for name in ("a.sgt", "b.sgt"))
+        assert call("record", *whole).status == 0
+        for after, stop in ((3, signal.SIGTERM), (2, signal.SIGINT), (9, signal.SIGHUP)):
+            assert call.interrupted("recording", "record", *parts, after=after, stop=stop).status == 128 + stop
+        assert (tmp_path / "b.sgt.batch").exists(), "the test would be vacuous"
+        assert call("record", *parts).status == 0
+        assert (tmp_path / "b.sgt").read_bytes() == (tmp_path / "a.sgt").read_bytes()
+        assert not (tmp_path / "b.sgt.batch").exists()
+
+    def test_a_full_disk_keeps_the_texts_that_are_recorded(
+        self, folders: TinyFolders, call: Caller, prompts: Path, trace: Path
+    ) -> None:
+        before = trace.read_bytes()
+        trace.write_bytes(before[: len(before) // 2])
+        with largest_file(len(before) - 100):
+            ended = call("record", *recording(folders, trace, prompts))
+        assert ended.status == 2
+        assert ended.err.splitlines()[-1].startswith(
+            f"error: Could not write {trace}: File too large. The texts before"
+        )
+        assert call("record", *recording(folders, trace, prompts)).status == 0
+        assert len(read_trace(trace).texts) == 2 * len(TEXTS)
+
+    def test_two_prompts_of_one_name_are_refused(
+        self, folders: TinyFolders, call: Caller, tmp_path: Path, prompts: Path
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        other = write_prompts(tmp_path / "other" / prompts.name, ["hello"])
+        ended = call("record", *recording(folders, tmp_path / "x.sgt", prompts, "--prompts", prompts, other))
+        assert_refused(ended, "Two prompts are called prompts/0")
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,19 +49,24 @@ class Caller:
     def __call__(self, command: str, *arguments: object) -> Ended:
         self.monkeypatch.setattr(sys, "argv", ["specgym", command, *map(str, arguments)])
         self.capsys.readouterr()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(SystemExit) as ended:
             run_command()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         shown = self.capsys.readouterr()
         return Ended(int(ended.value.code or 0), shown.out, shown.err)
 
-    def interrupted(self, stage: str, command: str, *arguments: object, after: int = 1) -> Ended:
-        """Runs a command in which Ctrl-C is pressed when a stage is updated for the `after`-th time."""
+    def interrupted(
+        self, stage: str, command: str, *arguments: object, after: int = 1, stop: signal.Signals = signal.SIGINT
+    ) -> Ended:
+        """Runs a command that gets a signal when a stage is updated for the `after`-th time."""
         update, updates = Stages.__call__, itertools.count(1)
 
         def press(stages: Stages, name: str, *done: float) -> None:
             update(stages, name, *done)
             if name.startswith(stage) and next(updates) == after:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(stop)
 
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.monkeypatch.context() as patch:
@@ -138,3 +145,14 @@ def write_prompts(path: Path, texts: Iterable[str]) -> Path:
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Lets every write past `size` bytes of a file fail, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

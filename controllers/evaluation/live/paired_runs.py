@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 import torch
 
-from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner, RunnerError
+from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner
 from specgym.controllers.evaluation.results.schema import Failure, PromptRow
 from specgym.controllers.registry import BASELINE
 from specgym.controllers.run import Generation
-from specgym.env.common.errors import LimitError, NumericalError
+from specgym.env.common.errors import SpecGymError
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.prompts import Prompt
 from specgym.env.tree.rounds import Request
@@ -28,7 +28,6 @@ SUITES = {
 """the plan's comparisons: fixed against Phase 1, Phase 1 against Phase 2, and all phases beside the strongest rule"""
 
 _WARM_UP_TOKENS = 12
-_FAILURES = (LimitError, NumericalError, RunnerError)
 
 _Conversation: TypeAlias = list[tuple[Request, Generation]]  # one runner's turns
 
@@ -39,6 +38,11 @@ class Measurements:
 
     rows: list[PromptRow] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    def add(self, rows: list[PromptRow], failures: list[Failure]) -> None:
+        """Adds what all runners made of a prompt."""
+        self.rows += rows
+        self.failures += failures
 
 
 @dataclass
@@ -67,30 +71,41 @@ class Benchmark:
         """Runs everything once, briefly, so that no first call is measured."""
         prompt = encode_chat(self.pair.tokenizer, self.prompts[0].turns[:1])[-256:]
         for runner in self.runners:
-            with contextlib.suppress(*_FAILURES):  # the measurement will fail again and count it
+            with contextlib.suppress(SpecGymError):  # the measurement will fail again and count it
                 runner(Request(prompt, _WARM_UP_TOKENS, self.sampling))
 
-    def measure(self, measured: Measurements, progress: Callable[[str], None] = lambda name: None) -> None:
+    def measure(
+        self, measured: Measurements, progress: Callable[[str], None] = lambda name: None, done: int = 0
+    ) -> None:
         """Measures everything, prompt by prompt. The runners take turns at being first.
 
         Args:
-            measured: gets the rows of a prompt once all runners have run it, so that an interrupt loses one prompt at
-                most.
+            measured: gets the rows and failures of a prompt once all runners have run it, so that an interrupt loses
+                one prompt at most.
             progress: called with the runner's name after every run.
+            done: prompts that are measured already, those of earlier repeats included; they are left out.
         """
-        for repeat in range(self.repeats):
-            for index, prompt in enumerate(self.prompts):
-                first = (index + repeat) % len(self.runners)
-                finished: dict[str, tuple[Runner, _Conversation]] = {}
-                for runner in [*self.runners[first:], *self.runners[:first]]:
-                    try:
-                        finished[runner.name] = runner, self._converse(runner, prompt, index)
-                    except _FAILURES as error:
-                        measured.failures.append(Failure(runner.name, prompt.identifier, repeat, str(error)))
-                    progress(runner.name)
-                for runner, conversation in finished.values():
-                    _, plain = finished.get(runner.baseline or BASELINE, (None, None))
-                    measured.rows.append(self._row(runner, prompt, repeat, conversation, plain))
+        todo = [(repeat, index) for repeat in range(self.repeats) for index in range(len(self.prompts))]
+        for repeat, index in todo[done:]:
+            measured.add(*self._measure(repeat, index, progress))
+
+    def _measure(
+        self, repeat: int, index: int, progress: Callable[[str], None]
+    ) -> tuple[list[PromptRow], list[Failure]]:
+        """Returns what all runners made of a prompt."""
+        prompt, first, failures = self.prompts[index], (index + repeat) % len(self.runners), []
+        finished: dict[str, tuple[Runner, _Conversation]] = {}
+        for runner in [*self.runners[first:], *self.runners[:first]]:
+            try:
+                finished[runner.name] = runner, self._converse(runner, prompt, index)
+            except SpecGymError as error:
+                failures.append(Failure(runner.name, prompt.identifier, repeat, str(error)))
+            progress(runner.name)
+        rows = []
+        for runner, conversation in finished.values():
+            _, plain = finished.get(runner.baseline or BASELINE, (None, None))
+            rows.append(self._row(runner, prompt, repeat, conversation, plain))
+        return rows, failures
 
     def _converse(self, runner: Runner, prompt: Prompt, index: int) -> _Conversation:
         conversation: _Conversation = []

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from specgym.controllers.evaluation.results.provenance import shareable
 from specgym.controllers.registry import controller_names, make_controller
 from specgym.controllers.run import Generation, run
 from specgym.env.common.errors import NumericalError, ParameterError, SpecGymError, UnknownNameError
 from specgym.env.decoding.live import LiveDecoder
 from specgym.env.models.target import TargetModel
-from specgym.env.tree.rounds import FinishReason, Request, check_fits
+from specgym.env.tree.rounds import FinishReason, Request, check_fits, check_known
 from specgym.env.tree.sampling import SamplingSettings
 
 TRANSFORMERS = "transformers"
@@ -82,11 +83,12 @@ class TransformersRunner:
         """Runs a request to its end.
 
         Raises:
-            LimitError: the prompt leaves no room in the target's context.
+            LimitError: see `LiveDecoder.start`.
             NumericalError: the target returned NaN or infinite logits, from which `generate` would take some token.
         """
         length, context = len(request.prompt), self.model.context_limit
         check_fits(length, context)
+        check_known(request.prompt, self.model.vocabulary)
         prompt = torch.tensor([request.prompt], device=self.model.device)
         ends = frozenset[int]() if request.ignore_end else self.model.end_tokens
         with self.model.lent() as model, _request_alone(model, ends):
@@ -164,15 +166,33 @@ def check_runner(name: str) -> None:
     """
     if name == TRANSFORMERS:
         return
-    if name.partition(":")[0] not in controller_names():
-        raise UnknownNameError("controller", name, [*controller_names(), TRANSFORMERS])
-    make_controller(name)
+    try:
+        make_controller(name)
+    except UnknownNameError as error:
+        if error.what == "controller":
+            raise UnknownNameError("controller", error.name, [*controller_names(), TRANSFORMERS]) from error
+        raise
 
 
-def make_runner(name: str, decoder: LiveDecoder) -> Runner:
+def runner_labels(names: Sequence[str]) -> dict[str, str]:
+    """Returns the name of each runner in results, without folders of this machine: of two alike, one gets a number."""
+    labels: dict[str, str] = {}
+    for name in names:
+        label = shareable(name)
+        count = sum(shareable(other) == label for other in labels)
+        labels[name] = f"{label}#{count + 1}" if count else label
+    return labels
+
+
+def make_runner(name: str, decoder: LiveDecoder, label: str | None = None) -> Runner:
     """Makes a runner by its name: `TRANSFORMERS`, or a controller as in `make_controller`.
+
+    Args:
+        name: the name.
+        decoder: the decoder to steer.
+        label: the runner's name in results; `name` by default.
 
     Raises as `check_runner` does.
     """
     check_runner(name)
-    return TransformersRunner(decoder.target) if name == TRANSFORMERS else ControllerRunner(name, decoder)
+    return TransformersRunner(decoder.target) if name == TRANSFORMERS else ControllerRunner(name, decoder, label)

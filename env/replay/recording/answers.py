@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from specgym.env.models.target import TargetModel
-from specgym.env.tree.rounds import Request, check_fits
+from specgym.env.tree.rounds import Request, check_fits, check_known
 from specgym.env.tree.sampling import TokenChooser
 
 
@@ -103,11 +103,12 @@ def write_answers(
         The answers, as they are finished.
 
     Raises:
-        LimitError: a prompt leaves no room in the target's context; before any work.
+        LimitError: a prompt leaves no room in the target's context, or holds a token that it lacks; before any work.
         NumericalError: the target returned NaN or infinite logits.
     """
     for request in requests:
         check_fits(len(request.prompt), target.context_limit)
+        check_known(request.prompt, target.vocabulary)
     for first in range(0, len(requests), slots):
         writer, prompts = _Writer(target), dict[tuple[int, ...], list[_Stream]]()
         for number in range(first, min(first + slots, len(requests))):

@@ -124,7 +124,7 @@ class CausalForest(DraftForest):
         """See `DraftForest.read`."""
         self.chooser, self.prefix = chooser, len(tokens)
         self.draft.model.cache.reset()
-        self.after = self.draft.model.extend_all(tokens)
+        self.after = self.draft.model.extend_all(self.draft.known(tokens))
 
     @torch.inference_mode()
     def roots(self, roots: IntArray, k: int) -> Candidates:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from specgym.env.common.errors import PairError
+from specgym.env.common.errors import PairError, PromptError
+from specgym.env.common.files import write_text
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.drafts import CausalDraft, FeatureDraft
 from specgym.env.models.hub.loading import fingerprint
@@ -57,13 +58,16 @@ def plan_jobs(
 
     Raises:
         LimitError: a prompt is empty, or `max_new_tokens` is not positive.
+        PromptError: two prompts have one name.
     """
-    texts = [(prompt, encode_chat(pair.tokenizer, prompt.turns[:1])) for prompt in prompts]
-    return [
-        RecordingJob(prompt.identifier, prompt.category, Request(tokens, max_new_tokens, sampling))
-        for prompt, tokens in texts
-        for sampling in settings
-    ]
+    jobs: dict[tuple[object, ...], RecordingJob] = {}
+    for prompt in prompts:
+        tokens = encode_chat(pair.tokenizer, prompt.turns[:1])
+        for sampling in settings:
+            job = RecordingJob(prompt.identifier, prompt.category, Request(tokens, max_new_tokens, sampling))
+            if jobs.setdefault(job.key, job).request.prompt != tokens:
+                raise PromptError(f"Two prompts are called {prompt.identifier}; rename one of their files.")
+    return list(jobs.values())
 
 
 def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
@@ -104,7 +108,8 @@ def record_texts(
         pair: target and draft.
         jobs: what to record; jobs that are in the trace are left out.
         rule: for the guesses that are recorded.
-        writer: the trace; an interruption loses at most a batch of `slots` texts.
+        writer: the trace; an interruption loses the text being recorded. Its batch is noted in a file beside the trace
+            and answered again as a whole, since the last bits of a text depend on its company.
         slots: answers written at a time.
         progress: called as work is done.
 
@@ -115,15 +120,45 @@ def record_texts(
     """
     recorder = Recorder(pair.target, pair.draft, rule)
     pair.target.show_features(pair.draft.feature_layers)
-    waiting = [job for job in jobs if job.key not in writer.keys]
-    for first in range(0, len(waiting), slots):
-        batch = waiting[first : first + slots]
+    note = writer.path.with_name(f"{writer.path.name}.batch")
+    for batch in _batches(jobs, writer.keys, _interrupted(note), slots):
+        write_text(note, json.dumps([job.key for job in batch]))
         answers = write_answers(
             pair.target, [job.request for job in batch], slots, lambda tokens: progress("answering", tokens)
         )
         for answer in sorted(answers, key=lambda answer: answer.number):
             job = batch[answer.number]
-            writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording"), answer.features))
+            if job.key not in writer.keys:
+                writer.write(record_text(recorder, job, answer.tokens, partial(progress, "recording"), answer.features))
+        note.unlink()
+
+
+def _batches(
+    jobs: Sequence[RecordingJob], recorded: Collection[tuple[object, ...]], begun: set[str], slots: int
+) -> Iterator[Sequence[RecordingJob]]:
+    """Yields jobs to answer together: an interrupted batch as it was, then all others that are not recorded.
+
+    Args:
+        jobs: all jobs.
+        recorded: keys of jobs that are done.
+        begun: keys, as JSON, of the jobs of an interrupted batch.
+        slots: most jobs of a batch.
+    """
+    first = [job for job in jobs if json.dumps(job.key) in begun]
+    waiting = [job for job in jobs if job.key not in recorded]
+    if len(first) == len(begun) <= slots and any(job in first for job in waiting):
+        yield first
+        waiting = [job for job in waiting if job not in first]
+    for start in range(0, len(waiting), slots):
+        yield waiting[start : start + slots]
+
+
+def _interrupted(note: Path) -> set[str]:
+    """Returns the keys, as JSON, of the batch that an interruption left unfinished; empty if there is none."""
+    try:
+        return set(map(json.dumps, json.loads(note.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError):  # without the note, only the last bits of some numbers differ
+        return set()
 
 
 def record_text(

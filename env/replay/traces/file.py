@@ -109,7 +109,7 @@ class TraceWriter(AbstractContextManager["TraceWriter"]):
                 temporary.write_bytes(trace_content(asdict(header), []))
         else:
             self._continue()
-        self.file = path.open("ab")
+        self.file = path.open("ab", buffering=0)
 
     def _continue(self) -> None:
         header, texts, frames = _read(self.path)
@@ -129,16 +129,17 @@ class TraceWriter(AbstractContextManager["TraceWriter"]):
             os.truncate(self.path, frames.end)
 
     def write(self, text: TraceText) -> None:
-        """Appends a text. Raises `FileWriteError`; then the texts before it stay."""
+        """Appends a text. Raises `FileWriteError` if it could not be written; the texts before it are kept."""
         facts, arrays = pack(self.header, text)
+        frame = memoryview(_frame(b"TEXT", facts, arrays))
         try:
-            self.file.write(_frame(b"TEXT", facts, arrays))
-            self.file.flush()
+            while frame:
+                frame = frame[self.file.write(frame) :]
             os.fsync(self.file.fileno())
         except OSError as error:
             raise FileWriteError(
-                f"Could not write {self.path}: {error.strerror or error}. The texts that it has stay. Free some space "
-                "and run the command again."
+                f"Could not write {self.path}: {error.strerror or error}. The texts before are kept. Free some space, "
+                "then run the command again."
             ) from error
         self.keys.add(text.key)
 

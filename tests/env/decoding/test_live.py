@@ -287,7 +287,7 @@ class TestErrors:
 
     def test_a_start_that_failed_leaves_no_text_under_way(self, target: TargetModel, echo: Draft) -> None:
         decoder = LiveDecoder(target, echo)
-        with pytest.raises(IndexError):
+        with pytest.raises(LimitError):
             decoder.start(Request((3, VOCABULARY, 4)))
         assert_refuses_to_go_on(decoder)
         self.assert_as_new(decoder)
