@@ -17,10 +17,13 @@ STUDY_ARGS ?=
 # The tests of what changes most and runs fastest.
 QUICK ?= tests/env/tree tests/env/decoding tests/env/gym tests/controllers/rules tests/test_floors.py \
     --ignore tests/env/gym/test_registration.py
+# The fuzz of exactness. It appends a line of figures to runs/fuzz.txt.
+ROUNDS ?= 100000
+SEED ?= 0
 SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark study refresh-results test quick check format clean FORCE
+.PHONY: help benchmark study refresh-results test quick fuzz check format clean FORCE
 
 BIN := $(VENV)/bin/python
 # Written when an install begins and when it ends. An install that did not end is repeated from the start.
@@ -37,6 +40,7 @@ help:
 	@echo "make study            train learned controllers and compare them with all rules, into $(STUDY)/; about two hours"
 	@echo "make test             run all tests; the first run fetches the default model"
 	@echo "make quick            run the tests of what changes most, in under 90 seconds"
+	@echo "make fuzz             compare ROUNDS random rounds with plain decoding; the cases follow from SEED"
 	@echo "make check            run ruff, its formatter, mypy and codespell; changes nothing"
 	@echo "make format           format the code and repair what ruff can"
 	@echo "make refresh-results  run the benchmark into results/benchmark/, which is committed, and update the pages"
@@ -44,7 +48,7 @@ help:
 	@echo
 	@echo "Each target makes the environment in $(VENV) first. Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS)"
 	@echo "LIMIT=$(LIMIT) prompts, MAX_NEW_TOKENS=$(MAX_NEW_TOKENS), SUITE=$(SUITE), RESULTS=$(RESULTS), STUDY=$(STUDY)"
-	@echo "BENCHMARK_ARGS, STUDY_ARGS, PYTEST_ARGS"
+	@echo "ROUNDS=$(ROUNDS), SEED=$(SEED), BENCHMARK_ARGS, STUDY_ARGS, PYTEST_ARGS"
 
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -83,6 +87,9 @@ test: $(READY)
 
 quick: $(READY)
 	OMP_NUM_THREADS=1 "$(BIN)" -m pytest -n $(WORKERS) --dist worksteal $(QUICK) $(PYTEST_ARGS)
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 "$(BIN)" -m tests.fuzz --rounds $(ROUNDS) --seed $(SEED) --workers $(WORKERS)
 
 check: $(READY)
 	"$(BIN)" -m ruff check

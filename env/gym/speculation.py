@@ -20,7 +20,10 @@ from specgym.env.gym.features import FEATURES, VERSION, FeatureVector, feature_t
 from specgym.env.gym.grid import ActionSpace, ParameterGrid
 from specgym.env.gym.rendering import Tokenizer, draw_image, draw_text, token_names
 from specgym.env.gym.requests import RequestQueue, Requests
-from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome, measure_plain_step
+from specgym.env.tree.parameters import TreeParameters
+from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome, RoundSeconds, measure_plain_step
+
+_SECONDS = (*(field.name for field in dataclasses.fields(RoundSeconds)), "total")
 
 
 class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
@@ -115,6 +118,7 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         self.token_name, self.render_mode = token_names(tokenizer), render_mode
         self.observation_space = gym.spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self.action_space = gym.spaces.MultiDiscrete(self.grid.nvec)
+        self._made: dict[Any, TreeParameters] = {}  # by action
         self.outcome: RoundOutcome | None = None
         self._request: Request | None = None
 
@@ -151,7 +155,7 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
             RuntimeError: another user started a request on the decoder since `reset`.
             NumericalError: a model returned NaN or infinite logits; the episode cannot go on.
         """
-        parameters = self.grid.parameters(action)
+        parameters = self._parameters(np.asarray(action))
         if self.outcome is None or self.outcome.finished is not None:
             raise ResetNeeded("No episode is running: call reset() before step().")
         if self.decoder.request is not self._request:
@@ -172,7 +176,7 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
             "depth": outcome.depth,
             "levels": len(outcome.level_rows),
             "tree_size": outcome.drafted + 1,
-            "seconds": dataclasses.asdict(outcome.seconds) | {"total": outcome.seconds.total},
+            "seconds": {name: getattr(outcome.seconds, name) for name in _SECONDS},
             "reward_terms": terms,
         }
         terminated = outcome.finished is FinishReason.END_OF_SEQUENCE
@@ -198,6 +202,13 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         self.outcome = outcome
         info = {"observation": observation, "request": self._request, "outcome": outcome}
         return feature_vector(observation), info | {"plain_step_seconds": self._plain_step()}
+
+    def _parameters(self, action: npt.NDArray[Any]) -> TreeParameters:
+        """Returns the parameters of an action, which are checked and made once. Raises `ParameterError`."""
+        key = action.dtype, action.shape, action.tobytes()
+        if key not in self._made:
+            self._made[key] = self.grid.parameters(action)
+        return self._made[key]
 
     def _plain_step(self) -> float:
         """Returns the time of a plain round at the root [s]."""

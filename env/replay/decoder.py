@@ -7,18 +7,19 @@ parameters. So a recorded text answers exactly every round that its trace covers
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.errors import UnrecordedError
 from specgym.env.decoding.session import DecodingSession
-from specgym.env.drafts.calibrator import Calibrator
-from specgym.env.drafts.merged import MergedDraft
+from specgym.env.drafts.merged import LOOK_AHEAD, MergedDraft
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
+from specgym.env.replay.tables.growing import TreeGrower
 from specgym.env.replay.tables.player import unread_after
+from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.recorded_trees import RecordedDraft, WholeTextLookup
 from specgym.env.replay.traces.records import TraceHeader, TraceText
 from specgym.env.tree.growth import grow_tree
@@ -28,14 +29,16 @@ from specgym.env.tree.rounds import Request, RoundOutcome, RoundSeconds
 from specgym.env.tree.sampling import SamplingSettings
 from specgym.env.tree.tree import NO_NODES, TokenTree
 
+_KEPT_OUTCOMES = 1024  # of a text: a controller's own ones, not those of every choice
+
 
 class _RecordedMergedDraft(MergedDraft):
     """Drafts from a recording, at any position of its text."""
 
-    def __init__(self, text: TraceText, model: RecordedDraft) -> None:
+    def __init__(self, text: TraceText, model: RecordedDraft, lookup: WholeTextLookup) -> None:
         super().__init__(model)
         self.recorded = model
-        self.lookup = self.whole_text = WholeTextLookup(text.tokens)
+        self.lookup = self.whole_text = lookup
         self.greedy = text.settings.greedy
 
     def seek(self, position: int) -> None:
@@ -47,7 +50,7 @@ class _RecordedMergedDraft(MergedDraft):
 
 
 class TextReplay:
-    """A recorded text and its rounds, each computed once.
+    """A recorded text and its rounds. The latest ones are kept.
 
     Args:
         text: the text.
@@ -62,12 +65,18 @@ class TextReplay:
 
     def __init__(self, text: TraceText, header: TraceHeader) -> None:
         self.text, self.header = text, header
-        calibrator = None if header.calibrator is None else Calibrator.of(header.calibrator)
-        limit = header.context_limits[1]
-        self.draft = _RecordedMergedDraft(text, RecordedDraft(text.guesses, header.draft_kind, calibrator, limit))
-        self.outcome = cache(self._outcome)
+        self.table = TraceTable([text], header)
+        self.grower = TreeGrower.of(self.table)
+        self.outcome = lru_cache(_KEPT_OUTCOMES)(self._outcome)
         self.root = cache(self._root)
-        self.match = cache(self._match)
+        self.match = cache(self.grower.match if self.grower else self._match)
+
+    @cached_property
+    def draft(self) -> _RecordedMergedDraft:
+        """The draft, at any position of the text."""
+        limit = self.header.context_limits[1]
+        model = RecordedDraft(self.table.trees, self.header.draft_kind, self.table.calibrator, limit)
+        return _RecordedMergedDraft(self.text, model, self.table.lookups[0])
 
     def tree(self, position: int, parameters: TreeParameters) -> tuple[TokenTree, IntArray]:
         """Returns the verified tree, and which node of the grown tree each of its nodes was. Raises as `outcome`."""
@@ -92,6 +101,10 @@ class TextReplay:
 
     def _root(self, position: int) -> tuple[float, ...]:
         """Returns the draft model's guesses there, see `Observation.root_log_probs`. Raises `UnrecordedError`."""
+        trees, limit = self.table.trees, self.header.context_limits[1]
+        row = int(trees.roots(np.array(position)))
+        if row >= 0 and trees.columns >= LOOK_AHEAD and (limit is None or position < limit):
+            return tuple(value for value in trees.log_probs[row, :ROOT_CHILDREN].tolist() if value > -np.inf)
         self.draft.seek(position)
         return tuple(self.draft.look_ahead(self.text.tokens[position])[:ROOT_CHILDREN].tolist())
 
@@ -108,19 +121,38 @@ class TextReplay:
         Raises:
             UnrecordedError: the trace does not cover the tree.
         """
-        tree, nodes = self.tree(position, parameters)
-        path = tree.accepted_path(self.choices(position, tree))[1:]
+        limit = self.header.context_limits[1]
+        readable = limit is None or position + parameters.max_depth <= limit
+        grown = self.grower.outcome(position, parameters) if self.grower and readable else None
+        if grown is not None:
+            (accepted, drafted, depth, asked, lookup_nodes, kept, *deeper), (drafted_lookup, accepted_lookup) = grown
+            level_rows = (0, *filter(None, deeper)) if asked else ()
+        else:
+            tree, nodes = self.tree(position, parameters)
+            path = tree.accepted_path(self.choices(position, tree))[1:]
+            accepted, drafted, depth = len(path), len(tree) - 1, int(tree.depth.max())
+            level_rows, lookup_nodes = tuple(self.draft.level_rows), self.draft.lookup_nodes
+            kept = self.draft.recorded.kept(nodes[path])
+            drafted_lookup, accepted_lookup = int(tree.from_lookup.sum()), int(tree.from_lookup[path].sum())
         outcome = RoundOutcome(
-            self.text.tokens[position + 1 : position + 2 + len(path)],
-            drafted=len(tree) - 1,
-            depth=int(tree.depth.max()),
-            accepted=len(path),
-            drafted_lookup=int(tree.from_lookup.sum()),
-            accepted_lookup=int(tree.from_lookup[path].sum()),
-            level_rows=tuple(self.draft.level_rows),
-            lookup_nodes=self.draft.lookup_nodes,
+            self.text.tokens[position + 1 : position + 2 + accepted],
+            drafted=drafted,
+            depth=depth,
+            accepted=accepted,
+            drafted_lookup=drafted_lookup,
+            accepted_lookup=accepted_lookup,
+            level_rows=level_rows,
+            lookup_nodes=lookup_nodes,
         )
-        return outcome, self.draft.recorded.kept(nodes[path])
+        return outcome, kept
+
+
+class _KeptCosts:
+    """Costs in observations, computed once for each context."""
+
+    def __init__(self, costs: RoundCosts) -> None:
+        self.level_cost, self.row_cost = cache(costs.level_cost), cache(costs.row_cost)
+        self.plain_seconds = cache(costs.plain_seconds)
 
 
 class ReplayDecoder(DecodingSession):
@@ -137,6 +169,7 @@ class ReplayDecoder(DecodingSession):
     def __init__(self, texts: Iterable[TraceText], header: TraceHeader, profile: LatencyProfile) -> None:
         super().__init__(header.context_limits[0], frozenset(header.end_tokens))
         self.header, self.profile = header, profile
+        self._kept = {greedy: _KeptCosts(profile.costs(greedy)) for greedy in (True, False)}
         self.texts = {(text.tokens[: text.prompt], text.settings): text for text in texts}
         self.replays: dict[tuple[tuple[int, ...], SamplingSettings], TextReplay] = {}
 
@@ -182,7 +215,7 @@ class ReplayDecoder(DecodingSession):
         position = len(self.tokens) - 1
         root = self.replay.root(position) if draft and self.under_way else ()
         self.observed |= bool(root)
-        return self._observation(root, self.replay.match(position), self.costs)
+        return self._observation(root, self.replay.match(position), self._kept[self.request.sampling.greedy])
 
     def round(self, parameters: TreeParameters) -> RoundOutcome:
         """Plays the round of these parameters.
@@ -218,7 +251,7 @@ class ReplayDecoder(DecodingSession):
 
     def plain_seconds(self) -> float:
         """Returns the time of a plain round at this root [s]."""
-        return self.costs.plain_seconds(len(self.tokens) - 1)
+        return self._kept[self.request.sampling.greedy].plain_seconds(len(self.tokens) - 1)
 
     @property
     def tree(self) -> TokenTree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,13 @@ from specgym.env.gym.grid import ActionSpace
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay import vector_features as entries
 from specgym.env.replay.tables.action_table import ActionTable
-from specgym.env.replay.tables.outcomes import RoundTimes
+from specgym.env.replay.tables.outcomes import FACTS, Outcomes, RoundTimes
 from specgym.env.replay.tables.player import Player, Rounds
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.observation import WINDOW
 
+_NO_ROWS: IntArray = np.empty((0, 0), np.int64)
 
 class ReplayTables:
     """Texts, tables of outcomes and machines, which all episodes share. Places are those of `OutcomeTable`.
@@ -63,26 +64,14 @@ class ReplayTables:
         machine_features = [saturate(self.machines.unit_costs[..., kind], half) for kind, half in enumerate(halves)]
         self.machine_features = np.stack(machine_features, axis=-1).astype(np.float32)
         self.table = ActionTable(tables, grid)
-        self.counts: entries.Counts = np.empty((0, entries.COUNTS), np.int32)
-        self.last_features = np.empty((0, entries.LAST_COLUMNS.stop - entries.LAST_COLUMNS.start), np.float32)
-        self._add_outcomes()
+        self.outcomes: Outcomes | None = None  # by number, once they are tabulated
 
-    def choose(self, actions: npt.ArrayLike) -> IntArray:
-        """See `ActionTable.choose`. Raises `UnmeasuredError` too, if a profile does not know a round's rows."""
-        chosen = self.table.choose(np.asarray(actions))
-        self._add_outcomes()
-        return chosen
-
-    def _add_outcomes(self) -> None:
-        """Computes times and features of the outcomes that are new."""
-        index, known = self.table.index, len(self.counts)
-        if len(index) == known:
-            return
-        self.machines.add(index)
-        fresh = index.since(known)
-        self.counts = np.concatenate([self.counts, entries.round_counts(fresh)])
-        self.last_features = np.concatenate([self.last_features, entries.last_features(fresh).astype(np.float32)])
-        self.outcomes = index.since(0)
+    def tabulate_all(self, progress: Callable[[int], None]) -> None:
+        """See `OutcomeTable.tabulate_all`. Raises `UnmeasuredError` too, if a profile does not know a round's rows."""
+        if self.outcomes is None:
+            self.table.tabulate_all(progress)
+            self.machines.add(self.table.index)
+            self.outcomes = self.table.index.since(0)
 
 
 class EpisodeStates(Player):
@@ -94,12 +83,14 @@ class EpisodeStates(Player):
 
     Attributes:
         profile: number of each one's latency profile, `int64[count]`.
+        depth: of each one's last tree, `int64[count]` [tokens].
     """
 
     def __init__(self, replays: ReplayTables, count: int) -> None:
         super().__init__(replays.first, replays.last, replays.unread, count)
         self.replays, self.count = replays, count
-        self.profile, self._machine, self._outcome, self._rounds = np.zeros((4, count), np.int64)
+        self.profile, self.depth, self._machine, self._rounds = np.zeros((4, count), np.int64)
+        self._last_round = np.zeros((count, entries.LAST_COLUMNS.stop - entries.LAST_COLUMNS.start), np.float32)
         self._window = np.zeros((count, WINDOW, entries.COUNTS), np.int32)  # a ring of the last rounds' counts
         self._sums = np.zeros((count, entries.COUNTS), np.int32)
         self._all = np.arange(count)
@@ -109,7 +100,8 @@ class EpisodeStates(Player):
         self.begin(which, texts)
         self.profile[which] = profiles
         self._machine[which] = self.replays.machines.number(profiles, self.replays.greedy[texts])
-        self._outcome[which] = self._rounds[which] = 0
+        self._last_round[which] = entries.last_features(Outcomes.of(np.zeros((1, FACTS), np.int32)))
+        self._rounds[which] = 0
         self._window[which] = self._sums[which] = 0
 
     def act(self, actions: npt.ArrayLike) -> Rounds:
@@ -122,12 +114,12 @@ class EpisodeStates(Player):
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        outcome, rounds = self._rounds_of(actions, self._all)
+        outcomes, rounds = self._rounds_of(actions, self._all)
         self.play(slice(None), rounds)
-        counts, slot = self.replays.counts[outcome], self._rounds % WINDOW
+        counts, slot = entries.round_counts(outcomes), self._rounds % WINDOW
         self._sums += counts - self._window[self._all, slot]
         self._window[self._all, slot] = counts
-        self._outcome, self._rounds = outcome, self._rounds + 1
+        self.depth, self._last_round, self._rounds = outcomes.depth, entries.last_features(outcomes), self._rounds + 1
         return rounds
 
     def preview(self, actions: IntArray) -> Rounds:
@@ -142,27 +134,26 @@ class EpisodeStates(Player):
         which = np.repeat(self._all, actions.shape[1])
         return self._rounds_of(actions.reshape(len(which), -1), which)[1]
 
-    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[IntArray, Rounds]:
-        """Outcomes of actions of the episodes `which`, and the rounds."""
+    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[Outcomes, Rounds]:
+        """Outcomes of actions of the episodes `which`, perhaps without `deeper_rows`, and the rounds."""
         shared, place, machine = self.replays, self.place[which], self._machine[which]
-        outcome = shared.table.numbers(shared.choose(actions), place)
-        outcomes = shared.outcomes
-        asked = outcomes.asked[outcome] | shared.observes_draft
-        context = shared.context[place]
-        seconds = shared.machines.seconds(machine, context, outcome, np.where(asked, self.unread[which], 0))
-        accepted, drafted, kept = (values[outcome] for values in (outcomes.accepted, outcomes.drafted, outcomes.kept))
-        return outcome, Rounds(self.committed(which, accepted), accepted, drafted, asked, kept, seconds)
+        choices = shared.table.choose(np.asarray(actions))
+        if shared.outcomes is None:
+            timed = outcomes = shared.table.grown(choices, place)
+        else:
+            timed = shared.table.numbers(choices, place)
+            outcomes = Outcomes(*(values[timed] for values in shared.outcomes[:FACTS]), _NO_ROWS)
+        asked = outcomes.asked | shared.observes_draft
+        context, unread = shared.context[place], np.where(asked, self.unread[which], 0)
+        seconds = shared.machines.seconds(machine, context, timed, unread)
+        tokens = self.committed(which, outcomes.accepted)
+        return outcomes, Rounds(tokens, outcomes.accepted, outcomes.drafted, asked, outcomes.kept, seconds)
 
     @property
     def plain_seconds(self) -> FloatArray:
         """Time of a plain round at each episode's root, `float64[count]` [s]."""
         machines = self.replays.machines
         return machines.plain[self._machine, self.replays.context[self.place] - machines.first]
-
-    @property
-    def depth(self) -> IntArray:
-        """Depth of each episode's last tree, `int64[count]` [tokens]."""
-        return self.replays.outcomes.depth[self._outcome]
 
     def ends(self) -> tuple[BoolArray, BoolArray]:
         """Which episodes have been terminated by a token that ends a text, and which truncated, `bool[count]` each."""
@@ -174,7 +165,7 @@ class EpisodeStates(Player):
         shared = self.replays
         features = np.empty((self.count, len(FEATURES)), np.float32)
         features[:, entries.PLACE_COLUMNS] = shared.place_features[self.place]
-        features[:, entries.LAST_COLUMNS] = shared.last_features[self._outcome]
+        features[:, entries.LAST_COLUMNS] = self._last_round
         features[:, entries.WINDOW_COLUMNS] = entries.window_features(self._sums, np.minimum(self._rounds, WINDOW))
         where = shared.context[self.place] - shared.machines.first
         features[:, entries.MACHINE_COLUMNS] = shared.machine_features[self._machine, where]

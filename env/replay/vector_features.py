@@ -1,8 +1,8 @@
 """Observations of many episodes at once, entry by entry as `feature_vector` makes them.
 
 A vector has entries of four kinds: of the place in a text, of the last round, of the window of past rounds, and of the
-machine. The first and the last are computed once, as tables of `feature_vector`'s own values. A round adds counts to
-its window; only the window's sums are kept.
+machine. Those of places and machines are computed once, as tables of `feature_vector`'s own values. A round adds counts
+to its window; only the window's sums are kept.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.drafts.merged import LOOK_AHEAD
-from specgym.env.gym.features import FEATURES, WINDOW_DEPTHS, FeatureGroup, feature_columns, feature_values
+from specgym.env.gym.features import FEATURES, WINDOW_DEPTHS, FeatureGroup, feature_columns, feature_values, saturate
 from specgym.env.replay.tables.outcomes import Outcomes
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.recorded_trees import RecordedLookup
 from specgym.env.tree.observation import ROOT_CHILDREN, WINDOW, Observation
 from specgym.env.tree.tree import TokenForest
 
+_LAST = ("last_depth", "last_drafted", "last_accepted")
 _WINDOW = ("rounds", "speculating", "accepted_mean", "accepted_of_depth", "accepted_of_nodes")
 
 Counts: TypeAlias = npt.NDArray[np.int32]
@@ -42,10 +43,11 @@ PLACE_COLUMNS = _columns("position", "sampling", "lookup", "draft")
 LAST_COLUMNS = _columns("last_round")
 WINDOW_COLUMNS = _columns("history")
 MACHINE_COLUMNS = _columns("machine")
-assert [feature.name for feature in FEATURES[WINDOW_COLUMNS]] == [
+assert [feature.name for feature in FEATURES[LAST_COLUMNS.start : WINDOW_COLUMNS.stop]] == [
+    *_LAST,
     *_WINDOW,
     *(f"accepted_to_{depth}" for depth in WINDOW_DEPTHS),
-], "window_features() computes the entries in this order"
+], "last_features() and window_features() compute the entries in this order"
 
 
 def feature_table(observations: Sequence[Observation], columns: slice) -> FloatArray:
@@ -92,12 +94,8 @@ def _root_log_probs(table: TraceTable) -> list[tuple[float, ...]]:
 
 def last_features(outcomes: Outcomes) -> FloatArray:
     """Returns the entries of the last round, for each of n outcomes, `float64[n, columns]`."""
-    rounds = zip(outcomes.accepted.tolist(), outcomes.drafted.tolist(), outcomes.depth.tolist(), strict=True)
-    observations = [
-        Observation(0, 0, 0, last_accepted=accepted, last_drafted=drafted, last_depth=depth)
-        for accepted, drafted, depth in rounds
-    ]
-    return feature_table(observations, LAST_COLUMNS)
+    depth, accepted = outcomes.depth, outcomes.accepted
+    return np.stack([saturate(depth, 4), saturate(outcomes.drafted, 16), (accepted + 0.5) / (depth + 1)], axis=1)
 
 
 def round_counts(outcomes: Outcomes) -> Counts:

@@ -1,21 +1,24 @@
 """The outcome of every choice at every place of some texts, looked up by many replays that are stepped together.
 
-The outcomes of a choice are tabulated at all roots when it is first needed, or all choices at once on all cores. Few of
-the many pairs of choice and root have an outcome of their own, so a pair takes four bytes: the outcome's number.
+Each pair of choice and root is worked out when it is asked for, or all pairs are tabulated on all cores. Few of the many
+pairs have an outcome of their own, so a pair takes four bytes of the table: the outcome's number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.common.processes import map_on_cores
 from specgym.env.gym.grid import ActionSpace
-from specgym.env.replay.tables.outcomes import OutcomeIndex, Outcomes, distinct_rows
+from specgym.env.replay.tables.growing import Rules, TreeGrower, rules_of
+from specgym.env.replay.tables.outcomes import FACTS, OutcomeIndex, Outcomes, distinct_rows
 from specgym.env.replay.tables.table_cache import Array, load_arrays, save_arrays, table_key
-from specgym.env.replay.tables.tabulation import families, tabulate_family
+from specgym.env.replay.tables.tabulation import families, tabulate_family, tabulate_pairs
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.tree.parameters import TreeParameters
 
@@ -27,7 +30,7 @@ class OutcomeTable:
     """The outcome of every choice at every place of some texts.
 
     Places are the tokens of the answers, table by table and text by text; all but the last one of a text are roots.
-    Memory: four bytes for every pair of choice and place, taken when choices are first tabulated.
+    Memory: four bytes for every pair of choice and place, taken when choices are tabulated. Nothing is kept before.
 
     Args:
         tables: the texts.
@@ -36,6 +39,7 @@ class OutcomeTable:
     Attributes:
         index: the distinct outcomes.
         places: how many there are.
+        tabulated: whether all choices are.
     """
 
     def __init__(self, tables: Sequence[TraceTable], choices: Sequence[TreeParameters]) -> None:
@@ -48,9 +52,11 @@ class OutcomeTable:
             begin + np.arange(len(table.roots)) + table.owner[table.roots]
             for begin, table in zip(first, tables, strict=False)
         ]
-        self._known = np.zeros(len(choices), np.bool_)
-        # Pages of zeros are taken when they are first written to.
-        self._numbers = np.zeros((len(choices), self.places), np.uint32)
+        # The table of each place, and the place's token there, [places] each.
+        self._table = np.repeat(np.arange(len(tables)), np.diff(first))
+        answers = [zip(table.begin, table.end, strict=True) for table in tables]
+        self._token = np.concatenate([np.arange(*answer) for answer in itertools.chain(*answers)])
+        self.tabulated, self._numbers = False, np.zeros((len(choices), 0), np.uint32)
 
     @property
     def cores(self) -> int | None:
@@ -65,14 +71,41 @@ class OutcomeTable:
         """Returns the outcomes of a tabulated choice at all roots of a table."""
         return self.index.at(self._numbers[choice, self.roots[table]])
 
-    def tabulate(self, choices: IntArray) -> None:
-        """Makes sure that choices are tabulated. Raises `UnrecordedError` if a trace does not cover one of them."""
-        if not self._known[choices].all():
-            missing = np.unique(choices[~self._known[choices]])
-            list(self._fill(missing, keep=False, workers=1))
+    def prepare(self) -> None:
+        """Makes ready for `grown`, in less than a second, so that its first call takes no longer than others."""
+        if not self.tabulated:
+            _ = self._growers, self._rules
+
+    def grown(self, choices: IntArray, places: IntArray) -> Outcomes:
+        """Works out the outcomes of choices at roots, n of each, whether they are tabulated or not.
+
+        Raises:
+            UnrecordedError: a trace does not cover one of them.
+        """
+        rows = np.empty((len(choices), FACTS + self.index.levels), np.int32)
+        for number, (table, grower) in enumerate(zip(self.tables, self._growers, strict=True)):
+            pairs = np.flatnonzero(self._table[places] == number)
+            if not len(pairs):
+                continue
+            chosen, roots = choices[pairs], self._token[places[pairs]]
+            if grower is not None:
+                rows[pairs], known = grower.rows(self._rules, chosen, roots, table.deepest(roots), self.index.levels)
+                pairs, chosen, roots = pairs[~known], chosen[~known], roots[~known]
+            if len(pairs):
+                parameters = [self.choices[choice] for choice in chosen]
+                rows[pairs] = tabulate_pairs(table, parameters, roots, self.index.levels)
+        return Outcomes.of(rows)
+
+    @cached_property
+    def _growers(self) -> list[TreeGrower | None]:
+        return [TreeGrower.of(table) for table in self.tables]
+
+    @cached_property
+    def _rules(self) -> Rules:
+        return rules_of(self.choices)
 
     def tabulate_all(self, progress: Callable[[int], None] = lambda done: None, workers: int | None = None) -> None:
-        """Tabulates every choice, on all usable cores, or takes the tables from the cache.
+        """Tabulates every choice, once, on all usable cores, or takes the tables from the cache.
 
         Args:
             progress: called after each choice with the number of choices that are tabulated.
@@ -81,26 +114,24 @@ class OutcomeTable:
         Raises:
             UnrecordedError: the trace does not cover a choice.
         """
-        missing, done = np.flatnonzero(~self._known), int(self._known.sum())
-        keep = self.cores != 1 or workers is not None
-        for _ in self._fill(missing, keep, workers or self.cores):
-            done += 1
-            progress(done)
-
-    def _fill(self, numbers: IntArray, keep: bool, workers: int | None) -> Iterator[int]:
-        """Tabulates choices block by block, with `keep` by way of the cache; yields each number that is done."""
-        blocks, levels, jobs = _blocks(self.choices, numbers), self.index.levels, []
+        if self.tabulated:
+            return
+        self._numbers = np.zeros((len(self.choices), self.places), np.uint32)
+        done, keep = 0, self.cores != 1 or workers is not None
+        blocks, levels, jobs = _blocks(self.choices), self.index.levels, []
         for block in blocks:
             choices = [self.choices[number] for number in block]
             keys = [table_key(table.checksum, choices, levels) if keep else None for table in self.tables]
             jobs += [(table, choices, levels, key) for table, key in zip(self.tables, keys, strict=True)]
-        results = map_on_cores(lambda job: _tabulated(*job), jobs, workers)
+        results = map_on_cores(lambda job: _tabulated(*job), jobs, workers or self.cores)
         for block in blocks:
             for table, roots in zip(self.tables, self.roots, strict=True):
                 rows, which = next(results)
                 self._numbers[np.ix_(block, roots)] = self.index.enter(rows, table.greedy)[which]
-            self._known[block] = True
-            yield from block.tolist()
+            for _ in block:
+                done += 1
+                progress(done)
+        self.tabulated = True
 
 
 def _tabulated(table: TraceTable, choices: list[TreeParameters], levels: int, key: str | None) -> tuple[Array, Array]:
@@ -138,10 +169,9 @@ def _fit(arrays: dict[str, Array], columns: int, choices: int, roots: int) -> bo
     )
 
 
-def _blocks(choices: Sequence[TreeParameters], numbers: IntArray) -> list[IntArray]:
+def _blocks(choices: Sequence[TreeParameters]) -> list[IntArray]:
     """The numbers of choices in blocks, each within a family."""
-    groups = [numbers[family] for family in families([choices[number] for number in numbers])]
-    return [block for group in groups for block in np.array_split(group, -(-len(group) // _BLOCK))]
+    return [block for group in families(choices) for block in np.array_split(group, -(-len(group) // _BLOCK))]
 
 
 class ActionTable(OutcomeTable):
@@ -159,20 +189,17 @@ class ActionTable(OutcomeTable):
         self.grid, self._strides, self._choice = grid, grid.strides, np.array(meant, np.int64)
 
     def choose(self, actions: IntArray) -> IntArray:
-        """Returns the number of the choice that each action stands for, `int64[n]`, and tabulates what is missing.
+        """Returns the number of the choice that each action stands for, `int64[n]`.
 
         Args:
             actions: of the grid, `int[n, dimensions]`.
 
         Raises:
             ParameterError: an action that is not on the grid.
-            UnrecordedError: a trace does not cover one of them at some root.
         """
         actions = np.asarray(actions)
         wrong = actions.shape[1:] != self.grid.nvec.shape or not np.issubdtype(actions.dtype, np.integer)
         if wrong or ((actions < 0) | (actions >= self.grid.nvec)).any():
             for action in np.atleast_1d(actions):
                 self.grid.flat(action)  # says what is wrong
-        chosen: IntArray = self._choice[actions @ self._strides]
-        self.tabulate(chosen)
-        return chosen
+        return np.asarray(self._choice[actions @ self._strides])

@@ -12,7 +12,8 @@ from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.latency.costs import RoundCosts
 from specgym.env.latency.latency_profile import LatencyProfile
 
-_FACTS = 6  # fields of `Outcomes` before `deeper_rows`
+FACTS = 6
+"""fields of `Outcomes` before `deeper_rows`"""
 
 Rows = npt.NDArray[np.int32]
 """outcomes as rows: the facts, then the rows of each draft level below the root"""
@@ -39,7 +40,7 @@ class Outcomes(NamedTuple):
     def rows(self, levels: int) -> Rows:
         """Returns the outcomes as rows, padded to so many draft levels below the root, `int32[n, facts + levels]`."""
         deeper = np.pad(self.deeper_rows, ((0, 0), (0, levels - self.deeper_rows.shape[1])))
-        return np.concatenate([np.stack(self[:_FACTS], axis=1), deeper], axis=1, dtype=np.int32)
+        return np.concatenate([np.stack(self[:FACTS], axis=1), deeper], axis=1, dtype=np.int32)
 
     def take(self, rounds: IntArray) -> Outcomes:
         """Returns the outcomes of some of the rounds."""
@@ -49,8 +50,8 @@ class Outcomes(NamedTuple):
     def of(cls, rows: Rows) -> Outcomes:
         """Returns the outcomes that `rows` wrote."""
         columns = rows.T.astype(np.int64, order="C")  # each fact in one piece
-        accepted, drafted, depth, asked, lookup_nodes, kept = columns[:_FACTS]
-        return cls(accepted, drafted, depth, asked > 0, lookup_nodes, kept, columns[_FACTS:].T)
+        accepted, drafted, depth, asked, lookup_nodes, kept = columns[:FACTS]
+        return cls(accepted, drafted, depth, asked > 0, lookup_nodes, kept, columns[FACTS:].T)
 
 
 class OutcomeIndex:
@@ -65,7 +66,7 @@ class OutcomeIndex:
 
     def __init__(self, levels: int) -> None:
         self.levels = levels
-        self._rows: Rows = np.zeros((1, 1 + _FACTS + levels), np.int32)  # the first column: sampled
+        self._rows: Rows = np.zeros((1, 1 + FACTS + levels), np.int32)  # the first column: sampled
         self._numbers: dict[bytes, int] = {self._rows[0].tobytes(): 0}
 
     def __len__(self) -> int:
@@ -160,14 +161,19 @@ class RoundTimes:
         self.plain = np.stack([costs.plains_seconds(places) for costs in self.costs])
         units = [(costs.level_cost(at), costs.row_cost(at)) for costs in self.costs for at in (places + 1).tolist()]
         self.unit_costs = np.array(units).reshape(*self.plain.shape, 2)
-        self._root = _side_by_side([costs.root.table for costs in self.costs])
+        self._root, self._level, self._verify, self._plain = (
+            _side_by_side([getattr(costs, curve).table for costs in self.costs])
+            for curve in ("root", "level", "verify", "plain")
+        )
+        self._fixed = np.array([(costs.overhead, costs.lookup) for costs in self.costs]).T
         self._root_row = np.array([costs.root_row for costs in self.costs])
         self._most = np.array([costs.root.most for costs in self.costs])
         self._rounds: FloatArray = np.empty((0, len(profiles), self._root.shape[1]))
 
     def number(self, profiles: IntArray, greedy: BoolArray) -> IntArray:
         """Returns the machine of each profile and mode, `int64[n]`."""
-        return np.asarray(profiles * len(self.modes) + (greedy != self.modes[0]), np.int64)
+        modes = np.minimum(greedy != self.modes[0], len(self.modes) - 1)
+        return np.asarray(profiles * len(self.modes) + modes, np.int64)
 
     def add(self, index: OutcomeIndex) -> None:
         """Computes the times of the outcomes that are new in an index; it has to be the same index every time.
@@ -177,36 +183,65 @@ class RoundTimes:
         """
         outcomes, sampled = index.since(len(self._rounds)), index.sampled[len(self._rounds) :]
         times = np.zeros((len(sampled), *self._rounds.shape[1:]))
-        for number, costs in enumerate(self.costs):
-            profile, mode = divmod(number, len(self.modes))
-            chosen = np.flatnonzero(sampled != self.modes[mode])
-            part = outcomes.take(chosen)
-            seconds = seconds_after_root(costs, np.array(costs.contexts), part, part.asked | self.observes)
-            missing = times.shape[2] - seconds.shape[1]  # contexts that other profiles know besides
-            times[chosen, profile] = np.pad(seconds, ((0, 0), (0, missing)), mode="edge")  # [outcomes, contexts]
+        for profile, knot in np.ndindex(*times.shape[1:]):
+            machines = self.number(np.full(len(sampled), profile), ~sampled)
+            times[:, profile, knot] = self._after_root(outcomes, machines, knot)
         self._rounds = np.concatenate([self._rounds, times])
 
-    def seconds(self, machines: IntArray, contexts: IntArray, outcomes: IntArray, unread: IntArray) -> FloatArray:
+    def _after_root(self, outcomes: Outcomes, machines: IntArray, knots: IntArray | int) -> FloatArray:
+        """Returns the times of n rounds at contexts that profiles know, without the draft's first level, `float64[n]`.
+
+        Raises:
+            UnmeasuredError: a round has more rows than a profile knows.
+        """
+        verified = np.minimum(1 + outcomes.drafted, self._verify.shape[2] - 1)
+        rows = np.minimum(outcomes.deeper_rows.T, self._level.shape[2] - 1)  # [levels, n]
+        overhead, lookup = self._fixed[:, machines]
+        seconds = overhead + lookup * outcomes.lookup_nodes + self._verify[machines, knots, verified]
+        seconds += self._level[machines, knots, rows].sum(axis=0)
+        plain = ~outcomes.asked & (outcomes.drafted == 0) & (outcomes.lookup_nodes == 0) & (not self.observes)
+        seconds = np.where(plain, self._plain[machines, knots, 1], seconds)
+        if np.isnan(seconds).any():
+            number = int(np.isnan(seconds).argmax())
+            costs, drafted = self.costs[machines[number]], int(outcomes.drafted[number])
+            costs.round_seconds(0, (1, *filter(None, outcomes.deeper_rows[number].tolist())), 1 + drafted)  # raises
+        return seconds
+
+    def seconds(
+        self, machines: IntArray, contexts: IntArray, outcomes: IntArray | Outcomes, unread: IntArray
+    ) -> FloatArray:
         """Returns the times of n rounds, `float64[n]` [s].
 
         Args:
             machines: where, `int64[n]`.
             contexts: positions of the roots, `int64[n]`.
-            outcomes: numbers of their outcomes, which were added before, `int64[n]`.
+            outcomes: their outcomes, or numbers of outcomes that were added before, `int64[n]`.
             unread: committed tokens that the draft reads at its first level; 0 where it is not asked, `int64[n]`.
+
+        Raises:
+            UnmeasuredError: a round has more rows than its profile knows.
         """
         where = contexts - self.first
         low, share, profiles = self._low[machines, where], self._share[machines, where], machines // len(self.modes)
-        below, known = self._rounds[outcomes, profiles, low], np.minimum(unread, self._most[machines])
+        if isinstance(outcomes, Outcomes):
+            below, above = (self._after_root(outcomes, machines, knots) for knots in (low, low + 1))
+        else:
+            below, above = (self._rounds[outcomes, profiles, knots] for knots in (low, low + 1))
+        known = np.minimum(unread, self._most[machines])
         root = self._root[machines, low, known]
-        seconds = below + share * (self._rounds[outcomes, profiles, low + 1] - below)
+        seconds = below + share * (above - below)
         first_level = root + share * (self._root[machines, low + 1, known] - root)
         return np.asarray(seconds + first_level + self._root_row[machines] * (unread - known))
 
 
 def _side_by_side(tables: Sequence[FloatArray]) -> FloatArray:
-    """Tables of times, padded by repetition: `float64[tables, most contexts + 1, most rows + 1]`."""
+    """Tables of times side by side, `float64[tables, most contexts + 1, most rows + 2]`.
+
+    A context past a table's last one repeats it; a row past the last one is not a number.
+    """
     contexts, rows = (max(table.shape[axis] for table in tables) for axis in (0, 1))
-    return np.stack(
-        [np.pad(table, ((0, contexts + 1 - len(table)), (0, rows - table.shape[1])), mode="edge") for table in tables]
-    )
+    joined = np.full((len(tables), contexts + 1, rows + 1), np.nan)
+    for times, table in zip(joined, tables, strict=True):
+        times[: len(table), : table.shape[1]] = table
+        times[len(table) :, : table.shape[1]] = table[-1]
+    return joined

@@ -21,7 +21,7 @@ from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.common.errors import UnrecordedError
 from specgym.env.drafts.lookup import LookupDraft
 from specgym.env.drafts.merged import MergedDraft
-from specgym.env.replay.tables.outcomes import Outcomes
+from specgym.env.replay.tables.outcomes import FACTS, Outcomes, Rows
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.recorded_trees import RecordedDraft
 from specgym.env.tree.growth import Candidates, Expand, grow
@@ -75,6 +75,22 @@ def tabulate_family(
     order = np.argsort(np.concatenate([chunk for chunk, _ in parts]))
     rounds = zip(*(outcomes for _, outcomes in parts), strict=True)  # by choice: the outcomes of each chunk
     return [Outcomes._make(np.concatenate(column)[order] for column in zip(*chunks, strict=True)) for chunks in rounds]
+
+
+def tabulate_pairs(table: TraceTable, choices: Sequence[TreeParameters], roots: IntArray, levels: int) -> Rows:
+    """Returns the outcome of each choice at its own root, `roots[n]`, see `Outcomes.rows`. Raises as `tabulate`."""
+    rows = np.empty((len(choices), FACTS + levels), np.int32)
+    for pairs in map(np.array, families(choices)):
+        family = list(dict.fromkeys(choices[pair] for pair in pairs))
+        numbers = np.array([family.index(choices[pair]) for pair in pairs])
+        places, where = np.unique(roots[pairs], return_inverse=True)
+        try:
+            every = [outcomes.rows(levels) for outcomes in tabulate_family(table, family, places)]
+            rows[pairs] = np.stack(every)[numbers, where]
+        except UnrecordedError:  # perhaps of a choice at the root of another one
+            for pair in pairs:
+                rows[pair] = tabulate(table, choices[pair], roots[pair : pair + 1]).rows(levels)
+    return rows
 
 
 def families(choices: Sequence[TreeParameters]) -> list[list[int]]:

@@ -70,8 +70,12 @@ class TraceTable:
         self.unread: IntArray = prompts + 1 - (header.draft_kind == "feature")
         self.trees = RecordedTrees.joined([text.guesses for text in texts], self.start.tolist())
         self.calibrator = None if header.calibrator is None else Calibrator.of(header.calibrator)
-        self.lookups = [WholeTextLookup(text.tokens) for text in texts]
         self.looked_up = cache(self._looked_up)
+
+    @cached_property
+    def lookups(self) -> list[WholeTextLookup]:
+        """Prompt lookup in each text."""
+        return [WholeTextLookup(text.tokens) for text in self.texts]
 
     def _looked_up(self, root: int, path: tuple[int, ...]) -> list[tuple[int, float]]:
         text = int(self.owner[root])

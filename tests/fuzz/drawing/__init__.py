@@ -1,0 +1,1 @@
+"""Drawn by the fuzz: models and drafts, changes of models, arguments, controllers."""
