@@ -14,11 +14,9 @@ import tyro
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from specgym.env.common.errors import ParameterError, SpecGymError
+from specgym.env.common.errors import ParameterError, SpecGymError, shortened
 from specgym.env.common.files import FileWriteError
 from specgym.scripts.signals import INTERRUPTED, Interrupts
-
-_LINES, _LETTERS = 3, 800  # longest message of an error
 
 
 class ReliableConsole(Console):
@@ -73,14 +71,9 @@ def check_output(failure: OSError | None) -> None:
             raise FileWriteError(f"Could not write to the standard output: {failure.strerror or failure}.") from failure
 
 
-def print_error(error: BaseException | str) -> None:
-    """Prints the one message that a failed command ends with. The end of a long one is left out."""
-    message = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(error))
-    lines = message[:_LETTERS].split("\n")
-    shown = "\n".join(lines[:_LINES])
-    if rest := len(message) - len(shown):
-        shown += f" … ({rest:,} characters more)"
-    console.print(f"[bold red]error:[/] {escape(shown)}", highlight=False, soft_wrap=True)
+def print_error(message: object) -> None:
+    """Prints the one message that a failed command ends with."""
+    console.print(f"[bold red]error:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
 def silence(stream: typing.IO[str]) -> None:
@@ -136,7 +129,8 @@ def _described(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return "There is not enough memory. Free some or make the work smaller, then run the command again."
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}. Repair this and run the command again; what was complete is kept."
+    message = f"{place}{error.strerror or error}. Repair this and run the command again; what was complete is kept."
+    return shortened(message)
 
 
 def _parse(command: Callable[[Any], int], arguments: Sequence[str] | None) -> object:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from specgym.agents.distillation.distillation_config import DistillationConfig
-from specgym.env.common.files import check_writable
+from specgym.env.common.files import check_writable, written_alone
 from specgym.scripts.common import main, say
 from specgym.scripts.options import TARGET, set_threads
 from specgym.scripts.progress import progress
@@ -52,7 +52,7 @@ def distill(options: DistillOptions) -> int:
     check_target(load_config(folder))
     tokenizer, weights = load_tokenizer(folder), describe_weights(folder)
     model = load_causal_model(folder, torch.bfloat16, device)
-    with progress() as stages:
+    with written_alone(options.run), progress() as stages:
         distillation = Distillation(model, tokenizer, options.run, options.config, weights=weights, progress=stages)
         draft = distillation.run()
     name = device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"

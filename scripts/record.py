@@ -66,7 +66,8 @@ def record(options: RecordOptions) -> int:
         raise ParameterError("Expected at least one source of prompts, temperature and seed; got none.")
     static = (fixed_tree().parameters, PHASE_1) if options.static else ()
     rule = SupersetRule(options.floor, options.max_depth, fixed=static)
-    check_writable(options.output.parent)
+    for output in filter(None, (options.output, options.packed)):
+        check_writable(output.parent)
     prompts = [prompt for source in options.prompts for prompt in load_prompts(source, options.limit)]
     pair = options.pair.load()
     jobs = plan_jobs(pair, prompts, settings, options.max_new_tokens)

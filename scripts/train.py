@@ -12,7 +12,7 @@ import tyro
 
 from specgym.agents.learning.config import LearningPlan
 from specgym.env.common.errors import check_limit
-from specgym.env.common.files import check_writable
+from specgym.env.common.files import check_writable, written_alone
 from specgym.scripts.common import main, say, show
 from specgym.scripts.options import set_threads
 from specgym.scripts.progress import progress
@@ -62,9 +62,10 @@ def train(options: TrainOptions) -> int:
     setup = TrainingSetup(
         options.traces, options.profiles, options.plan, options.held_out, temperatures=options.temperatures
     )
-    courses = _train(options, setup)
-    keep_best(options.output, options.output / f"seed-{best_seed(courses)}")
-    write_report(options.output, courses, options.plan, _facts(options, setup.names), started)
+    with written_alone(options.output):
+        courses = _train(options, setup)
+        keep_best(options.output, options.output / f"seed-{best_seed(courses)}")
+        write_report(options.output, courses, options.plan, _facts(options, setup.names), started)
     show(seed_table(courses, setup.names))
     medians = speed(list(courses.values()))
     say(

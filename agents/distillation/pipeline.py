@@ -28,8 +28,9 @@ from specgym.agents.distillation.model.draft_shapes import check_fit, new_causal
 from specgym.agents.distillation.model.students import CausalStudent, FeatureStudent, Student, layer_scales
 from specgym.agents.distillation.training.captured import CapturedTrainer
 from specgym.agents.distillation.training.trainer import Curves, History, Trainer
-from specgym.env.common.errors import ParameterError, PromptError
+from specgym.env.common.errors import ModelFileError, ParameterError, PromptError
 from specgym.env.common.files import write_text
+from specgym.env.common.reading import WRONG_VALUES, read_json
 from specgym.env.decoding.pair import encode_chat
 from specgym.env.models.hub.compatibility import context_limit
 from specgym.env.models.states import HiddenStates
@@ -99,6 +100,7 @@ class RunFolder:
         """Lets the target write. A shard has a seed of its own, so its content does not depend on when it is made.
 
         Raises:
+            ModelFileError: the folder's settings cannot be read.
             ParameterError: the folder holds text that was made with other settings.
         """
         self._claim()
@@ -107,7 +109,7 @@ class RunFolder:
             path = corpus.shard_path(self.path, "text", number)
             count = min(size, generation.conversations - start)
             # The last shard of a shorter run holds too few.
-            if not path.exists() or len(corpus.read_shard(path)["answer_starts"]) < count:
+            if not corpus.is_intact(path) or len(corpus.read_shard(path)["answer_starts"]) < count:
                 config = replace(generation, conversations=count, seed=generation.seed + number)
                 conversations = []
                 for conversation in SelfDialogue(self.model, self.tokenizer, config).conversations():
@@ -155,7 +157,7 @@ class RunFolder:
         for source, turns in self.test_turns.items():
             name = f"exam-{Path(source).stem}"
             path, states = (corpus.shard_path(self.path, part, 0) for part in (name, f"{name}-{self._states_name}"))
-            if not path.exists():
+            if not corpus.is_intact(path):
                 corpus.write_shard(path, corpus.text_shard(list(self.dialogue.answers(turns))))
             self._record(path, states)
             texts[source] = list(corpus.read_texts(path, states))
@@ -179,8 +181,8 @@ class RunFolder:
         return "-".join(["states", *map(str, self._teacher.layers)])
 
     def _record(self, text: Path, states: Path) -> None:
-        """Writes the state shard of a text shard, unless it exists."""
-        if not states.exists():
+        """Writes the state shard of a text shard, unless it is there and undamaged."""
+        if not corpus.is_intact(states):
             shard = corpus.read_shard(text)
             corpus.write_shard(states, self._teacher.states(shard["tokens"], shard["starts"].tolist()))
 
@@ -201,14 +203,20 @@ class RunFolder:
             "python": platform.python_version(),  # given texts come from its library
         }
         del settings["conversations"]  # a run may be lengthened
-        expected = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         path = self.path / "run.json"
         if not path.exists():
-            write_text(path, expected)
-        elif (stored := path.read_text(encoding="utf-8")) != expected:
+            write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+            return
+        try:
+            stored = dict(read_json(path))
+        except (OSError, *WRONG_VALUES) as error:
+            raise ModelFileError(f"{path} is unreadable ({error}). Restore it or choose another run folder.") from error
+        differing = [name for name in {**settings, **stored} if settings.get(name) != stored.get(name)]
+        if differing:
+            ours, theirs = (json.dumps({name: part.get(name) for name in differing}) for part in (settings, stored))
             raise ParameterError(
-                f"{self.path} holds text that was written with other settings. Expected:\n{expected}"
-                f"Got, from {path}:\n{stored}Choose another run folder, or the settings of the first run."
+                f"{path} is of text that was written with other settings: expected {ours},\ngot {theirs}.\n"
+                "Choose another run folder, or the settings of the first run."
             )
 
 

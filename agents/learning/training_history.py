@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from specgym.agents.learning.config import LearningPlan
-from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS
+from specgym.agents.policies.policy_file import SETTINGS, WEIGHTS, load_policy
 from specgym.controllers.evaluation.results.provenance import run_facts
 from specgym.controllers.evaluation.results.tables import Table
 from specgym.env.common.files import atomic_path, write_text
@@ -82,7 +82,8 @@ def best_seed(histories: Mapping[int, TrainingHistory]) -> int:
 
 
 def keep_best(folder: Path, best: Path) -> None:
-    """Copies the policy in `best` to `folder`. Raises `FileWriteError`."""
+    """Copies the policy in `best` to `folder`. Raises `FileWriteError`, or `PolicyError` if the policy is damaged."""
+    load_policy(best)
     for name in (WEIGHTS, SETTINGS):
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes((best / name).read_bytes())

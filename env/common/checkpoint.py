@@ -1,7 +1,11 @@
-"""Checkpoints of training runs: weights, optimiser and progress in one file, written completely or not at all."""
+"""Checkpoints of training runs: weights, optimiser and progress in one file, with a checksum.
+
+A file is written completely or not at all.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +18,9 @@ from torch import nn
 
 from specgym.env.common.errors import ModelFileError, ParameterError
 from specgym.env.common.files import atomic_path
+from specgym.env.common.reading import WRONG_VALUES, check_regular, parse_json
+
+_CHECKSUM = "sha256"  # the note with the checksum
 
 
 def save_checkpoint(
@@ -36,8 +43,7 @@ def save_checkpoint(
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     notes = {"settings": settings, "history": json.dumps(history)}
     # The format refuses tensors that share memory, as tied weights do, so every tensor is copied.
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, temporary, notes)
+    save_tensors(path, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, notes)
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, settings: str) -> dict[str, Any]:
@@ -47,19 +53,56 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
         ModelFileError: the file is corrupt.
         ParameterError: the file belongs to a run with other settings.
     """
+    tensors, notes = load_tensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if notes["settings"] == settings:
+            history = dict(parse_json(notes["history"]))
             _restore(module, optimizer, tensors)
-            return dict(json.loads(notes["history"]))
-    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError, OSError) as error:
-        raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
+            return history
+    except (RuntimeError, *WRONG_VALUES) as error:
+        raise _corrupt(path, error) from error
     raise ParameterError(
         f"{path} belongs to a training run with other settings or other text. Delete it to start anew, or choose "
         "another run folder."
     )
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], notes: dict[str, str]) -> None:
+    """Writes tensors and notes with their checksum atomically. Raises `FileWriteError`."""
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, notes | {_CHECKSUM: _digest(tensors, notes)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Reads a file of `save_tensors`. Files of earlier versions have no checksum, and are not checked.
+
+    Raises:
+        ModelFileError: the file is corrupt. If it is deleted, the next run makes it again.
+    """
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checksum = notes.pop(_CHECKSUM, None)
+        if checksum is not None and checksum != _digest(tensors, notes):
+            raise ValueError("its checksum does not fit")
+    except (SafetensorError, RuntimeError, OSError, *WRONG_VALUES) as error:
+        raise _corrupt(path, error) from error
+    return tensors, notes
+
+
+def _corrupt(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.")
+
+
+def _digest(tensors: dict[str, torch.Tensor], notes: dict[str, str]) -> str:
+    """Returns the SHA-256 of names, types, shapes and contents, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

@@ -16,10 +16,7 @@ class SpecGymError(Exception):
     """
 
     def __str__(self) -> str:
-        first, *lines = super().__str__().split("\n")
-        if len(lines) >= _LINES:
-            lines = [*lines[: _LINES - 2], lines[-1]]
-        return "\n".join(map(_shortened, (first, *lines)))
+        return shortened(super().__str__())
 
 
 class UnknownNameError(SpecGymError, ValueError):
@@ -71,10 +68,14 @@ class UnrecordedError(SpecGymError, LookupError):
     """A trace does not hold what was requested: replay is exact or an error."""
 
 
-def _shortened(line: str) -> str:
-    if len(line) > _WIDTH:
-        line = f"{line[: _WIDTH // 2]} … {line[-_WIDTH // 2 :]}"
-    return line if line.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+def shortened(message: str) -> str:
+    """Returns a message for a user: its first two lines and its last one at most, and how much of it is left out."""
+    first, *lines = message.split("\n")
+    lines = [first, lines[0], lines[-1]] if len(lines) >= _LINES else [first, *lines]
+    left = len(message) - sum(min(len(line), _WIDTH) for line in lines) - len(lines) + 1
+    cut = (line if len(line) <= _WIDTH else f"{line[: _WIDTH // 2]} … {line[-_WIDTH // 2 :]}" for line in lines)
+    text = "\n".join(cut) + (f" ({left:,} characters left out)" if left else "")
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
 
 
 def check_limit(name: str, value: int) -> None:

@@ -16,6 +16,7 @@ from specgym.env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from specgym.env.drafts.calibrator import Calibrator, load_calibrator
 from specgym.env.drafts.network import load_network
 from specgym.env.kernels.moving import trim_heap
+from specgym.env.models.hub.chat import render_chat
 from specgym.env.models.hub.compatibility import check_draft, check_target, check_vocabulary
 from specgym.env.models.hub.loading import check_folder, load_tokenizer, open_model
 from specgym.env.models.hub.store import describe_weights, locate_model
@@ -132,6 +133,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tup
 
     Raises:
         LimitError: a user's turn is empty.
+        ModelFileError: the chat template cannot be rendered.
     """
     for turn in turns[::2]:  # an answer may well be empty
         check_text(turn)
@@ -139,7 +141,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> tup
         return tuple(tokenizer.encode("\n".join(turns)))
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    return tuple(tokenizer(render_chat(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
 def check_text(text: str) -> None:

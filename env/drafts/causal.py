@@ -71,4 +71,4 @@ class CausalDraft(Draft):
             logits = self.model.extend_tree(tree.token[nodes], self.committed - 1 + tree.depth[nodes], visible)
         self.forward_seconds += watch.lap()
         positions = (self.committed + tree.depth[nodes]).tolist()
-        return self.chooser.rank(logits[:, : self.vocabulary], positions, k, entropy=entropy)
+        return self.chooser.rank(logits[:, : self.vocabulary], positions, k, entropy=entropy, branch=(tree, nodes))

@@ -152,7 +152,7 @@ class FeatureDraft(Draft):
         self.level, self.output = nodes, output
         # Row `committed - 1` holds the root, which has position `committed`. Its children come one position later.
         positions = (self.committed + 1 + tree.depth[nodes]).tolist()
-        return self.chooser.rank(logits, positions, k, self.network.token_ids, entropy=entropy)
+        return self.chooser.rank(logits, positions, k, self.network.token_ids, entropy=entropy, branch=(tree, nodes))
 
     def _root(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Reads the pending tokens. Returns features and logits after the root, `[1, hidden]` and `[1, vocabulary]`."""

@@ -21,6 +21,7 @@ from specgym.env.tree.observation import WINDOW
 
 _NO_ROWS: IntArray = np.empty((0, 0), np.int64)
 
+
 class ReplayTables:
     """Texts, tables of outcomes and machines, which all episodes share. Places are those of `OutcomeTable`.
 

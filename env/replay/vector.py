@@ -40,8 +40,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
     episode. The last one of the old episode is in ``info["final_obs"]``.
 
     ## Speed
-    The outcome of an action is worked out where it is taken, in a few microseconds of compiled code. Nothing is kept, so
-    memory does not grow. `tabulate_all` tabulates all actions at all roots, on all cores, and keeps the tables in the
+    The outcome of an action is worked out where it is taken, in a few microseconds of compiled code. Nothing is kept,
+    so memory does not grow. `tabulate_all` tabulates all actions at all roots, on all cores, and keeps the tables in the
     cache. From then on a step is a few table look-ups, several times as fast.
 
     ## Info

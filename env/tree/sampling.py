@@ -121,7 +121,7 @@ class TokenChooser:
         self.noise = None if settings.greedy else GumbelNoise(settings.seed, vocabulary, device)
         processors = _warpers(settings) if processors is None else processors
         self.warpers = LogitsProcessorList(processors if read_no_text(processors) else ())
-        self.text = None if read_no_text(processors) else ProcessedText(processors, text, device)
+        self.text = None if read_no_text(processors) else ProcessedText(processors, text, vocabulary, device)
 
     def choose(self, logits: torch.Tensor, positions: Sequence[int]) -> IntArray:
         """The target's token for each row.
@@ -179,6 +179,7 @@ class TokenChooser:
         token_ids: torch.Tensor | None = None,
         *,
         entropy: bool = False,
+        branch: tuple[TokenTree, IntArray] | None = None,
     ) -> Candidates:
         """The draft's k best candidates for each row, best first.
 
@@ -194,14 +195,14 @@ class TokenChooser:
             k: candidates a row.
             token_ids: the target's token id of each entry of a trimmed vocabulary, `int64[draft vocabulary]`.
             entropy: whether to compute the entropy of the distribution without noise too.
+            branch: the tree and its nodes that the rows belong to, for processors that read the text before them.
 
         Raises:
             NumericalError: the draft returned NaN.
         """
         # The order of equal scores depends on how many are ranked: so always rank the same number, then cut.
         count = min(max(k, _RANKED), logits.shape[-1])
-        warped = logits if self.text is not None else self._warped(logits)
-        noise = self._noise(positions)
+        warped, noise = self._drafted(logits, branch, token_ids), self._noise(positions)
         likeliest, indices, nats = ranked(warped, count, noise, token_ids, entropy=entropy)
         values, ids, nats_read = to_candidates(likeliest, indices, min(k, count), token_ids, nats)
         if np.isnan(values).any():
@@ -212,6 +213,14 @@ class TokenChooser:
     def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """The scores that `choose` maximises: the logits, or processed logits plus noise, `[rows, vocabulary]`."""
         return noisy(self._warped(logits), self._noise(positions))
+
+    def _drafted(
+        self, logits: torch.Tensor, branch: tuple[TokenTree, IntArray] | None, token_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The draft's logits after the processors that pay there, `[rows, draft vocabulary]`."""
+        if self.text is None:
+            return self._warped(logits)
+        return logits if branch is None else self.text.process_drafted(logits, *branch, token_ids)
 
     def _noise(self, positions: Sequence[int]) -> list[torch.Tensor] | None:
         """The noise of each position, `float32[vocabulary]` each; None in greedy decoding."""

@@ -117,6 +117,11 @@ class TokenTree(TokenForest):
         children = np.flatnonzero((self.parent == node) & (self.token == token))
         return int(children[0]) if len(children) else -1
 
+    def paths(self, nodes: IntArray) -> IntArray:
+        """The tokens from the root to each of `nodes`, which have one depth; without the root, `int64[nodes, depth]`."""
+        on_path = np.nonzero(self.ancestors[nodes])[1].reshape(len(nodes), -1)  # [nodes, 1 + depth]
+        return self.token[on_path[:, 1:]]
+
     def accepted_path(self, choices: IntArray) -> IntArray:
         """The longest path from the root on which every node is the target's choice after its parent, `int64[path]`.
 

@@ -103,7 +103,7 @@ def _draw_text(random: Random, many: bool) -> Text:
         random.choice((random.randint(1, 8), random.randint(9, 48))),
         sampled,
         tuple(arguments),
-        random.choice(sorted(CHANGES)) if CHANGES and random.random() < 0.25 else "",
+        random.choice(sorted(CHANGES)) if many and random.random() < 0.25 else "",
     )
 
 

@@ -16,14 +16,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from specgym.agents.distillation.data.generation import Conversation
 from specgym.agents.distillation.data.prompt_templates import KINDS
+from specgym.env.common.checkpoint import load_tensors, save_tensors
 from specgym.env.common.errors import ModelFileError
-from specgym.env.common.files import atomic_path
 
 _WIDTH = 64  # widths of `padded_shape` are multiples of it
 LABELS = ("features", "teacher_ids", "teacher_log_probs")
@@ -82,8 +80,7 @@ def shard_path(folder: Path, name: str, number: int) -> Path:
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes a shard atomically. Raises `FileWriteError`."""
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    save_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, {})
 
 
 def read_shard(path: Path) -> dict[str, torch.Tensor]:
@@ -92,11 +89,15 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ModelFileError: the file is corrupt. If it is deleted, the next run makes it again.
     """
+    return load_tensors(path)[0]
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a shard is there and undamaged."""
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is corrupt ({error}). Delete it and run the command again.") from error
-    return tensors
+        return path.exists() and bool(read_shard(path))
+    except ModelFileError:
+        return False
 
 
 def recorded_layers(folder: Path) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from specgym.agents.distillation.data.prompt_templates import Turn, draw_turn
 from specgym.agents.distillation.distillation_config import GenerationConfig
 from specgym.env.common.errors import PairError
 from specgym.env.models.attention import use_tree_attention
+from specgym.env.models.hub.chat import render_chat
 from specgym.env.models.slots import SlotCache
 
 _REFILL = 16  # conversations begin when this part of the slots is free: a forward for each would take too long
@@ -195,6 +196,8 @@ def _template_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
         raise PairError("The target cannot talk to itself: its tokenizer needs a chat template, and has none.")
     marker = "USER TURN"
     turns = [{"role": "user", "content": marker}]
-    before, after = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).split(marker)
+    before, found, after = render_chat(tokenizer, turns).partition(marker)
+    if not found or marker in after:
+        raise PairError("The target cannot talk to itself: its chat template does not repeat a user's turn once.")
     after = after.removeprefix(str(tokenizer.eos_token))
     return tokenizer.encode(before, add_special_tokens=False), tokenizer.encode(after, add_special_tokens=False)

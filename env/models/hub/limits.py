@@ -1,7 +1,6 @@
 """Checks the files of a model's folder before any library reads them.
 
-A configuration may claim any size. Libraries believe it, allocate memory and make layers until nothing is left. So its
-sizes are compared with the tensors that are there.
+A configuration may claim any size. Libraries believe it, allocate memory and make layers until nothing is left.
 """
 
 from __future__ import annotations
@@ -20,19 +19,18 @@ from specgym.env.common.reading import JSON_BYTES, WRONG_VALUES, check_regular, 
 _READ = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors"}  # suffixes of files that libraries read
 _VOCABULARY_BYTES = 2**26  # most of a tokenizer's file
 _SETTINGS = re.compile(r".*config\.json|.*\.jinja|.*\.index\.json")  # small files
-_LAYERS = re.compile(r"(num_hidden_layers|n_layers?|num_layers|num_(de|en)coder_layers|num_(de|en)coder_blocks)")
-_EXPERTS = re.compile(r"(num|n|moe_num)(_local|_routed|_shared)?_experts")
-_WIDTHS = re.compile(
-    r"(.*_)?(hidden|intermediate|embedding|vocab)_size|(hidden|ffn|inner|embed|head)_dim|d_model|d_ff|n_embd|n_inner|"
-    r"(num|n)(_.*)?_heads?"
-)
-_MOST_LAYERS = 2048
-_MOST_EXPERTS = 4096
-_PACKED = 8  # numbers in a byte, at most, of quantised weights
+# The largest sizes by the names that configurations give them.
+_MOST = {
+    re.compile(r"num_hidden_layers|n_layers?|num_layers|num_(de|en)coder_(layers|blocks)"): 2**11,
+    re.compile(r"(num|n|moe_num)(_local|_routed|_shared)?_experts"): 2**12,
+    re.compile(r"(.*_)?vocab_size|n_positions|max_position_embeddings"): 2**27,
+    re.compile(r"(.*_)?(hidden|intermediate|embedding)_size|(hidden|ffn|inner|embed|head)_dim|d_model|d_ff"): 2**20,
+    re.compile(r"n_embd|n_inner|(num|n)(_.*)?_heads?"): 2**20,
+}
 
 
 def check_files(folder: Path, weights: list[Path], remedy: str) -> None:
-    """Checks that a folder's files are regular, not too large, and that its configuration fits its weights.
+    """Checks that a folder's files are regular and not too large, and that its configuration has possible values.
 
     Args:
         folder: the model's folder.
@@ -49,7 +47,6 @@ def check_files(folder: Path, weights: list[Path], remedy: str) -> None:
                 size, small = check_regular(path), _SETTINGS.fullmatch(path.name)
                 if size > (most := JSON_BYTES if small else _VOCABULARY_BYTES) and path.suffix != ".safetensors":
                     raise ValueError(f"expected at most {most:,} bytes, got {size:,}")
-        tensors, numbers = count_numbers(weights)
         path = folder / "generation_config.json"
         if path.exists():
             _check_tokens(_record(path))
@@ -58,7 +55,7 @@ def check_files(folder: Path, weights: list[Path], remedy: str) -> None:
         _check_tokens(config)
         _check_numbers(config)
         for part in _parts(config):
-            _check_sizes(part, tensors, numbers)
+            _check_sizes(part)
     except (OSError, SafetensorError, *WRONG_VALUES) as error:
         raise ModelFileError(f"{path} is missing, unreadable or wrong ({error}). {remedy}") from error
 
@@ -78,33 +75,25 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def count_numbers(weights: list[Path]) -> tuple[int, int]:
-    """Returns how many tensors files have, and how many numbers these may hold together."""
-    tensors = numbers = 0
+def count_numbers(weights: list[Path]) -> int:
+    """Returns how many numbers files of weights hold. Raises `OSError`, `SafetensorError`."""
+    numbers = 0
     for path in weights:
         with safe_open(path, framework="numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        tensors, numbers = tensors + len(shapes), numbers + sum(map(prod, shapes))
-    return tensors, numbers
+            numbers += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return numbers
 
 
-def _check_sizes(config: Mapping[str, Any], tensors: int, numbers: int) -> None:
-    """Compares sizes with the weights. Raises `ValueError`."""
-    numbers *= _PACKED if config.get("quantization_config") else 2  # a head may be tied to the embedding
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuses sizes that no model has. Raises `ValueError`."""
     for name, value in config.items():
-        layers, experts, widths = (pattern.fullmatch(name) for pattern in (_LAYERS, _EXPERTS, _WIDTHS))
-        if not (layers or experts or widths) or value is None:
-            continue
-        most = min(tensors, _MOST_LAYERS) if layers else _MOST_EXPERTS if experts else numbers
+        most = next((most for pattern, most in _MOST.items() if pattern.fullmatch(name)), None)
         for size in value if isinstance(value, list) else [value]:
-            if type(size) is not int or not (0 if experts else -1) <= size <= most:
-                raise ValueError(f"its weights allow {name} up to {most:,}; got {size!r:.40}")
+            if most and size is not None and (type(size) is not int or not -1 <= size <= most):
+                raise ValueError(f"expected {name} to be a whole number up to {most:,}, got {size!r:.40}")
     needed = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
     if zero := [name for name in needed if config.get(name) in (0, -1)]:
-        raise ValueError(f"expected {zero[0]} of 1 or more; got {config[zero[0]]}")
-    width, vocabulary = config.get("hidden_size"), config.get("vocab_size")
-    if type(width) is type(vocabulary) is int and width * vocabulary > numbers:
-        raise ValueError(f"its weights are too few for a vocabulary of {vocabulary:,} and a width of {width:,}")
+        raise ValueError(f"expected {zero[0]} of 1 or more, got {config[zero[0]]}")
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

@@ -123,7 +123,7 @@ def _check_claims(folder: Path) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     claimed = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
-    _, stored = count_numbers(weight_files(folder))
+    stored = count_numbers(weight_files(folder))
     if claimed > 2 * stored + _SPARE:
         raise ValueError(f"config.json claims {claimed:,} numbers, the weights have {stored:,}")
 

@@ -98,7 +98,7 @@ def locate_model(name: str) -> Path:
 
 
 def check_model_folder(folder: Path, remedy: str = _REMEDY) -> None:
-    """Checks that a folder has a configuration and complete safetensors weights that fit it; reads no tensor.
+    """Checks that a folder has a possible configuration and complete safetensors weights; reads no tensor.
 
     Args:
         folder: the model's folder.

@@ -1,7 +1,7 @@
 """The outcome of every choice at every place of some texts, looked up by many replays that are stepped together.
 
-Each pair of choice and root is worked out when it is asked for, or all pairs are tabulated on all cores. Few of the many
-pairs have an outcome of their own, so a pair takes four bytes of the table: the outcome's number.
+Each pair of choice and root is worked out when it is asked for, or all pairs are tabulated on all cores. Few of the
+many pairs have an outcome of their own, so a pair takes four bytes of the table: the outcome's number.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from specgym.env.common.arrays import BoolArray, FloatArray, IntArray
 from specgym.env.drafts.lookup import LATEST, LookupDraft
@@ -27,7 +26,7 @@ _LOOKUP = LookupDraft()
 
 
 class _Recording(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 as ctypes has it
+    _fields_ = [
         *((name, c_void_p) for name in ("tokens", "log_probs", "calibrated", "confidence", "entropy", "child")),
         *((name, c_int64) for name in ("columns", "causal")),
         *((name, c_void_p) for name in ("text", "root_row", "begin", "end", "pairs", "pair_ends", "rates")),
@@ -35,7 +34,7 @@ class _Recording(ctypes.Structure):
 
 
 class _Rule(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, c_int64) for name in (*_COUNTS, "source", "calibrated")),
         *((name, c_double) for name in ("high", "low", "log_high", "log_low", "early_stop", "deep_expand")),
         *((name, c_double) for name in ("min_reach", "min_confidence", "max_entropy", "min_level_reach")),
@@ -145,7 +144,9 @@ class TreeGrower:
         # Small ctypes arrays take a fifth of the time of NumPy's.
         numbers = [c_int64(number) for number in (0, root, parameters.max_depth)]
         row, by_lookup, known = (c_int32 * (FACTS + levels))(), (c_int32 * 2)(), c_bool()
-        self._grow(rule_of(parameters), *map(ctypes.byref, numbers), 1, levels, *map(ctypes.byref, (row, by_lookup, known)))
+        self._grow(
+            rule_of(parameters), *map(ctypes.byref, numbers), 1, levels, *map(ctypes.byref, (row, by_lookup, known))
+        )
         return (row[:], by_lookup[:]) if known else None
 
     def _grow(self, rules: Any, *arguments: Any) -> None:

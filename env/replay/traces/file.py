@@ -27,13 +27,13 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from specgym.env.common.errors import TraceError
-from specgym.env.common.files import FileWriteError, atomic_path
+from specgym.env.common.files import FileWriteError, atomic_path, written_alone
 from specgym.env.common.reading import JSON_BYTES, WRONG_VALUES, check_regular, parse_json
 from specgym.env.replay.traces.records import TraceHeader, TraceText, pack, read_header, unpack
 
@@ -97,19 +97,22 @@ class TraceWriter(AbstractContextManager["TraceWriter"]):
         UserWarning: an interrupted recording left half a text, which is dropped.
 
     Raises:
-        FileWriteError: the file cannot be created.
+        FileWriteError: the file cannot be created, or another process writes it.
         TraceError: the file is corrupt, or a trace with another header.
     """
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
         self.path, self.header = path, header
         self.keys: set[tuple[Any, ...]] = set()
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(trace_content(asdict(header), []))
-        else:
-            self._continue()
-        self.file = path.open("ab", buffering=0)
+        with ExitStack() as stack:
+            stack.enter_context(written_alone(path))  # before anything is read: no other recorder adds texts
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(trace_content(asdict(header), []))
+            else:
+                self._continue()
+            self.file = path.open("ab", buffering=0)
+            self._lock = stack.pop_all()
 
     def _continue(self) -> None:
         header, texts, frames = _read(self.path)
@@ -146,6 +149,7 @@ class TraceWriter(AbstractContextManager["TraceWriter"]):
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(OSError):  # what could not be written has raised before
             self.file.close()
+        self._lock.close()
 
 
 def _read(path: Path) -> tuple[TraceHeader, list[TraceText], _Frames]:

@@ -117,6 +117,7 @@ def _other_module(model: PreTrainedModel, random: Random) -> None:
     name, linear = random.choice(linears)
     fresh = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, dtype=linear.weight.dtype)
     fresh.load_state_dict(linear.state_dict())
+    fresh.train(linear.training)
     fresh.weight.data += noise_for(linear.weight, random)
     return model.set_submodule(name, fresh)
 

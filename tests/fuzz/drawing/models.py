@@ -44,8 +44,18 @@ _GPT2 = {
     "n_layer": 2,
 }
 _LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
-_DROPOUTS = "dropout attention_dropout hidden_dropout resid_dropout resid_pdrop embd_pdrop attn_pdrop".split()
+_GPT_NEO = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads")),
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 6,
+}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_DROPOUTS = (
+    *("dropout", "attention_dropout", "hidden_dropout", "resid_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    *("activation_dropout", "embed_dropout", "layerdrop"),
+)
 FAMILIES = {
     "llama": Family("LlamaConfig", weight=6),
     "llama with biases": Family("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
@@ -68,7 +78,48 @@ FAMILIES = {
     "mixtral": Family("MixtralConfig", {"num_local_experts": 4, "sliding_window": None}, single=True),
     "qwen3_moe": Family("Qwen3MoeConfig", {"head_dim": 8, "num_experts": 4, **_EXPERTS}, single=True),
 }
-"""architectures by name"""
+"""architectures with full attention, by name"""
+_WINDOW = {"sliding_window": 6}
+_LATER_WINDOW = {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW}
+_HALF = {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2, **_WINDOW}
+_CHUNKS = {"attention_chunk_size": 6, "num_local_experts": 2, "intermediate_size_mlp": 48}
+WINDOWED = {
+    "mistral, window": Family("MistralConfig", _WINDOW, 3),
+    "qwen2, window": Family("Qwen2Config", _LATER_WINDOW, 2),
+    "qwen3, window": Family("Qwen3Config", {"head_dim": 8, **_LATER_WINDOW}),
+    "phi3, window": Family("Phi3Config", _WINDOW),
+    "starcoder2, window": Family("Starcoder2Config", _WINDOW),
+    "gemma2": Family(
+        "Gemma2Config", {"head_dim": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0, **_WINDOW}, 2
+    ),
+    "gemma3_text": Family("Gemma3TextConfig", {"head_dim": 8, **_HALF}, 2),
+    "olmo3": Family("Olmo3Config", _HALF),
+    "cohere2": Family("Cohere2Config", _HALF),
+    "exaone4": Family("Exaone4Config", _HALF),
+    "gpt_oss": Family("GptOssConfig", {"head_dim": 8, "num_local_experts": 4, **_WINDOW}, 2, single=True),
+    "gpt_neo": Family("GPTNeoConfig", _GPT_NEO, cut=True),
+    "llama4_text": Family(
+        "Llama4TextConfig",
+        {"head_dim": 8, **_CHUNKS},
+        single=True,
+    ),
+}
+"""architectures with windows, chunks, soft caps and sinks, by name"""
+SCALED = {
+    f"llama, {name}": Family("LlamaConfig", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": name, **settings}})
+    for name, settings in {
+        "linear": {"factor": 2.0},
+        "dynamic": {"factor": 2.0},
+        "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+        "llama3": {
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    }.items()
+}
+"""Llamas with scaled positions, by name"""
 
 
 def make_target(family: Family, dtype: str, seed: int) -> PreTrainedModel:
@@ -91,6 +142,7 @@ def make_target(family: Family, dtype: str, seed: int) -> PreTrainedModel:
         "bos_token_id": 1,
         "eos_token_id": None,
         "pad_token_id": 0,
+        "tie_word_embeddings": False,
         **dict.fromkeys(_DROPOUTS, 0.0),
     } | family.changes
     if "n_layer" in shape:
