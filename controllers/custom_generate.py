@@ -15,11 +15,12 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from specgym.controllers.controller import Controller
-from specgym.controllers.inside_generate.generate_outputs import StepRecord, fill_cache
+from specgym.controllers.inside_generate.generate_outputs import StepRecord
 from specgym.controllers.inside_generate.kept_arguments import keep_arguments
 from specgym.controllers.inside_generate.request_account import check_positions, check_request
 from specgym.controllers.inside_generate.stop_rules import Stopper, StopRules, sort_criteria
 from specgym.controllers.inside_generate.text_rows import Batch, visible_tokens
+from specgym.controllers.inside_generate.user_cache import CachedTarget, check_cache, extend_cache
 from specgym.controllers.registry import DEFAULT, make_controller
 from specgym.controllers.run import steer
 from specgym.env.common.errors import LimitError, PairError, ParameterError
@@ -79,6 +80,7 @@ def speculative_generate(
     """
     config, cache = generation_config or model.generation_config, others.get("past_key_values")
     check_request(model, config, others, len(input_ids))
+    check_cache(cache, config, input_ids, others.get("attention_mask"))
     visible = visible_tokens(input_ids, others.get("attention_mask"))
     check_positions(others.get("position_ids"), visible)
     batch = Batch(input_ids, visible, logits_processor or LogitsProcessorList())
@@ -87,12 +89,13 @@ def speculative_generate(
     listen = _listener(on_tokens, streamer, len(batch))
     chosen, sampling = _controller(controller), _sampling(config, seed)
     with ExitStack() as cleanup:
-        target = TargetModel(model, rules.end_tokens)
+        target = CachedTarget(model, rules.end_tokens, cache)
         cleanup.callback(target.restore)
         decoder = LiveDecoder(target, _draft(draft, assistant_model, target, cleanup), LearnedCosts())
+        target.check_draft(decoder.draft)
         rows = _Texts(decoder, chosen, batch, sampling, record).decode_all(rules, listen)
         if cache is not None and len(rows) == 1 and _outlives(cache, config):
-            fill_cache(cache, target, [*batch.prompt(0), *rows[0]])
+            extend_cache(cache, decoder.target, [*batch.prompt(0), *rows[0]])
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([input_ids, _padded(rows, config).to(input_ids.device)], dim=1)

@@ -32,7 +32,7 @@ from specgym.env.common.errors import ModelFileError, ParameterError, PromptErro
 from specgym.env.common.files import write_text
 from specgym.env.common.reading import WRONG_VALUES, read_json
 from specgym.env.decoding.pair import encode_chat
-from specgym.env.models.hub.compatibility import context_limit
+from specgym.env.models.hub.context import context_limit
 from specgym.env.models.states import HiddenStates
 from specgym.env.prompts import load_prompts
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from specgym.agents.policies.action_forms import ActionForm
@@ -17,8 +18,8 @@ from specgym.env.replay.sources import ProfileSource, choose_texts
 from specgym.env.replay.traces.file import Trace
 from specgym.env.replay.vector import Price, ReplayVectorEnv
 
-_ENDS = (("r", "reward", float), ("l", "rounds", int), ("tokens", "tokens", int), ("plain_steps", "plain_steps", float))
-"""what the info of an episode that ends holds: its key, its name in `ReplayVectorEnv`, its type"""
+_ENDS = (("r", float), ("l", int), ("tokens", int), ("plain_steps", float))
+"""what the info of an episode that ends holds, with its type"""
 
 Act = Callable[[FeatureVector, BoolArray], IntArray]
 """`act(observations, first)` chooses for many episodes; `first` tells which of them begin"""
@@ -64,7 +65,8 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
         features, info = self.envs.reset(seed=self._seeds[0], options=options)
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = [{name: values[index] for name, values in info.items()} for index in range(self.num_envs)]
+        entries = {name: values for name, values in info.items() if not name.startswith("_")}
+        self.reset_infos = [{name: values[index] for name, values in entries.items()} for index in range(self.num_envs)]
         self.last_actions[:] = self.form.first
         return self._observation(features)
 
@@ -81,13 +83,15 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         done = terminated | truncated
         if done.any():
-            episode, last = info["final_info"]["episode"], self._observation(info["final_obs"])
+            episode, last = info["final_info"]["episode"], features.copy()
+            last[done] = np.stack(info["final_obs"][done].tolist())
+            last = self._observation(last)
             self.last_actions[done] = self.form.first
             for index in np.flatnonzero(done).tolist():
                 infos[index] = {
                     "terminal_observation": last[index],
                     "TimeLimit.truncated": bool(truncated[index]),
-                    "episode": {key: kind(episode[name][index]) for key, name, kind in _ENDS},
+                    "episode": {name: kind(episode[name][index]) for name, kind in _ENDS},
                 }
         return self._observation(features), rewards.astype(np.float32), done, infos
 
@@ -127,8 +131,8 @@ class ReplayVecEnv(VecEnv):  # type: ignore[misc]  # the library's types are not
         return [getattr(self.envs, method_name)(*arguments, **options)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Returns False for each episode: none is wrapped."""
-        return [False for _ in self._get_indices(indices)]
+        """Returns whether each episode does what a wrapper does: the infos are those of a ``Monitor``."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def _observation(self, features: FeatureVector) -> FeatureVector:
         if self.form.extra_names:

@@ -1,8 +1,7 @@
-"""Outputs of `generate` beside tokens: logits and scores of each step, and keys and values."""
+"""Outputs of `generate` beside tokens: logits and scores of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from transformers import Cache, GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from specgym.env.common.errors import LimitError
-from specgym.env.models.target import TargetModel
 from specgym.env.tree.processors import Processor
 
 
@@ -56,12 +54,3 @@ def _recorder(record: list[torch.Tensor]) -> Processor:
         return scores
 
     return keep
-
-
-def fill_cache(cache: Cache, target: TargetModel, tokens: Sequence[int]) -> None:
-    """Adds keys and values to an empty cache of transformers: those of all tokens of a text but the last."""
-    for number, layer in enumerate(target.cache.layers):
-        if not layer.is_initialized:  # the layer reads the keys and values of another one
-            continue
-        states = (each[:, :, : len(tokens) - 1].to(target.dtype, copy=True) for each in (layer.keys, layer.values))
-        cache.update(*states, number)

@@ -5,14 +5,15 @@ The lists name what is known. So a field or an argument that a later version of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from numbers import Number
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import GenerationConfig, PreTrainedModel
 
-from specgym.env.common.errors import LimitError, ParameterError
+from specgym.env.common.errors import ParameterError
 
 # `generate` has turned these into logits processors, stopping criteria or tokens of the prompt.
 _PREPARED = """
@@ -41,6 +42,7 @@ _KNOWN_ARGUMENTS = frozenset(
         *_STATES,  # also fields, which are checked
     }
 )
+_TYPES = frozenset({"token_type_ids", "mm_token_type_ids"})
 _MEANINGS = {
     "inputs_embeds": "embeddings in place of tokens",
     "mm_encoder_outputs": "images or videos",
@@ -64,12 +66,11 @@ def check_request(model: PreTrainedModel, config: GenerationConfig, arguments: M
 
     Raises:
         ParameterError: fields, arguments or methods, by name.
-        LimitError: several texts with a cache of the user's.
     """
     _check_fields(config)
-    _check_arguments(arguments)
+    _check_arguments(model, arguments)
     _check_methods(model)
-    _check_cache(arguments.get("past_key_values"), texts)
+    _check_hooks(model, texts)
 
 
 def check_positions(position_ids: torch.Tensor | None, visible: torch.Tensor) -> None:
@@ -109,12 +110,16 @@ def _check_fields(config: GenerationConfig) -> None:
     )
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def _check_arguments(model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
     """Refuses arguments for the model or the decoding loop that are not known here and hold something."""
+    # To a model of text and images, tokens of type 0 are text. Other models add an embedding for type 0 too.
+    reads_images = model.config.get_text_config(decoder=True) is not model.config
+    types = {name: arguments[name] for name in _TYPES & arguments.keys() if torch.is_tensor(arguments[name])}
+    text_only = {name for name, value in types.items() if reads_images and not bool(value.any())}
     _refuse(
         f"{name} ({_MEANINGS[name]})" if name in _MEANINGS else name
         for name, value in arguments.items()
-        if name not in _KNOWN_ARGUMENTS and not (value is None or value is False or _is_empty(value))
+        if name not in _KNOWN_ARGUMENTS | text_only and not (value is None or value is False or _is_empty(value))
     )
 
 
@@ -134,19 +139,17 @@ def _check_methods(model: PreTrainedModel) -> None:
             )
 
 
-def _check_cache(cache: Any, texts: int) -> None:
-    """Refuses a cache of the user's that cannot be extended by the text."""
-    if cache is None or not getattr(cache, "_is_user_defined", False):
-        return
-    if type(cache) not in (DynamicCache, StaticCache):
-        raise ParameterError(f"Not supported with speculation: past_key_values of type {type(cache).__name__}.")
-    if cache.get_seq_length():
-        raise ParameterError(
-            f"Not supported with speculation: past_key_values that hold {cache.get_seq_length()} tokens. "
-            "Give an empty cache and the whole text, or use plain generate."
-        )
-    if texts > 1:
-        raise LimitError(f"Expected one text with past_key_values; got {texts}. Leave past_key_values out.")
+def _check_hooks(model: PreTrainedModel, texts: int) -> None:
+    """Refuses adapters that hooks tell which rows or which texts of a forward they are for."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    given = {
+        name
+        for hook in hooks
+        if isinstance(hook, functools.partial)
+        for name, value in hook.keywords.items()
+        if value is not None
+    }
+    _refuse(sorted(given & ({"alora_offsets", "adapter_names"} if texts > 1 else {"alora_offsets"})))
 
 
 def _is_default(value: Any, default: Any) -> bool:

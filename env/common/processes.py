@@ -23,6 +23,16 @@ Result = TypeVar("Result")
 _GRACE = 5  # time that a worker lives on after SIGTERM, so that its parent ends first [s]
 
 _inherited: tuple[Callable[[Any], Any], Sequence[Any]]  # work and items of the pool that is being started
+_forked = False  # whether this process came from a fork of one that had imported this module
+
+
+def _note_fork() -> None:
+    global _forked  # noqa: PLW0603  # the module's own state
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # no such call on Windows
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def usable_cores() -> int:
@@ -62,6 +72,16 @@ def map_on_cores(work: Callable[[Item], Result], items: Sequence[Item], workers:
             yield result if done else work(item)  # an error is raised here, where it need not be pickled
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def one_thread_if_forked() -> None:
+    """Lets torch work in one thread if this process was forked.
+
+    Only the thread that calls fork goes on in the new process. If torch had started others before, the new process
+    would wait for them for ever.
+    """
+    if _forked and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(1)
 
 
 def _begin() -> None:

@@ -148,6 +148,11 @@ class LiveDecoder(DecodingSession):
         self.under_way = True
         return tuple(log_probs[:ROOT_CHILDREN].tolist())
 
+    def _deepest(self) -> int:
+        """See `DecodingSession._deepest`. A tree also ends where the target's rotation changes for all its rows."""
+        deepest, rotation = super()._deepest(), self.target.rotation
+        return deepest if rotation is None else min(deepest, rotation.room(len(self.tokens) - 1))
+
     def _verify(self, tree: TokenTree, chain: Sequence[int], seconds: RoundSeconds, watch: Stopwatch) -> IntArray:
         """The target's choice after each node, `int64[nodes]`. A tree that is only a root stands for `chain`'s end."""
         prefix = self.target.cache.length

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from specgym.env.common.errors import ParameterError
+from specgym.env.common.processes import one_thread_if_forked
 from specgym.env.decoding.live import LiveDecoder
 from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
+from specgym.env.gym.features import FeatureVector
 from specgym.env.gym.requests import Requests
 from specgym.env.gym.speculation import SpeculationEnv
 from specgym.env.prompts import load_prompts
@@ -22,7 +24,8 @@ class LiveSpeculation(SpeculationEnv):
 
     ## Description
     Rounds are those of `SpeculationEnv`, played by a `LiveDecoder`. Texts depend on the seed alone, rewards on the
-    time that the machine takes.
+    time that the machine takes. In a process that was forked, as Gymnasium's asynchronous vector environments are by
+    default on Linux, torch uses one thread. Start processes by ``context="spawn"`` to use more, or a GPU.
 
     ## Observation, Action, Reward, Episode end
     See `SpeculationEnv`.
@@ -75,6 +78,7 @@ class LiveSpeculation(SpeculationEnv):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        one_thread_if_forked()
         if decoder is None:
             sampling = SamplingSettings(temperature, top_k, top_p, seed)
             pair = load_pair(target, draft, dtype, device)
@@ -85,6 +89,13 @@ class LiveSpeculation(SpeculationEnv):
         elif requests is None:
             raise ParameterError("A decoder was given without requests: give requests=[Request(...), ...] too.")
         super().__init__(decoder() if callable(decoder) else decoder, requests, **options)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FeatureVector, dict[str, Any]]:
+        """See `SpeculationEnv.reset`."""
+        one_thread_if_forked()  # the environment may have been made before the fork
+        return super().reset(seed=seed, options=options)
 
 
 def _prompt_requests(

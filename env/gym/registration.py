@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gymnasium as gym
 
+from specgym.env.common import processes  # noqa: F401  # from now on it notes whether a process is forked
+
 
 def register_environments() -> None:
     """Registers the environments; `import specgym` calls this. A second call changes nothing."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
-from specgym.env.common.arrays import BoolArray
+from specgym.env.common.errors import PairError
+from specgym.env.models.masks import build_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "specgym_tree"
 """name under which transformers knows the attention of this file"""
+# Settings that do not change what a row sees or how: masks hold windows, and nothing is dropped out of a model that
+# only reads.
+_NO_MATTER = frozenset({"dropout", "is_causal", "sliding_window", "position_ids", "use_cache", "cache_position"})
 
 
 def attend(
@@ -52,12 +56,13 @@ def attend(
 
 
 def use_tree_attention(model: PreTrainedModel) -> None:
-    """Lets a transformers model attend by `attend`.
+    """Lets the text part of a transformers model attend by `attend`, under masks of `build_mask`.
 
-    No mask function is registered on purpose: transformers then passes on the mask that it is given, None included.
+    Some older models only have attention of their own; they stay as they are.
     """
     transformers.AttentionInterface.register(ATTENTION, _forward)
-    model.set_attn_implementation(ATTENTION)
+    transformers.AttentionMaskInterface.register(ATTENTION, build_mask)
+    model.get_decoder().set_attn_implementation(ATTENTION)
 
 
 def _forward(
@@ -68,25 +73,20 @@ def _forward(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
-    **kwargs: object,
-) -> tuple[torch.Tensor, None]:
-    """`attend` with the signature that transformers expects of attention functions."""
-    return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    **settings: object,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`attend` with the signature that transformers expects of attention functions.
 
-
-def additive_mask(prefix: int, visible: BoolArray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Returns the mask of tree rows, which see the whole prefix and their own ancestors.
-
-    Args:
-        prefix: columns that every row sees.
-        visible: which of the further columns each row sees, `bool[rows, columns]`.
-        dtype: the model's. Some models silently misread a boolean mask.
-        device: the model's.
-
-    Returns:
-        0 where seen and the dtype's lowest value elsewhere, `[1, 1, rows, prefix + columns]`.
+    Soft caps, sinks and whatever else a model hands to its attention are left to the model's own plain function.
     """
-    hidden = np.where(visible, 0.0, torch.finfo(dtype).min)
-    mask = torch.zeros((1, 1, len(visible), prefix + visible.shape[1]), dtype=dtype, device=device)
-    mask[0, 0, :, prefix:] = torch.from_numpy(hidden).to(device, dtype)
-    return mask
+    if all(name in _NO_MATTER or setting is None for name, setting in settings.items()):
+        return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if own is None:
+        names = sorted(name for name in settings if name not in _NO_MATTER)
+        raise PairError(f"{type(module).__name__} attends by {', '.join(names)}, which cannot work on a tree here.")
+    rows, columns = query.shape[2], key.shape[2]
+    if attention_mask is None and rows > 1:
+        seen = torch.full((rows, columns), torch.finfo(query.dtype).min, dtype=query.dtype, device=query.device)
+        attention_mask = seen.triu_(1 + columns - rows)[None, None]
+    return own(module, query, key, value, attention_mask, scaling=scaling, **settings)  # type: ignore[no-any-return]

@@ -150,8 +150,9 @@ class TreeCache(Cache):  # type: ignore[misc]  # transformers is not typed
         in_place = 0
         while in_place < len(path) and path[in_place] == in_place:
             in_place += 1
+        layers = [layer for layer in self.layers if layer.is_initialized]  # others read an earlier layer's rows
         if in_place < len(path):
-            buffers = [states for layer in self.layers for states in (layer.keys, layer.values)]
+            buffers = [states for layer in layers for states in (layer.keys, layer.values)]
             move_rows(buffers, prefix + in_place, prefix + path[in_place:])
-        for layer in self.layers:
+        for layer in layers:
             layer.keep(prefix + len(path))

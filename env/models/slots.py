@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from specgym.env.models.masks import RowsRead, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,12 +90,10 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
         """Counts the token that the last forward has appended to each text."""
         self._extent.hold([length + 1 for length in self._extent.held])
 
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """Returns the additive mask of the next forward, `[texts, 1, 1, width]`: each text sees itself."""
-        columns = torch.arange(self._extent.width, device=self.lengths.device)
-        hidden = columns[None, :] > self.lengths[:, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.lengths.device)
-        return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None, :]
+    def reading(self) -> AbstractContextManager[RowsRead]:
+        """Lets masks of the next forward show each text its own tokens, the appended one included."""
+        positions = np.array(self.held, np.int64)[:, None]  # [texts, 1]
+        return reading(RowsRead(positions, np.arange(self._extent.width)))
 
     @torch.inference_mode()
     def add(self, states: DynamicCache, lengths: Sequence[int]) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from specgym.env.common.arrays import BoolArray, IntArray
-from specgym.env.common.errors import PairError
-from specgym.env.models.attention import ATTENTION, additive_mask, use_tree_attention
+from specgym.env.common.errors import LimitError, PairError
+from specgym.env.models.attention import ATTENTION, use_tree_attention
+from specgym.env.models.branches import check_branches
 from specgym.env.models.cache import Rows, TreeCache
 from specgym.env.models.fast.lean import LeanModel, lean_model
-from specgym.env.models.hub.compatibility import check_target, context_limit
+from specgym.env.models.hub.compatibility import check_target
+from specgym.env.models.hub.context import ChangingRotation, changing_rotation, context_limit
 from specgym.env.models.hub.loading import StoredLlama, token_set
+from specgym.env.models.masks import RowsRead, local_masks, reading, windows_of
 from specgym.env.models.states import HiddenStates, check_feature_layers
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class CachedModel:
 
     Attributes:
         precision: name of the weights' precision.
+        rotation: how the model's rotation changes with the length of the text, if it does.
 
     Raises:
         PairError: the model's attention cannot branch, or its weights cannot be rounded.
@@ -48,6 +52,7 @@ class CachedModel:
         self.dtype: torch.dtype = model.dtype
         self._stored = model if isinstance(model, StoredLlama) else None
         self._model: PreTrainedModel | None = None
+        self.rotation: ChangingRotation | None = None
         self._lean: LeanModel | None = None
         if isinstance(model, StoredLlama):
             self._lean = LeanModel(model.weights(), eight_bits)
@@ -55,10 +60,14 @@ class CachedModel:
         else:
             self._attach(model)
             self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
-            self.context_limit, layers = context_limit(model.config), int(model.config.num_hidden_layers)
+            self.context_limit = context_limit(model.config)
+            layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
         self.cache = TreeCache(layers, self.device)
+        self._positions = np.empty(0, np.int64)  # of the cache's last columns
         self.feature_layers: tuple[int, ...] | None = None  # layers whose states are recorded, if any
         self._lean_features: torch.Tensor | None = None
+        if self._lean is None:
+            check_branches(self)
         self.precision = "int8" if eight_bits else str(self.dtype).removeprefix("torch.")
 
     def _attach(self, model: PreTrainedModel) -> None:
@@ -71,7 +80,8 @@ class CachedModel:
                 f"int8 is for models built like Llama (Llama, Mistral, Qwen2, Qwen3), without adapters; this one is a "
                 f"{type(model).__name__}. Use bfloat16."
             )
-        self._previous_attention = model.config._attn_implementation
+        self._previous_attention = model.get_decoder().config._attn_implementation
+        self.rotation = changing_rotation(model.config)
         use_tree_attention(model)
 
     @property
@@ -96,7 +106,7 @@ class CachedModel:
     def restore(self) -> None:
         """Gives the model object its former attention back."""
         if self._model is not None:
-            self._model.set_attn_implementation(self._previous_attention)
+            self._model.get_decoder().set_attn_implementation(self._previous_attention)
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
         """Appends consecutive tokens to the cache.
@@ -132,18 +142,25 @@ class CachedModel:
             rows = Rows(tokens, positions, visible)
             logits, self._lean_features = self._lean(rows, self.cache, keep=keep, shown=self.feature_layers)
             return logits
-        mask = None
-        if visible is not None:
-            prefix = self.cache.length + len(tokens) - visible.shape[1]
-            mask = additive_mask(prefix, visible, self.dtype, self.device)
-        output = self.model(
-            torch.from_numpy(tokens[None]).to(self.device),
-            attention_mask=mask,
-            position_ids=torch.from_numpy(positions[None]).to(self.device),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,  # 0 keeps all
-        )
+        # Columns before those that `visible` covers hold committed text, so they are their own positions.
+        earlier = 0 if visible is None else visible.shape[1] - len(tokens)
+        self._positions = np.concatenate([self._positions[:earlier], positions])
+        text = np.arange(self.cache.length - earlier)
+        read = RowsRead(positions[None], np.concatenate([text, self._positions]), visible)
+        model, windows = self.model, windows_of(self.model)
+        with reading(read), local_masks(windows.local, read):
+            # Some older models only have attention of their own, which needs a ready mask.
+            asks = model.get_decoder().config._attn_implementation == ATTENTION
+            output = model(
+                torch.from_numpy(tokens[None]).to(self.device),
+                attention_mask=None if asks else read.mask(None, self.dtype, self.device),
+                position_ids=torch.from_numpy(positions[None]).to(self.device),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=keep,  # 0 keeps all
+            )
+        if not read.asked or windows.some > read.windowed:
+            raise PairError(f"{type(model).__name__} cannot work here: it does not build its masks by transformers.")
         return output.logits[0]  # type: ignore[no-any-return]
 
 
@@ -175,6 +192,20 @@ class TargetModel(CachedModel):
         self.show_features(None)
         super().restore()
 
+    def extend_tree(self, tokens: IntArray, positions: IntArray, visible: BoolArray, *, keep: int = 0) -> torch.Tensor:
+        """See `CachedModel.extend_tree`.
+
+        Raises:
+            LimitError: the rows lie on both sides of where the model's rotation changes.
+        """
+        first, last = int(positions.min()), int(positions.max())
+        if self.rotation is not None and last - first > self.rotation.room(first):
+            raise LimitError(
+                f"Positions {first} to {last} cannot share a forward: the rotation of {type(self.model).__name__} "
+                f"changes with the length of the text, from {self.rotation.length} tokens on. Keep texts shorter."
+            )
+        return super().extend_tree(tokens, positions, visible, keep=keep)
+
     def show_features(self, layers: tuple[int, ...] | None) -> None:
         """Records hidden states of these layers and the last one (see `HiddenStates`) from now on; None for none.
 
@@ -200,7 +231,7 @@ class TargetModel(CachedModel):
         try:
             yield model
         finally:
-            model.set_attn_implementation(ATTENTION)
+            model.get_decoder().set_attn_implementation(ATTENTION)
             self.show_features(layers)
 
 

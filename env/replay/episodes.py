@@ -19,8 +19,6 @@ from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.observation import WINDOW
 
-_NO_ROWS: IntArray = np.empty((0, 0), np.int64)
-
 
 class ReplayTables:
     """Texts, tables of outcomes and machines, which all episodes share. Places are those of `OutcomeTable`.
@@ -72,7 +70,8 @@ class ReplayTables:
         if self.outcomes is None:
             self.table.tabulate_all(progress)
             self.machines.add(self.table.index)
-            self.outcomes = self.table.index.since(0)
+            outcomes = self.table.index.since(0)
+            self.outcomes = outcomes._replace(deeper_rows=outcomes.deeper_rows[:, :0])  # their times are known
 
 
 class EpisodeStates(Player):
@@ -105,22 +104,24 @@ class EpisodeStates(Player):
         self._rounds[which] = 0
         self._window[which] = self._sums[which] = 0
 
-    def act(self, actions: npt.ArrayLike) -> Rounds:
-        """Plays a round of every episode.
+    def act(self, actions: npt.ArrayLike, which: IntArray) -> Rounds:
+        """Plays a round of the episodes `which`, each at most once.
 
         Args:
-            actions: of the grid, `int[count, 6]`.
+            actions: of the grid, `int[n, 6]`.
+            which: the episodes, `int64[n]`.
 
         Raises:
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        outcomes, rounds = self._rounds_of(actions, self._all)
-        self.play(slice(None), rounds)
-        counts, slot = entries.round_counts(outcomes), self._rounds % WINDOW
-        self._sums += counts - self._window[self._all, slot]
-        self._window[self._all, slot] = counts
-        self.depth, self._last_round, self._rounds = outcomes.depth, entries.last_features(outcomes), self._rounds + 1
+        outcomes, rounds = self._rounds_of(actions, which)
+        self.play(which, rounds)
+        counts, slot = entries.round_counts(outcomes), self._rounds[which] % WINDOW
+        self._sums[which] += counts - self._window[which, slot]
+        self._window[which, slot] = counts
+        self.depth[which], self._last_round[which] = outcomes.depth, entries.last_features(outcomes)
+        self._rounds[which] += 1
         return rounds
 
     def preview(self, actions: IntArray) -> Rounds:
@@ -136,14 +137,15 @@ class EpisodeStates(Player):
         return self._rounds_of(actions.reshape(len(which), -1), which)[1]
 
     def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[Outcomes, Rounds]:
-        """Outcomes of actions of the episodes `which`, perhaps without `deeper_rows`, and the rounds."""
+        """Outcomes of actions of the episodes `which`, and the rounds. Tabulated ones are without `deeper_rows`."""
         shared, place, machine = self.replays, self.place[which], self._machine[which]
         choices = shared.table.choose(np.asarray(actions))
+        timed: Outcomes | IntArray
         if shared.outcomes is None:
             timed = outcomes = shared.table.grown(choices, place)
         else:
             timed = shared.table.numbers(choices, place)
-            outcomes = Outcomes(*(values[timed] for values in shared.outcomes[:FACTS]), _NO_ROWS)
+            outcomes = shared.outcomes.take(timed)
         asked = outcomes.asked | shared.observes_draft
         context, unread = shared.context[place], np.where(asked, self.unread[which], 0)
         seconds = shared.machines.seconds(machine, context, timed, unread)

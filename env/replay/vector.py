@@ -27,6 +27,8 @@ VectorStep: TypeAlias = "tuple[FeatureVector, FloatArray, BoolArray, BoolArray, 
 """observations, rewards, terminations, truncations and infos"""
 Price: TypeAlias = "float | FloatArray"
 """of time: one for all, or by latency profile and mode (greedy, sampled) [tokens per plain step]"""
+_EPISODE = ("r", "l", "tokens", "plain_steps")
+"""sums of an episode, the first two by Gymnasium's names: reward and rounds"""
 
 
 class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
@@ -37,20 +39,23 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
     played on a machine of its own, drawn from the profiles. A seed decides both.
 
     An episode that ends is followed by the next one in the same step. The observation is then the first of the new
-    episode. The last one of the old episode is in ``info["final_obs"]``.
+    episode. The last one of the old episode is in ``info["final_obs"]``. With `AutoresetMode.NEXT_STEP` the next
+    episode begins in the next step instead: its action is ignored, and its reward is 0.
 
     ## Speed
-    The outcome of an action is worked out where it is taken, in a few microseconds of compiled code. Nothing is kept,
-    so memory does not grow. `tabulate_all` tabulates all actions at all roots, on all cores, and keeps the tables in the
+    The outcome of an action is computed where it is taken, in a few microseconds of compiled code. Nothing is kept, so
+    memory does not grow. `tabulate_all` tabulates all actions at all roots, on all cores, and keeps the tables in the
     cache. From then on a step is a few table look-ups, several times as fast.
 
     ## Info
-    Every entry has one value an episode.
+    Every entry has one value an episode. As in Gymnasium's own vector environments, an entry with a leading `_` says
+    which episodes have it.
 
     - Of a step: `tokens`, `accepted`, `drafted`, `depth`, `seconds` and `plain_steps` (the same time in plain rounds).
     - Of a step and of a reset: `text` and `profile`, the numbers of what was played.
-    - If any episode ended: `final_obs` and ``final_info["episode"]``, which holds `rounds`, `tokens`, `plain_steps` and
-      `reward` of those whole episodes. ``info["_final_obs"]`` says which ended.
+    - If any episode ended: `final_obs`, arrays or None, and `final_info` with the entries of its last step. There
+      `episode` holds sums of the whole episode: `r` (reward), `l` (rounds), `tokens` and `plain_steps`. With
+      `AutoresetMode.NEXT_STEP` there is only `episode`, beside the others.
 
     Args:
         num_envs: episodes that are stepped together.
@@ -61,6 +66,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         grid: see `ReplaySpeculation`.
         lam: price of time, see `SpeculationEnv`, or prices as `set_lam` takes them.
         observes_draft: see `SpeculationEnv`.
+        autoreset_mode: when the next episode begins: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`.
 
     Attributes:
         replays: texts and tables.
@@ -85,8 +91,13 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         grid: ActionSpace | None = None,
         lam: Price = 1.0,
         observes_draft: bool = True,
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
         check_limit("num_envs", num_envs)
+        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+            raise ParameterError(f"Expected autoreset_mode to be SAME_STEP or NEXT_STEP; got {autoreset_mode}.")
+        self.metadata = self.metadata | {"autoreset_mode": autoreset_mode}
+        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
         profiles = _profiles(profile)
         self._lam, self._prices = lam, _prices(lam, len(profiles))
         trace = find_trace(traces)
@@ -101,7 +112,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.replays = ReplayTables(trace, profiles, self.grid, observes_draft)
         self.states = EpisodeStates(self.replays, num_envs)
-        self._totals = np.zeros((4, num_envs))  # of the episodes under way: rounds, tokens, plain steps, reward
+        self._totals = np.zeros((4, num_envs))  # of the episodes under way, see `_EPISODE`
+        self._ended = np.zeros(num_envs, np.bool_)  # episodes whose next step begins another one
         self._order: IntArray = np.empty(0, np.int64)
         self._begun = False
 
@@ -162,8 +174,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         profiles = self._picked(options, "profiles", len(self.replays.profiles))
         self._begin(np.arange(self.num_envs), texts, profiles)
         self.replays.table.prepare()
-        self._begun = True
-        return self.states.observe(), self._played()
+        self._begun, self._ended[:] = True, False
+        return self.states.observe(), _masked(self._played())
 
     def step(self, actions: npt.ArrayLike) -> VectorStep:
         """Plays a round of every episode, and begins the next one of those that end.
@@ -182,17 +194,25 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
             raise ParameterError(
                 f"Expected actions of shape {self.action_space.shape}, one for each episode; got {np.shape(actions)}."
             )
-        price, plain_seconds = self._price(), self.states.plain_seconds
-        rounds = self.states.act(actions)
-        plain_steps = rounds.seconds / plain_seconds
-        rewards = rounds.tokens - price * plain_steps
-        self._totals += np.stack([np.ones(self.num_envs), rounds.tokens, plain_steps, rewards])
+        playing = np.flatnonzero(~self._ended)
+        price, plain_seconds = self._price()[playing], self.states.plain_seconds[playing]
+        rounds = self.states.act(np.asarray(actions)[playing], playing)
+        steps = {name: getattr(rounds, name) for name in ("tokens", "accepted", "drafted", "seconds")}
+        steps |= {"depth": self.states.depth[playing], "plain_steps": rounds.seconds / plain_seconds}
+        rewards = self._spread(rounds.tokens - price * steps["plain_steps"], playing)
+        info: dict[str, Any] = {name: self._spread(values, playing) for name, values in steps.items()}
+        if self._ended.any():
+            self._begin_drawn(np.flatnonzero(self._ended))
+        info |= self._played()
+        self._totals += np.stack([rewards, ~self._ended, info["tokens"], info["plain_steps"]])
+        info, observations = _masked(info, ~self._ended), self.states.observe()
         terminated, truncated = self.states.ends()
-        info = {name: getattr(rounds, name) for name in ("tokens", "accepted", "drafted", "seconds")}
-        info |= {"depth": self.states.depth, "plain_steps": plain_steps} | self._played()
-        observations, done = self.states.observe(), terminated | truncated
+        done = terminated | truncated
         if done.any():
-            observations = self._begin_next(observations, done, info)
+            episode = {name: np.where(done, total, 0) for name, total in zip(_EPISODE, self._totals, strict=True)}
+            episode["l"] = episode["l"].astype(np.int64)
+            observations = self._finish(observations, done, info, _masked({"episode": episode}, done))
+        self._ended = done & (not self._same_step)
         return observations, rewards, terminated, truncated, info
 
     def preview(self, actions: IntArray) -> FloatArray:
@@ -217,14 +237,32 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         sampled = np.where(self.replays.greedy[self.states.text], 0, 1)
         return np.asarray(self._prices[self.states.profile, sampled])
 
-    def _begin_next(self, observations: FeatureVector, done: BoolArray, info: dict[str, Any]) -> FeatureVector:
-        """Begins the next episodes where one is done, adds the old ones to `info`, and returns the observations."""
-        rounds, tokens, plain_steps, reward = np.where(done, self._totals, 0.0)
-        episode = {"rounds": rounds, "tokens": tokens, "plain_steps": plain_steps, "reward": reward}
-        info |= {"final_obs": observations, "_final_obs": done, "final_info": {"episode": episode}, "_final_info": done}
-        which = np.flatnonzero(done)
-        self._begin(which, self._draw_texts(len(which)), self._draw_profiles(len(which)))
+    def _finish(
+        self, observations: FeatureVector, done: BoolArray, info: dict[str, Any], episode: dict[str, Any]
+    ) -> FeatureVector:
+        """Adds the episodes that are done to `info`, and begins the next ones if it is time; returns observations."""
+        if not self._same_step:
+            info |= episode
+            return observations
+        which, last = np.flatnonzero(done), np.full(self.num_envs, None, object)
+        for index in which.tolist():
+            last[index] = observations[index]
+        steps = {name: np.where(done, values, 0) for name, values in info.items() if not name.startswith("_")}
+        info |= _masked({"final_obs": last, "final_info": steps}, done)
+        info["final_info"] |= episode
+        self._begin_drawn(which)
         return self.states.observe()
+
+    def _spread(self, values: npt.NDArray[Any], playing: IntArray) -> npt.NDArray[Any]:
+        """Returns values of all episodes, of those that are playing."""
+        if len(playing) == self.num_envs:
+            return values
+        every = np.zeros(self.num_envs, values.dtype)
+        every[playing] = values
+        return every
+
+    def _begin_drawn(self, which: IntArray) -> None:
+        self._begin(which, self._draw_texts(len(which)), self._draw_profiles(len(which)))
 
     def _begin(self, which: IntArray, texts: IntArray, profiles: IntArray) -> None:
         self.states.begin_on(which, texts, profiles)
@@ -253,6 +291,15 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
 
     def _played(self) -> dict[str, Any]:
         return {"text": self.states.text.copy(), "profile": self.states.profile.copy()}
+
+
+def _masked(values: dict[str, Any], mask: BoolArray | None = None) -> dict[str, Any]:
+    """Returns an info with `_name` beside each name: which episodes have the entry; all if there is no mask."""
+    masked: dict[str, Any] = {}
+    for name, value in values.items():
+        masked[name] = _masked(value, mask) if isinstance(value, dict) else value
+        masked[f"_{name}"] = np.ones(len(value), np.bool_) if mask is None else mask.copy()
+    return masked
 
 
 def _profiles(profile: ProfileSource | Sequence[ProfileSource] | None) -> list[LatencyProfile]:

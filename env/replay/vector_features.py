@@ -94,8 +94,8 @@ def _root_log_probs(table: TraceTable) -> list[tuple[float, ...]]:
 
 def last_features(outcomes: Outcomes) -> FloatArray:
     """Returns the entries of the last round, for each of n outcomes, `float64[n, columns]`."""
-    depth, accepted = outcomes.depth, outcomes.accepted
-    return np.stack([saturate(depth, 4), saturate(outcomes.drafted, 16), (accepted + 0.5) / (depth + 1)], axis=1)
+    depth, drafted = outcomes.depth.astype(np.float64), outcomes.drafted.astype(np.float64)
+    return np.stack([saturate(depth, 4), saturate(drafted, 16), (outcomes.accepted + 0.5) / (depth + 1)], axis=1)
 
 
 def round_counts(outcomes: Outcomes) -> Counts:

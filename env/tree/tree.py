@@ -118,7 +118,7 @@ class TokenTree(TokenForest):
         return int(children[0]) if len(children) else -1
 
     def paths(self, nodes: IntArray) -> IntArray:
-        """The tokens from the root to each of `nodes`, which have one depth; without the root, `int64[nodes, depth]`."""
+        """The tokens from the root, left out, to each of `nodes`, which have one depth, `int64[nodes, depth]`."""
         on_path = np.nonzero(self.ancestors[nodes])[1].reshape(len(nodes), -1)  # [nodes, 1 + depth]
         return self.token[on_path[:, 1:]]
 

@@ -147,8 +147,9 @@ class SelfDialogue:
         """Feeds each stream's last token and returns the model's choice of each next token."""
         device = self.model.device
         tokens = [[stream.tokens[length]] for stream, length in zip(streams, cache.held, strict=True)]
-        batch, mask, places = torch.tensor(tokens, device=device), cache.mask(self.model.dtype), cache.lengths[:, None]
-        output = self.model(batch, attention_mask=mask, position_ids=places, past_key_values=cache)
+        batch, places = torch.tensor(tokens, device=device), cache.lengths[:, None]
+        with cache.reading():
+            output = self.model(batch, position_ids=places, past_key_values=cache)
         logits = output.logits[:, 0]
         cache.advance()
         temperatures = [s.temperature if s.answer_start else self.config.user_temperature for s in streams]

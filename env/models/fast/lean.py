@@ -22,6 +22,7 @@ from specgym.env.models.fast.native import Fusion, LayerShape
 from specgym.env.models.fast.native_matrix import Linear
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
 from specgym.env.models.fast.stack import Angles, LeanLayer, LeanNorm, LeanStack, RotaryTables, state_dtype
+from specgym.env.models.hub.context import has_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +84,8 @@ def lean_model(model: PreTrainedModel, *, eight_bits: bool = False) -> LeanModel
 def _is_plain(model: PreTrainedModel) -> bool:
     """Whether a model is of a known family and unchanged: no adapters, no quantisation, no hooks."""
     if type(model).__name__ not in _FAMILIES or not type(model).__module__.startswith("transformers."):
+        return False
+    if has_window(model.config):
         return False
     if model.config.hidden_act != "silu" or model.model.rotary_emb.rope_type not in _ROTATIONS:
         return False

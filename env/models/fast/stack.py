@@ -15,12 +15,12 @@ from torch.nn.functional import rms_norm
 
 from specgym.env.common.arrays import IntArray
 from specgym.env.kernels.moving import to_device_async
-from specgym.env.models.attention import additive_mask
 from specgym.env.models.cache import Buffers, KeyValueBuffer, Rows
 from specgym.env.models.fast.fixed import FixedInputs, Rotation
 from specgym.env.models.fast.layer import LayerWeights, has_kernel, layer_function
 from specgym.env.models.fast.native import Fusion, LayerShape, NativeForward, NativeLayer
 from specgym.env.models.fast.packed import Projection
+from specgym.env.models.masks import additive_mask
 
 Angles: TypeAlias = Callable[[Tensor], Rotation]
 """from `int64[positions]` to cosines and sines of the rotary embedding, `[positions, dim / 2]` each"""

@@ -1,7 +1,7 @@
 """The outcome of every choice at every place of some texts, looked up by many replays that are stepped together.
 
-Each pair of choice and root is worked out when it is asked for, or all pairs are tabulated on all cores. Few of the
-many pairs have an outcome of their own, so a pair takes four bytes of the table: the outcome's number.
+Each pair of choice and root is computed when it is asked for, or all pairs are tabulated on all cores. Few of the many
+pairs have an outcome of their own, so a pair takes four bytes of the table: the outcome's number.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class OutcomeTable:
             _ = self._growers, self._rules
 
     def grown(self, choices: IntArray, places: IntArray) -> Outcomes:
-        """Works out the outcomes of choices at roots, n of each, whether they are tabulated or not.
+        """Computes the outcomes of choices at roots, n of each, whether they are tabulated or not.
 
         Raises:
             UnrecordedError: a trace does not cover one of them.

@@ -205,7 +205,7 @@ class RoundTimes:
             number = int(np.isnan(seconds).argmax())
             costs, drafted = self.costs[machines[number]], int(outcomes.drafted[number])
             costs.round_seconds(0, (1, *filter(None, outcomes.deeper_rows[number].tolist())), 1 + drafted)  # raises
-        return seconds
+        return np.asarray(seconds)
 
     def seconds(
         self, machines: IntArray, contexts: IntArray, outcomes: IntArray | Outcomes, unread: IntArray

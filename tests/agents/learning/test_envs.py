@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from specgym.agents.learning.envs import ReplayVecEnv
@@ -49,8 +50,8 @@ class TestSteps:
                 if done:
                     np.testing.assert_array_equal(told["terminal_observation"], info["final_obs"][index])
                     assert told["TimeLimit.truncated"] == truncated[index]
-                    assert told["episode"]["r"] == info["final_info"]["episode"]["reward"][index]
-                    assert told["episode"]["l"] == info["final_info"]["episode"]["rounds"][index]
+                    assert told["episode"]["r"] == info["final_info"]["episode"]["r"][index]
+                    assert told["episode"]["l"] == info["final_info"]["episode"]["l"][index]
                     ended += 1
         assert ended > 4, "the test would be vacuous"
 
@@ -86,6 +87,7 @@ class TestSteps:
         with pytest.raises(ParameterError, match=r"expected indices=None; got \[0\]"):
             envs.env_method("set_lam", 1.0, indices=[0])
         assert not any(envs.env_is_wrapped(VecMonitor))
+        assert all(envs.env_is_wrapped(Monitor)), "its infos are a monitor's"
 
 
 class TestLearning:
@@ -93,8 +95,7 @@ class TestLearning:
         """On a machine whose rows cost a plain step each, it almost stops speculating."""
         options = {"profile": compute_bound(fixed=0.0), "observes_draft": False}
         envs = ReplayVectorEnv(32, traces=trace, split=None, grid=GRID, **options)
-        monitored = VecMonitor(ReplayVecEnv(envs))
-        model = PPO("MlpPolicy", monitored, n_steps=32, batch_size=256, seed=0, learning_rate=3e-3)
+        model = PPO("MlpPolicy", ReplayVecEnv(envs), n_steps=32, batch_size=256, seed=0, learning_rate=3e-3)
         before = self.speculating(model, envs)
         model.learn(32 * 32 * 12)
         assert before > 0.5

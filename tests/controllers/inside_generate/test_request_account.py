@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import CLIPVisionConfig, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from specgym.controllers.inside_generate.request_account import check_positions, check_request
-from specgym.env.common.errors import LimitError, ParameterError
+from specgym.env.common.errors import ParameterError
 from tests.controllers.inside_generate.conftest import Compared
 from tests.support.tiny_models import tiny_llama
+
+_VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
 
 
 class TestUsed:
@@ -143,6 +145,15 @@ class TestRefused:
     def test_arguments_that_hold_nothing_are_taken(self) -> None:
         check_request(tiny_llama(), GenerationConfig(), {"pixel_values": None, "mm_encoder_outputs": {}}, 1)
 
+    def test_types_of_tokens_that_all_are_text_are_taken_by_a_model_of_text_and_images(self) -> None:
+        config = LlavaConfig(vision_config=CLIPVisionConfig(**_VISION), text_config=tiny_llama().config)
+        model, text, image = LlavaForConditionalGeneration(config), torch.zeros(1, 4), torch.ones(1, 4)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            check_request(model, GenerationConfig(), {name: text}, 1)
+            for refused, types in ((model, image), (tiny_llama(), text)):
+                with pytest.raises(ParameterError, match=name):
+                    check_request(refused, GenerationConfig(), {name: types}, 1)
+
     @pytest.mark.parametrize("replaced", ["prepare_inputs_for_generation", "_update_model_kwargs_for_generation"])
     @pytest.mark.parametrize("where", ["object", "class", "wrapped"])
     def test_a_model_with_inputs_of_its_own_is_refused(
@@ -159,6 +170,16 @@ class TestRefused:
         with pytest.raises(ParameterError, match=replaced):
             check_request(model, GenerationConfig(), {}, 1)
 
+    @pytest.mark.parametrize(("name", "texts"), [("alora_offsets", 1), ("adapter_names", 2)])
+    def test_adapters_for_some_rows_are_refused(self, name: str, texts: int) -> None:
+        """Some adapters are for a part of the text, or for one text of a batch. Hooks hand these on to layers."""
+        model = tiny_llama()
+        hook = functools.partial(lambda *arguments, **_: arguments[1:], **{name: [3] * texts})
+        model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(hook)
+        with pytest.raises(ParameterError, match=name):
+            check_request(model, GenerationConfig(), {}, texts)
+        check_request(tiny_llama(), GenerationConfig(), {}, texts)
+
     def test_a_method_that_was_put_back_is_taken(self) -> None:
         model = tiny_llama()
         model.prepare_inputs_for_generation = model.prepare_inputs_for_generation  # as some adapters leave it
@@ -169,34 +190,3 @@ class TestRefused:
         check_positions(torch.arange(4).expand(3, 1, 4), visible)
         with pytest.raises(ParameterError, match="position_ids"):
             check_positions(torch.tensor([[[0, 1, 1, 2]]] * 3), visible)
-
-
-class TestCache:
-    def test_an_empty_cache_is_extended_as_generate_does(self, compared: Compared) -> None:
-        theirs, ours = DynamicCache(config=compared.model.config), DynamicCache(config=compared.model.config)
-        assert compared.plain(past_key_values=theirs).tolist() == compared.ours(past_key_values=ours).tolist()
-        assert ours.get_seq_length() == theirs.get_seq_length() > 0
-        for mine, right in zip(ours.layers, theirs.layers, strict=True):
-            assert torch.allclose(mine.keys, right.keys, atol=1e-5)
-            assert torch.allclose(mine.values, right.values, atol=1e-5)
-
-    def test_a_cache_with_a_beginning_is_refused(self, compared: Compared) -> None:
-        cache = DynamicCache(config=compared.model.config)
-        with torch.no_grad():
-            compared.model(compared.prompt[:, :3], past_key_values=cache)
-        with pytest.raises(ParameterError, match="past_key_values that hold 3 tokens"):
-            compared.ours(past_key_values=cache)
-        mask = torch.ones_like(compared.prompt)
-        with pytest.raises(ParameterError, match="past_key_values that hold 3 tokens"):
-            compared.ours(inputs=compared.prompt[:, 3:], attention_mask=mask, past_key_values=cache)
-
-    def test_a_cache_that_computes_otherwise_is_refused(self, compared: Compared) -> None:
-        class Lossy(DynamicCache):  # type: ignore[misc]  # transformers is not typed
-            pass
-
-        with pytest.raises(ParameterError, match="of type Lossy"):
-            compared.ours(past_key_values=Lossy())
-
-    def test_a_cache_of_several_texts_is_refused(self, compared: Compared) -> None:
-        with pytest.raises(LimitError, match="one text with past_key_values; got 2"):
-            compared.ours(inputs=compared.prompt.repeat(2, 1), past_key_values=DynamicCache())

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from specgym.env.models.attention import additive_mask, attend
+from specgym.env.models.attention import attend
+from specgym.env.models.masks import additive_mask
 from specgym.env.models.target import CachedModel
 from tests.support.tiny_models import tiny_llama
 

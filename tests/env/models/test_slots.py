@@ -49,12 +49,12 @@ class Texts:
         """Appends a token to every text; logits after each, `[texts, vocabulary]`."""
         for text, token in zip(self.texts, tokens, strict=True):
             text.append(token)
-        logits = self.model(
-            torch.tensor(tokens)[:, None],
-            attention_mask=self.cache.mask(self.model.dtype),
-            position_ids=self.cache.lengths[:, None],
-            past_key_values=self.cache,
-        ).logits[:, 0]
+        with self.cache.reading():
+            logits = self.model(
+                torch.tensor(tokens)[:, None],
+                position_ids=self.cache.lengths[:, None],
+                past_key_values=self.cache,
+            ).logits[:, 0]
         self.cache.advance()
         return logits
 

@@ -160,7 +160,7 @@ class TestEquality:
             assert ("final_info" in info) == ended.any()
             for index in np.flatnonzero(ended):
                 episode = info["final_info"]["episode"]
-                found = [episode[name][index] for name in ("tokens", "plain_steps", "reward")]
+                found = [episode[name][index] for name in ("tokens", "plain_steps", "r")]
                 assert found == pytest.approx(sums[:, index])
                 text = envs.replays.texts[info["text"][index]]
                 assert episode["tokens"][index] == len(text.tokens) - text.prompt - 1

@@ -194,7 +194,7 @@ def make_arguments(names: Sequence[str], setting: Setting, seed: int) -> dict[st
         seed: seed of the values. Each name has values of its own, whatever the other names are.
     """
     made: dict[str, Any] = {}
-    for name in names:
+    for name in sorted(names, key=REFUSED.__contains__):  # these last, so that others do not replace them
         values = ARGUMENTS[name].make(replace(setting, random=Random(f"{seed} {name}")))
         for key, value in values.items():
             joined = key in made and key in ("logits_processor", "stopping_criteria")
