@@ -151,6 +151,7 @@ class _KeptCosts:
     """Costs in observations, computed once for each context."""
 
     def __init__(self, costs: RoundCosts) -> None:
+        self.costs = costs
         self.level_cost, self.row_cost = cache(costs.level_cost), cache(costs.row_cost)
         self.plain_seconds = cache(costs.plain_seconds)
 
@@ -169,7 +170,7 @@ class ReplayDecoder(DecodingSession):
     def __init__(self, texts: Iterable[TraceText], header: TraceHeader, profile: LatencyProfile) -> None:
         super().__init__(header.context_limits[0], frozenset(header.end_tokens))
         self.header, self.profile = header, profile
-        self._kept = {greedy: _KeptCosts(profile.costs(greedy)) for greedy in (True, False)}
+        self._unit_costs = _KeptCosts(profile.greedy)
         self.texts = {(text.tokens[: text.prompt], text.settings): text for text in texts}
         self.replays: dict[tuple[tuple[int, ...], SamplingSettings], TextReplay] = {}
 
@@ -197,6 +198,8 @@ class ReplayDecoder(DecodingSession):
         self.replay = self.replays[key]
         self._open(request)
         self.costs: RoundCosts = self.profile.costs(request.sampling.greedy)
+        if self._unit_costs.costs is not self.costs:  # another mode, or a profile that was set since
+            self._unit_costs = _KeptCosts(self.costs)
         self.observed, self.root_position = False, -1
         committed = self._take([text.tokens[text.prompt]])
         # Committed tokens that the draft has not read; a feature draft has no row for the first.
@@ -215,7 +218,7 @@ class ReplayDecoder(DecodingSession):
         position = len(self.tokens) - 1
         root = self.replay.root(position) if draft and self.under_way else ()
         self.observed |= bool(root)
-        return self._observation(root, self.replay.match(position), self._kept[self.request.sampling.greedy])
+        return self._observation(root, self.replay.match(position), self._unit_costs)
 
     def round(self, parameters: TreeParameters) -> RoundOutcome:
         """Plays the round of these parameters.
@@ -251,7 +254,7 @@ class ReplayDecoder(DecodingSession):
 
     def plain_seconds(self) -> float:
         """Returns the time of a plain round at this root [s]."""
-        return self._kept[self.request.sampling.greedy].plain_seconds(len(self.tokens) - 1)
+        return self._unit_costs.plain_seconds(len(self.tokens) - 1)
 
     @property
     def tree(self) -> TokenTree:
