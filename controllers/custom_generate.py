@@ -6,7 +6,6 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,14 +87,12 @@ def speculative_generate(
     record = StepRecord(config, len(batch))
     listen = _listener(on_tokens, streamer, len(batch))
     chosen, sampling = _controller(controller), _sampling(config, seed)
-    with ExitStack() as cleanup:
-        target = CachedTarget(model, rules.end_tokens, cache)
-        cleanup.callback(target.restore)
-        decoder = LiveDecoder(target, _draft(draft, assistant_model, target, cleanup), LearnedCosts())
-        target.check_draft(decoder.draft)
-        rows = _Texts(decoder, chosen, batch, sampling, record).decode_all(rules, listen)
-        if cache is not None and len(rows) == 1 and _outlives(cache, config):
-            extend_cache(cache, decoder.target, [*batch.prompt(0), *rows[0]])
+    target = CachedTarget(model, rules.end_tokens, cache)
+    decoder = LiveDecoder(target, _draft(draft, assistant_model, target), LearnedCosts())
+    target.check_draft(decoder.draft)
+    rows = _Texts(decoder, chosen, batch, sampling, record).decode_all(rules, listen)
+    if cache is not None and len(rows) == 1 and _outlives(cache, config):
+        extend_cache(cache, decoder.target, [*batch.prompt(0), *rows[0]])
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([input_ids, _padded(rows, config).to(input_ids.device)], dim=1)
@@ -198,8 +195,8 @@ def _sampling(config: GenerationConfig, seed: object) -> SamplingSettings:
     return SamplingSettings(temperature=1.0 if config.do_sample else 0.0, seed=number)
 
 
-def _draft(draft: Any, assistant: PreTrainedModel | None, target: TargetModel, cleanup: ExitStack) -> Draft:
-    """Returns the draft, with a model of the caller's own restored by `cleanup`."""
+def _draft(draft: Any, assistant: PreTrainedModel | None, target: TargetModel) -> Draft:
+    """Returns the draft. One of the caller's own may be in use for another text, so it gets caches of its own."""
     if draft is not None and assistant is not None:
         raise ParameterError("Expected draft or assistant_model; got both. They name the same thing.")
     draft = next((each for each in (draft, assistant) if each is not None), LOOKUP)
@@ -208,9 +205,8 @@ def _draft(draft: Any, assistant: PreTrainedModel | None, target: TargetModel, c
     if not isinstance(draft, PreTrainedModel):
         if not callable(getattr(draft, "expand", None)):
             raise ParameterError(f"Expected draft to be 'lookup', a file, a model or a draft; got {draft!r:.80}.")
-        return draft  # type: ignore[no-any-return]
+        return draft.fork() if hasattr(draft, "fork") else draft  # type: ignore[no-any-return]
     cached = CachedModel(draft)
-    cleanup.callback(cached.restore)  # runs before the target's, which may be the same model
     if cached.device != target.device:
         raise PairError(f"The draft is on {cached.device}, the target on {target.device}; put them on one device.")
     return CausalDraft(cached, target.vocabulary)

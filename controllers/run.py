@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specgym.controllers.controller import Controller
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome
@@ -27,11 +27,15 @@ def steer(decoder: Decoder, controller: Controller, request: Request) -> Iterato
     Raises:
         LimitError: the request does not fit the decoder's context.
         NumericalError: a model returned NaN or infinite logits.
+        RuntimeError: another text was started on the decoder meanwhile.
     """
     controller.reset()
+    request = replace(request)  # its identity tells whether the decoder still has this text
     outcome = decoder.start(request)
     yield SteeredRound(outcome, 0.0)
     while outcome.finished is None:
+        if decoder.request is not request:
+            raise RuntimeError("Another text was started on this decoder. Give each its own, such as `pair.decoder()`.")
         if controller.observes_draft:
             decoder.observe(draft=True)  # the round is charged for the forward; observing again costs none
         before = time.perf_counter()

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -93,6 +94,7 @@ def main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) 
         arguments: the command line; by default this process's.
     """
     prepare_streams()
+    threading.excepthook = _thread_failed
     interrupts = Interrupts(_say_interrupted)
     try:
         status = command(_parse(command, arguments))
@@ -115,6 +117,14 @@ def main(command: Callable[[Any], int], arguments: Sequence[str] | None = None) 
 def _say_interrupted() -> None:
     console.show_cursor()  # a progress bar may have hidden it
     say("Interrupted.")
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Prints one line where TensorBoard's thread could not write, and a traceback for every other error."""
+    if isinstance(failure.exc_value, OSError):
+        say(f"A thread ended: {_described(failure.exc_value)}")
+    else:
+        threading.__excepthook__(failure)
 
 
 def prepare_streams() -> None:

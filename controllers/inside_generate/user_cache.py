@@ -61,6 +61,7 @@ class CachedTarget(TargetModel):
     """
 
     def __init__(self, model: PreTrainedModel, end_tokens: frozenset[int], cache: Cache | None) -> None:
+        self._beginning: list[tuple[torch.Tensor, torch.Tensor]] = []  # a model that nobody knows is tried without
         super().__init__(model, end_tokens)
         layers = cache.layers if cache is not None and cache.get_seq_length() > 0 else ()
         self._beginning = [(layer.keys, layer.values) for layer in layers]

@@ -24,7 +24,9 @@ from specgym.env.tree.tree import NO_NODES, TokenTree
 class LiveDecoder(DecodingSession):
     """Tree speculative decoding of one text at a time.
 
-    Between rounds, the target's cache holds every committed token except the last one, the root of the next tree.
+    The caches of target and draft hold one text. A decoder that takes turns with another one needs its own, from
+    `ModelPair.decoder` or `fork`. Between rounds, the target's cache holds every committed token except the last one,
+    the root of the next tree.
 
     Args:
         target: the model whose output is wanted.
@@ -47,16 +49,20 @@ class LiveDecoder(DecodingSession):
         """Reads the prompt and commits the first token, which needs no draft.
 
         Raises:
-            LimitError: the prompt leaves no room in the target's context, or holds a token that the target lacks.
+            LimitError: the prompt leaves no room in the target's context, holds a token that the target lacks, or is
+                longer than the target's dynamic rotation allows.
             NumericalError: the target returned NaN or infinite logits.
         """
         self._open(request)
+        self.target.start()
         check_known(request.prompt, self.target.vocabulary)
+        if self.target.rotation is not None:
+            self.target.rotation.check_prompt(len(request.prompt))
         numbers = self.target.vocabulary, self.target.device
         self.chooser = TokenChooser(request.sampling, *numbers, request.processors, request.prompt)
-        self.target.cache.reset()
         self.target.show_features(self.draft.feature_layers)
         self.merged.start(self.chooser)
+        self._session = self.target.session = self.draft.session = object()
         seconds, watch = RoundSeconds(), Stopwatch()
         tree = TokenTree(request.prompt[-1])
         choices = self._verify(tree, request.prompt, seconds, watch)
@@ -73,7 +79,7 @@ class LiveDecoder(DecodingSession):
             draft: whether to run the draft model on the root, at most once a round (see `Decoder.observe`).
 
         Raises:
-            RuntimeError: there is no text, or an error ended it.
+            RuntimeError: there is no text, or an error ended it, or its models hold another one.
             NumericalError: the draft model returned NaN; the text cannot go on.
         """
         if self.last.finished is None:
@@ -86,7 +92,7 @@ class LiveDecoder(DecodingSession):
         """Drafts a tree, verifies it, and commits the accepted path and the target's next token.
 
         Raises:
-            RuntimeError: no text is under way.
+            RuntimeError: no text is under way, or the models hold another one.
             ParameterError: more children a node than the observation of the draft kept (`LOOK_AHEAD`).
             NumericalError: a model returned NaN or infinite logits; the text cannot go on.
         """
@@ -147,6 +153,14 @@ class LiveDecoder(DecodingSession):
         self.ahead.draft_forward += self.merged.forward_seconds - forward_seconds
         self.under_way = True
         return tuple(log_probs[:ROOT_CHILDREN].tolist())
+
+    def _check_under_way(self) -> None:
+        super()._check_under_way()
+        if self.target.session is not self._session or self.draft.session is not self._session:
+            raise RuntimeError(
+                "Another text was started in the caches of this decoder's models. Give each user a decoder of its own: "
+                "`pair.decoder()`, or `LiveDecoder(target.fork(), draft.fork())`."
+            )
 
     def _deepest(self) -> int:
         """See `DecodingSession._deepest`. A tree also ends where the target's rotation changes for all its rows."""

@@ -54,8 +54,8 @@ class ModelPair:
     """where the target's weights were found"""
 
     def decoder(self) -> LiveDecoder:
-        """A decoder of this pair that learns what rounds cost. All decoders of a pair share the models' caches."""
-        return LiveDecoder(self.target, self.draft, LearnedCosts())
+        """A decoder of this pair that learns what rounds cost. It has caches of its own, so several may take turns."""
+        return LiveDecoder(self.target.fork(), self.draft.fork(), LearnedCosts())
 
     def with_draft(self, draft: str) -> ModelPair:
         """The same target with another draft, named as in `load_pair`. Raises the same errors."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -12,6 +13,9 @@ from specgym.env.drafts.calibrator import Calibrator
 from specgym.env.tree.growth import Candidates
 from specgym.env.tree.sampling import TokenChooser
 from specgym.env.tree.tree import TokenTree
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Draft(Protocol):
@@ -27,6 +31,8 @@ class Draft(Protocol):
     """maps the draft's probabilities to acceptance by its target; None if not fitted"""
     forward_seconds: float = 0.0
     """wall time of all forwards so far, never reset [s]"""
+    session: object = None
+    """stands for the text that the caches hold; set by who started it"""
     pending: Sequence[int] = ()
     """committed tokens that the draft has not read yet [token ids]"""
 
@@ -34,6 +40,10 @@ class Draft(Protocol):
     def owed(self) -> int:
         """Number of pending tokens: the rows of the next root's forward [tokens]."""
         return len(self.pending)
+
+    def fork(self) -> Self:
+        """Returns the same draft with caches and a text of its own, for another text at the same time."""
+        return copy.copy(self)
 
     def start(self, chooser: TokenChooser) -> None:
         """Starts a new request. `chooser` ranks candidates, with the target's noise."""

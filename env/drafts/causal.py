@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,10 +37,25 @@ class CausalDraft(Draft):
         self.vocabulary = vocabulary
         self.context_limit = model.context_limit
 
+    @property
+    def session(self) -> object:
+        """See `Draft.session`: several drafts may have one model."""
+        return self.model.session
+
+    @session.setter
+    def session(self, session: object) -> None:
+        self.model.session = session
+
+    def fork(self) -> CausalDraft:
+        """See `Draft.fork`."""
+        fork = copy.copy(self)
+        fork.model = self.model.fork()
+        return fork
+
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""
         self.chooser = chooser
-        self.model.cache.reset()
+        self.model.start()
         self.pending: list[int] = []
         self.committed = 0  # rows of the cache that hold committed tokens
         self.expanded = NO_NODES  # nodes of the tree, in the order of their rows after the committed ones

@@ -6,6 +6,7 @@ The fast forward does without the network's modules, which cost more time than r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,10 +53,10 @@ class LeanDraft(LeanForward):
         self._reduce = Projection([network.reduce], packing) if isinstance(network.reduce, torch.nn.Linear) else None
         self._token_norm = LeanNorm(network.token_norm.weight, config.norm_eps)
         self._feature_norm = LeanNorm(network.feature_norm.weight, config.norm_eps)
-        self._fuse, self._table = Projection([network.fuse], packing), table.detach()
+        self._fuse, table = Projection([network.fuse], packing), table.detach()
         norms, matrix = (self._token_norm.weight, self._feature_norm.weight), self._fuse.native
         super().__init__(
-            self._table,
+            table,
             RotaryTables(lambda positions: network.rotary(positions, dtype), dtype, device),
             LeanStack([_layer(block, packing) for block in network.blocks], dtype),
             LeanNorm(network.output_norm.weight, config.norm_eps),
@@ -124,6 +125,12 @@ class FeatureDraft(Draft):
         self.embedding, self.calibrator, self.eight_bits = embedding, calibrator, eight_bits
         self.feature_layers, self.context_limit = network.config.feature_layers, context_limit
         self.caches = [KeyValueBuffer() for _ in range(network.config.layers)]
+
+    def fork(self) -> FeatureDraft:
+        """See `Draft.fork`."""
+        fork = copy.copy(self)
+        fork.lean, fork.caches = self.lean.fork(), [KeyValueBuffer() for _ in self.caches]
+        return fork
 
     def start(self, chooser: TokenChooser) -> None:
         """See `Draft.start`."""

@@ -82,13 +82,16 @@ class LiveSpeculation(SpeculationEnv):
         if decoder is None:
             sampling = SamplingSettings(temperature, top_k, top_p, seed)
             pair = load_pair(target, draft, dtype, device)
-            decoder = LiveDecoder(pair.target, pair.draft, costs)
+            decoder = LiveDecoder(pair.target.fork(), pair.draft.fork(), costs)
             options = {"tokenizer": pair.tokenizer} | options
             if requests is None:
                 requests = _prompt_requests(pair, prompts, limit, max_new_tokens, sampling)
         elif requests is None:
             raise ParameterError("A decoder was given without requests: give requests=[Request(...), ...] too.")
-        super().__init__(decoder() if callable(decoder) else decoder, requests, **options)
+        decoder = decoder() if callable(decoder) else decoder
+        if isinstance(decoder, LiveDecoder):  # another environment may have the same one
+            decoder = LiveDecoder(decoder.target.fork(), decoder.draft.fork(), decoder.costs)
+        super().__init__(decoder, requests, **options)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

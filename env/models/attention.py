@@ -62,7 +62,13 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     """
     transformers.AttentionInterface.register(ATTENTION, _forward)
     transformers.AttentionMaskInterface.register(ATTENTION, build_mask)
-    model.get_decoder().set_attn_implementation(ATTENTION)
+    text_part(model).set_attn_implementation(ATTENTION)
+
+
+def text_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the part of a model that reads text, whose configuration names its attention."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, transformers.PreTrainedModel) else model  # ModernBERT names its head so
 
 
 def _forward(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from specgym.env.common.errors import PairError
-from specgym.env.models.attention import use_tree_attention
 from specgym.env.models.hub.compatibility import WHAT_WORKS, is_tested
+from specgym.env.models.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,12 +58,13 @@ def branch_errors(model: CachedModel, prefix: int = 6) -> torch.Tensor:
     text = np.arange(prefix + rows) % min(model.vocabulary, 23)
     branches = np.arange(rows) % 2  # rows of both branches take turns
     order = np.argsort(branches, kind="stable")  # rows as they are read alone
-    model.restore()
     alone = []
-    for branch in range(2):
-        tokens = np.concatenate([text[:prefix], text[prefix:][branches == branch]])
-        alone.append(model.model(torch.from_numpy(tokens[None]).to(device), use_cache=False).logits[0, prefix:])
-    use_tree_attention(model.model)
+    places = torch.arange(prefix + _BRANCH, device=device)[None]  # some models number them otherwise by themselves
+    with evaluating(model.model):
+        for branch in range(2):
+            tokens = np.concatenate([text[:prefix], text[prefix:][branches == branch]])
+            ids = torch.from_numpy(tokens[None]).to(device)
+            alone.append(model.model(ids, position_ids=places, use_cache=False).logits[0, prefix:])
     model.cache.reset()
     model.extend(text[:prefix].tolist())
     visible = np.tri(rows, dtype=np.bool_) & (branches[:, None] == branches)
@@ -76,7 +77,6 @@ def branch_errors(model: CachedModel, prefix: int = 6) -> torch.Tensor:
 
 
 def _refusal(model: CachedModel, reason: str) -> PairError:
-    """The error for a model, which is given back first."""
-    model.restore()
+    """The error for a model."""
     kind = model.model.config.model_type
     return PairError(f"{type(model.model).__name__} (model type {kind!r}) cannot work here: {reason}. {WHAT_WORKS}")

@@ -96,7 +96,8 @@ def windows_of(model: PreTrainedModel) -> Windows:
     """Returns the windows of a model, which are looked for once."""
     if model not in _windows:
         local = [part for part in model.modules() if getattr(part, "attention_type", None) == "local"]
-        _windows[model] = Windows(has_window(model.config), [part for part in local if hasattr(part, "bias")])
+        local = [part for part in local if getattr(getattr(part, "bias", None), "ndim", 0) == 4]
+        _windows[model] = Windows(has_window(model.config), local)
     return _windows[model]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 class HiddenStates:
-    """Records hidden states of every forward, until it is closed.
+    """Records hidden states of every forward that the calling thread runs, until it is closed.
 
     Args:
         model: a causal language model.
@@ -48,19 +49,41 @@ class HiddenStates:
         self._outputs: dict[int, torch.Tensor] = {}
         blocks = decoder_layers(model)
         check_feature_layers(layers, len(blocks))
-        self._handles = [blocks[layer].register_forward_hook(partial(self._keep, layer)) for layer in layers]
-        self._handles.append(model.get_decoder().register_forward_hook(self._finish))
+        self._hooks: list[tuple[nn.Module, Callable[..., None]]] = [
+            (blocks[layer], partial(self._keep, layer)) for layer in layers
+        ]
+        self._hooks.append((model.get_decoder(), self._finish))
+        self.open()
 
-    def close(self) -> None:
-        """Stops recording."""
+    def open(self) -> None:
+        """Records again, after a pause."""
+        self._thread = threading.get_ident()
+        self._handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
+
+    def __enter__(self) -> None:
+        self.open()
+
+    def __exit__(self, *error: object) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Takes all hooks off the model."""
         for handle in self._handles:
             handle.remove()
+        self._outputs.clear()
+
+    def close(self) -> None:
+        """Stops recording, and forgets what was recorded."""
+        self.pause()
         self.last = None
 
     def _keep(self, layer: int, module: nn.Module, inputs: object, output: Any) -> None:
-        self._outputs[layer] = output[0] if isinstance(output, tuple) else output
+        if threading.get_ident() == self._thread:
+            self._outputs[layer] = output[0] if isinstance(output, tuple) else output
 
     def _finish(self, module: nn.Module, inputs: object, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         final: torch.Tensor = output.last_hidden_state
         # Layers ran in their order, so `_outputs` is in that order.
         self.last = torch.cat([*self._outputs.values(), final], dim=-1) if self._outputs else final

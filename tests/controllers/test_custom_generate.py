@@ -68,10 +68,7 @@ def speculate(model: PreTrainedModel, **options: Any) -> list[int]:
 def plain(model: PreTrainedModel, sampling: SamplingSettings) -> list[int]:
     """The new tokens of plain decoding in the engine."""
     target = TargetModel(model, frozenset({END}))
-    try:
-        return generate(target, LookupDraft(), Request(tuple(PROMPT), TOKENS, sampling)).tokens
-    finally:
-        target.restore()
+    return generate(target, LookupDraft(), Request(tuple(PROMPT), TOKENS, sampling)).tokens
 
 
 def make_draft(
@@ -82,10 +79,7 @@ def make_draft(
         save_network(tiny_network(vocabulary=VOCABULARY), path, {})
         return str(path)
     if kind == "draft object":
-        target = TargetModel(model)
-        made = causal_draft(target)
-        target.restore()
-        return made
+        return causal_draft(TargetModel(model))
     return draft if kind == "causal model" else kind
 
 

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 import specgym
-from specgym.controllers.controller import Controller
 from specgym.controllers.run import SteeredRound, steer
 from specgym.env.common.errors import SpecGymError
 from specgym.env.decoding.live import LiveDecoder
@@ -20,6 +19,7 @@ from specgym.env.drafts import Draft
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
+from tests.fuzz.drawing.controllers import CountingController
 
 
 @dataclass(eq=False)
@@ -30,11 +30,11 @@ class Call:
     """arguments of `generate`"""
     seeds: list[int] | None
     """seed of the noise of each text; None for greedy decoding"""
-    controller: Controller
+    controller: CountingController
     """chooses the trees"""
     output: Any = None
     """what came back"""
-    error: SpecGymError | None = None
+    error: Exception | None = None
     """why the call was refused, if it was"""
 
     def settle(self, decode: Callable[[Call], Any]) -> None:
@@ -53,9 +53,6 @@ class Entry(Protocol):
 
     def play(self, calls: list[Call]) -> None:
         """Plays calls and keeps their results in them."""
-
-    def close(self) -> None:
-        """Gives the model back."""
 
 
 class Generate:
@@ -88,9 +85,6 @@ class Generate:
         ours = {"custom_generate": specgym.generate, "draft": self.draft, "controller": call.controller}
         return self.model.generate(**call.inputs, **sampling, **ours)
 
-    def close(self) -> None:
-        """See `Entry.close`."""
-
 
 class Decoders:
     """Decoders of one pair, each of which continues a text.
@@ -100,12 +94,16 @@ class Decoders:
         draft: the draft.
         random: for the order of rounds, and for how settings are passed.
         count: number of decoders, whose rounds take turns.
+        shared: whether they share the caches of one pair; then one of them must stop with an error.
     """
 
-    def __init__(self, model: PreTrainedModel, draft: Draft, random: Random, count: int = 1) -> None:
+    def __init__(
+        self, model: PreTrainedModel, draft: Draft, random: Random, count: int = 1, *, shared: bool = False
+    ) -> None:
         self.random, self.at_once = random, count
         self.target = TargetModel(model, frozenset())
-        self.decoders = [LiveDecoder(self.target, draft) for _ in range(count)]
+        pairs = [(self.target, draft), *((self.target.fork(), draft.fork()) for _ in range(count - 1))]
+        self.decoders = [LiveDecoder(*pairs[0 if shared else number]) for number in range(count)]
 
     def play(self, calls: list[Call]) -> None:
         """See `Entry.play`."""
@@ -118,7 +116,9 @@ class Decoders:
                 if next(rounds, None) is None:
                     call.output = torch.tensor([decoder.tokens])
                     texts.remove(text)
-            except SpecGymError as error:
+            except (SpecGymError, RuntimeError) as error:
+                if not isinstance(error, SpecGymError) and "Another text was started" not in str(error):
+                    raise
                 call.error = error
                 texts.remove(text)
 
@@ -132,10 +132,6 @@ class Decoders:
         yield from steer(
             decoder, call.controller, Request(prompt, call.inputs["max_new_tokens"], sampling, processors=given)
         )
-
-    def close(self) -> None:
-        """See `Entry.close`."""
-        self.target.restore()
 
 
 def prepared(model: PreTrainedModel, call: Call) -> tuple[Any, ...]:

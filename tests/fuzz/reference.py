@@ -110,3 +110,17 @@ def is_tie(scores: torch.Tensor, one: int, other: int) -> bool:
     """
     finite = scores[scores.isfinite()]
     return bool((scores[one] - scores[other]).abs() <= 1e-5 * max(1.0, float(finite.abs().max())))
+
+
+def worst_choice(model: PreTrainedModel, text: torch.Tensor, prompt: int) -> float:
+    """Returns how far below the likeliest token the worst new token of a greedy text is, in spreads of the logits.
+
+    Args:
+        model: the target, in any precision.
+        text: prompt and text, `int64[tokens]`.
+        prompt: length of the prompt [tokens].
+    """
+    with torch.inference_mode():
+        logits = model(text[None, :-1], use_cache=False).logits[0, prompt - 1 :].float()  # [new tokens, vocabulary]
+    chosen = logits.gather(1, text[prompt:, None])[:, 0]
+    return float(((logits.amax(dim=1) - chosen) / logits.std(dim=1)).max())

@@ -11,11 +11,10 @@ import transformers
 
 from tests.fuzz.cases import ENTRIES, Case, describe, draw_case, smaller
 from tests.fuzz.drawing.arguments import ARGUMENTS
-from tests.fuzz.drawing.changes import CHANGES
 from tests.fuzz.drawing.controllers import Counts
-from tests.fuzz.drawing.foreign import FOREIGN
+from tests.fuzz.drawing.foreign import CHANGES_AND_FOREIGN, FOREIGN
 from tests.fuzz.drawing.models import DRAFTS, FAMILIES
-from tests.fuzz.play import DifferenceError, Player
+from tests.fuzz.play import DifferenceError, play
 
 _MANY = 20_000  # rounds after which every kind has occurred
 
@@ -31,7 +30,7 @@ def play_seed(seed: int) -> Counts | str:
     """Plays the case of a seed. Returns its counts, or one line that describes the smallest case that fails."""
     case = draw_case(seed)
     try:
-        return Player(case).play()
+        return play(case)
     except Exception as error:
         kind = type(error)
         small = smaller(case, lambda candidate: isinstance(_failure(candidate), kind))
@@ -40,7 +39,7 @@ def play_seed(seed: int) -> Counts | str:
 
 def _failure(case: Case) -> Exception | None:
     try:
-        Player(case).play()
+        play(case)
     except Exception as error:
         return error
     return None
@@ -65,7 +64,7 @@ def complaints(counts: Counts, rounds: int) -> list[str]:
     found = []
     if rounds > 1 and not 0.05 <= counts.acceptance <= 0.95:
         found.append(f"vacuous: {counts.accepted} of {counts.drafted} drafted tokens were accepted")
-    expected = {*FAMILIES, *ENTRIES, *FOREIGN, *CHANGES, *ARGUMENTS, *(f"draft {kind}" for kind in DRAFTS)}
+    expected = {*FAMILIES, *ENTRIES, *FOREIGN, *CHANGES_AND_FOREIGN, *ARGUMENTS, *(f"draft {kind}" for kind in DRAFTS)}
     if rounds >= _MANY and (missing := sorted(expected - set(counts.kinds))):
         found.append(f"vacuous: no case of {', '.join(missing)}")
     return found
@@ -75,6 +74,6 @@ def summary_line(counts: Counts, differences: int, seed: int, seconds: float) ->
     """Returns the figures in one line."""
     return (
         f"{time.strftime('%Y-%m-%d %H:%M:%S')} seed {seed}: {counts.rounds} rounds, {counts.texts} texts, "
-        f"{differences} differences, {counts.ties} ties, {counts.refused} refused, "
+        f"{differences} differences, {counts.ties} ties, {counts.rounded} in bfloat16, {counts.refused} refused, "
         f"{counts.accepted} of {counts.drafted} drafted tokens accepted ({counts.acceptance:.3f}), {seconds:.0f} s"
     )

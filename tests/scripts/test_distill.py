@@ -19,13 +19,14 @@ from torch.testing import assert_close
 
 from specgym.agents.distillation.distillation_config import GenerationConfig
 from specgym.agents.distillation.examination.calibration import fit_on_trace
+from specgym.env.common.checkpoint import load_tensors, save_tensors
 from specgym.env.decoding.pair import encode_chat, load_pair
 from specgym.env.drafts import CausalDraft, FeatureDraft
 from specgym.env.drafts.calibrator import load_calibrator
 from specgym.env.replay.sources import find_trace
 from specgym.env.tree.rounds import Request
 from specgym.scripts.distill import DistillOptions, distill
-from tests.support.commands import Caller, assert_refused, finish, start, write_prompts
+from tests.support.commands import Caller, assert_refused, finish, largest_file, start, write_prompts
 from tests.support.tiny_models import generate
 from tests.support.tiny_pair import TinyFolders, tiny_tokenizer
 
@@ -125,17 +126,24 @@ class TestDistill:
         assert speculated.tokens == generate(pair.target, pair.draft, request).tokens
         assert speculated.accepted > 0
 
-    @pytest.mark.parametrize("name", ["text-0001", "states-0000", "feature.checkpoint"])
-    def test_a_corrupt_file_is_named(
-        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path, name: str
-    ) -> None:
+    def test_a_corrupt_checkpoint_is_named(self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path) -> None:
         copy = Path(shutil.copytree(run, tmp_path / "copy"))
-        path = copy / f"{name}.safetensors"
+        path = copy / "feature.checkpoint.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
         ended = call("distill", *distill_arguments(folders, copy))
         assert ended.status == 2
         assert f"error: {path} is corrupt" in ended.err
         assert "Traceback" not in ended.err
+
+    @pytest.mark.parametrize("name", ["text-0001", "states-0000"])
+    def test_a_corrupt_shard_is_made_anew(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path, name: str
+    ) -> None:
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        path = copy / f"{name}.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        assert call("distill", *distill_arguments(folders, copy)).status == 0
+        assert contents(path) == contents(run / path.name)
 
     def test_a_folder_of_other_settings_is_refused_before_any_work(
         self, folders: TinyFolders, run: Path, call: Caller
@@ -144,7 +152,11 @@ class TestDistill:
         ended = call("distill", *distill_arguments(folders, run, "--config.generation.seed", 7))
         assert ended.status == 2
         first = GenerationConfig().seed
-        for words in (f"error: {run} holds text that was written with other settings", f'"seed": {first}', '"seed": 7'):
+        for words in (
+            f"error: {run}/run.json is of text that was written with other settings",
+            f'"seed": {first}',
+            '"seed": 7',
+        ):
             assert words in ended.err
         assert "Traceback" not in ended.err
         assert self.shards(run) == before
@@ -207,6 +219,25 @@ class TestDistill:
         assert "its tokenizer needs a chat template" in ended.err
         assert not list(tmp_path.glob("run/*.safetensors"))
 
+    @pytest.mark.parametrize(
+        "name", ["text-0001.safetensors", "states-0000.safetensors", "feature.checkpoint.safetensors"]
+    )
+    def test_a_full_disk_is_one_error_and_the_next_run_goes_on(
+        self, folders: TinyFolders, run: Path, call: Caller, tmp_path: Path, name: str
+    ) -> None:
+        copy = Path(shutil.copytree(run, tmp_path / "copy"))
+        for path in (copy / name, copy / "feature.checkpoint.safetensors"):
+            path.unlink(missing_ok=True)
+        with largest_file((run / name).stat().st_size - 1):
+            ended = call("distill", *distill_arguments(folders, copy))
+        assert ended.status == 2
+        assert ended.err.splitlines()[-1].startswith(f"error: Could not write {copy / name}: ")
+        assert "Traceback" not in ended.err
+        assert call("distill", *distill_arguments(folders, copy)).status == 0
+        assert contents(copy / "feature/draft.safetensors") == contents(run / "feature/draft.safetensors")
+        calibrator = "feature/calibrator.json"
+        assert (copy / calibrator).read_bytes() == (run / calibrator).read_bytes()
+
     def test_ctrl_c_during_training_ends_it_and_the_next_run_goes_on(
         self, folders: TinyFolders, run: Path, tmp_path: Path
     ) -> None:
@@ -244,11 +275,17 @@ def training_history(path: Path) -> dict[str, Any]:
 
 def mark_first_loss(path: Path) -> None:
     """Makes the first loss one that no training has, to tell a run that goes on from one that begins anew."""
-    with safe_open(path, framework="pt") as file:
-        notes = file.metadata()
-    history = training_history(path)
+    tensors, notes = load_tensors(path)
+    history = json.loads(notes["history"])
     history["losses"][0] = [-1.0]
-    save_file(load_file(path), path, notes | {"history": json.dumps(history)})
+    save_tensors(path, tensors, notes | {"history": json.dumps(history)})
+
+
+def contents(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Returns the header and the numbers of a file of tensors. The order of the notes in the header is not fixed."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
 
 
 class TestAblate:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specgym.agents.policies.policy_controller import find_policy
-from tests.support.commands import Caller, assert_refused
+from tests.support.commands import Caller, assert_refused, largest_file
 from tests.support.tiny_trace import save_tiny_trace
 
 
@@ -56,6 +56,20 @@ class TestTrain:
         assert report["seeds"]["0"]["steps_per_second"] > 0
         assert set(report["summary"]) == {"score", "overhead_bound", "compute_bound"}
         assert report["about"] == {"traces": ["tiny.sgt"], "profiles": ["overhead_bound", "compute_bound"]}
+
+    @pytest.mark.parametrize("room", [300, 3000])
+    def test_a_full_disk_is_one_error_and_the_next_run_goes_on(
+        self, call: Caller, trace: Path, tmp_path: Path, room: int
+    ) -> None:
+        """It fills up while TensorBoard's thread writes, and while a checkpoint is written."""
+        line = arguments(trace, tmp_path, "--seeds", 1)
+        with largest_file(room):
+            ended = call("train", *line)
+        assert ended.status == 2
+        assert sum(line.startswith("error: ") for line in ended.err.splitlines()) == 1
+        assert "File too large" in ended.err.splitlines()[-1]
+        assert "Traceback" not in ended.err
+        assert call("train", *line).status == 0
 
     @pytest.mark.parametrize(
         ("more", "message"),

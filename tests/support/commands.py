@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Caller:
 
     def __call__(self, command: str, *arguments: object) -> Ended:
         self.monkeypatch.setattr(sys, "argv", ["specgym", command, *map(str, arguments)])
+        self.monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # restored at the end
         self.capsys.readouterr()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(SystemExit) as ended:

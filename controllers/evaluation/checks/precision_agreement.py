@@ -42,5 +42,5 @@ def find_agreement(one: TargetModel, other: TargetModel, texts: Sequence[tuple[i
 
 def _log_probs(model: TargetModel, text: tuple[int, ...]) -> torch.Tensor:
     """Log-probabilities of what follows each token but the last, `[tokens - 1, vocabulary]`."""
-    model.cache.reset()
+    model.start()
     return model.extend_all(text[:-1]).float().log_softmax(dim=-1)

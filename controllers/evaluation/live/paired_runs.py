@@ -148,7 +148,7 @@ class Benchmark:
         request, answer = plain[turn]
         text = [*request.prompt, *answer.tokens[:index]]
         target = runner.target or self.pair.target
-        target.cache.reset()
+        target.start()
         chooser = TokenChooser(request.sampling, target.vocabulary, target.device)
         best, second = chooser.scores(target.extend(text), [len(text)])[0].float().topk(2).values.tolist()
         return float(best - second)

@@ -7,6 +7,7 @@ its time goes into that. This forward computes the same function of the same wei
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,20 +22,18 @@ from specgym.env.models.fast.graphs import has_fixed_shapes
 from specgym.env.models.fast.native import Fusion, LayerShape
 from specgym.env.models.fast.native_matrix import Linear
 from specgym.env.models.fast.packed import Packing, Projection, best_packing
+from specgym.env.models.fast.plain import PlainModel, is_plain
 from specgym.env.models.fast.stack import Angles, LeanLayer, LeanNorm, LeanStack, RotaryTables, state_dtype
-from specgym.env.models.hub.context import has_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from typing_extensions import Self
 
-_FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-# Rotary embeddings whose angle at a position does not depend on the length of the text.
-_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 # Linear layers that read the same input become one projection.
 _PROJECTIONS = ("self_attn.q", "self_attn.k", "self_attn.v"), ("self_attn.o",), ("mlp.gate", "mlp.up"), ("mlp.down",)
 _LONG = 256  # a forward of more rows takes so long that 2 ms for returning pages do not matter
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], LeanModel]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[PlainModel, LeanModel]] = weakref.WeakKeyDictionary()
 
 
 class LlamaWeights(NamedTuple):
@@ -51,55 +50,33 @@ class LlamaWeights(NamedTuple):
     scaling: float
     """factor of the products of queries and keys"""
     angles: Angles
+    shared: bool = False
+    """whether somebody else may change the weights; then they are read where they are, and never copied"""
 
     def linear(self, name: str) -> Linear:
         """Returns the weight and the bias of a linear layer."""
         return Linear(self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
 
 
-def lean_model(model: PreTrainedModel, *, eight_bits: bool = False) -> LeanModel | None:
+def lean_model(model: PreTrainedModel) -> LeanModel | None:
     """Returns the lean forward of a model, or None if the model needs transformers' own forward.
 
-    The forward is made once for a model, and again when weights have changed since.
-
-    Args:
-        model: the model.
-        eight_bits: whether weights of linear layers are rounded to eight bits.
-
-    Raises:
-        ParameterError: eight bits are asked for, and this machine cannot compute with them.
+    The forward reads the model's own weights, so it follows every change of their numbers. It is made once for a model,
+    and again when tensors, modules or functions were replaced since.
     """
-    if not _is_plain(model):
-        return None
-    # Weights that were loaded in inference mode do not count their changes.
-    weights = list(model.parameters())
-    traceable = not any(weight.is_inference() for weight in weights)
-    state = (eight_bits, *((weight.data_ptr(), weight._version) for weight in weights)) if traceable else ()
     known = _known.get(model)
-    if known is None or known[0] != state or not traceable:
-        _known[model] = known = (state, LeanModel(_weights_of(model), eight_bits))
+    if known is None or not known[0].holds(model):
+        _known.pop(model, None)
+        if not is_plain(model):
+            return None
+        _known[model] = known = PlainModel(model), LeanModel(weights_of(model))
     return known[1]
 
 
-def _is_plain(model: PreTrainedModel) -> bool:
-    """Whether a model is of a known family and unchanged: no adapters, no quantisation, no hooks."""
-    if type(model).__name__ not in _FAMILIES or not type(model).__module__.startswith("transformers."):
-        return False
-    if has_window(model.config):
-        return False
-    if model.config.hidden_act != "silu" or model.model.rotary_emb.rope_type not in _ROTATIONS:
-        return False
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return False
-        if (isinstance(module, nn.Linear) or name.endswith("_proj")) and type(module) is not nn.Linear:
-            return False
-    return True
-
-
-def _weights_of(model: Any) -> LlamaWeights:
+def weights_of(model: Any) -> LlamaWeights:
+    """Returns the weights of a plain model, which it shares."""
     decoder, first = model.model, model.model.layers[0]
-    precision = torch.empty(0, device=model.device)  # cosines and sines are computed in float32 in any case
+    precision = torch.empty(0, dtype=torch.float32, device=model.device)  # of cosines and sines
 
     def angles(positions: Tensor) -> Rotation:
         cos, sin = decoder.rotary_emb(precision, positions[None])
@@ -114,6 +91,7 @@ def _weights_of(model: Any) -> LlamaWeights:
         float(first.input_layernorm.variance_epsilon),
         float(first.self_attn.scaling),
         angles,
+        shared=True,
     )
 
 
@@ -144,10 +122,22 @@ class LeanForward:
         has_features: bool = False,
     ) -> None:
         self.rotary, self.layers, self.norm, self.head = rotary, layers, norm, head
+        self._table, self._has_features = table, has_features
         self._native = layers.native_forward(table, norm, head, fusion)
         self._fixed: FixedForward | None = None
         if self._native is None and has_fixed_shapes(table.device):
             self._fixed = FixedForward(self._run_fixed, table, rotary.up_to, features=has_features)
+
+    def fork(self) -> Self:
+        """Returns the same forward for other buffers: graphs belong to one place in memory each."""
+        if self._fixed is None:
+            return self
+        fork = copy.copy(self)
+        fork._fixed = fork._make_fixed()
+        return fork
+
+    def _make_fixed(self) -> FixedForward:
+        return FixedForward(self._run_fixed, self._table, self.rotary.up_to, features=self._has_features)
 
     def _begin(self, tokens: Tensor, features: Tensor | None) -> Tensor:
         """Makes the layers' input `[rows, hidden]` from `int64[rows]` and features, `[rows, hidden]`."""
@@ -205,10 +195,13 @@ class LeanModel(LeanForward):
 
     Args:
         weights: of the model.
-        eight_bits: as for `lean_model`, which raises the same.
+        eight_bits: whether weights of linear layers are rounded to eight bits, which needs copies.
 
     Attributes:
         packed: whether it has packed copies of the weights; otherwise later changes of the weights have an effect.
+
+    Raises:
+        ParameterError: eight bits are asked for, and this machine cannot compute with them.
     """
 
     def __init__(self, weights: LlamaWeights, eight_bits: bool = False) -> None:
@@ -218,6 +211,8 @@ class LeanModel(LeanForward):
         first = (tensor for name, tensor in weights.tensors.items() if name.startswith("model.layers.0."))
         widths = {tensor.shape[1] for tensor in first if tensor.ndim > 1}
         packing = best_packing(table.dtype, device, weights.dim, *widths, eight_bits=eight_bits)
+        if weights.shared and not eight_bits:
+            packing = "in place" if packing == "native" else "none"
         super().__init__(
             table,
             RotaryTables(weights.angles, self.dtype, device),
@@ -225,7 +220,7 @@ class LeanModel(LeanForward):
             LeanNorm(weights.tensors["model.norm.weight"], weights.epsilon),
             Projection([weights.linear("lm_head")], packing),
         )
-        self.packed = packing != "none"
+        self.packed = packing not in {"in place", "none"}
 
     def __call__(
         self, inputs: Rows, cache: TreeCache, *, keep: int = 0, shown: Sequence[int] | None = None

@@ -30,6 +30,7 @@ constexpr int BLOCKS = 4;               // blocks of weights that are multiplied
 constexpr int TILE = 6;                 // rows that are multiplied together
 constexpr int GROUP = 24;               // rows that share a stretch of weights in the cache
 constexpr std::int64_t STRETCH = 6144;  // most bytes of a block of weights in a stretch
+constexpr std::int64_t PART = 64;       // pairs of features that are brought into order together
 constexpr std::int64_t STEP = 96;       // pairs of features whose integers share a step
 constexpr std::int64_t MOST_ROWS = 256; // rows of a text that are read at once
 constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread keeps between calls
@@ -38,9 +39,18 @@ constexpr std::int64_t KEPT = 4 << 20;  // bytes of working memory that a thread
 
 extern "C" {
 
-// Weights [outs, features] as [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
+// Weights of 16 results that stay where they are: the first row [features], the biases or null, and how many rows there
+// are, fewer than 16 at the end of a matrix.
+struct Place {
+    const bf16 *rows, *bias;
+    std::int64_t count;
+};
+
+// Weights [outs, features] as [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results. Weights that
+// somebody else may change stay where they are, and are brought into this order on every call.
 struct Matrix {
-    const void* pairs;   // Int8Pair if there are steps, else Bf16Pair
+    const void* pairs;   // Int8Pair if there are steps, else Bf16Pair; null if weights stay where they are
+    const Place* places; // [outs / 16], of such weights, or null
     const bf16* bias;    // or null
     const float* steps;  // [outs], or null
     std::int64_t features, outs;
@@ -258,19 +268,56 @@ void multiply_group(Inputs<Pair> inputs, std::int64_t rows, std::int64_t feature
     }
 }
 
+// Multiplies a group of rows by a few blocks of weights that stay where they are. Each part of them is brought into order
+// in the first-level cache, while the same part of the blocks that come next is prefetched to the second-level cache.
+void multiply_in_place(Inputs<Bf16Pair> inputs, std::int64_t rows, std::int64_t features, const Place* const* from,
+                       const Place* const* next, int count, float* sums) {
+    alignas(64) Bf16Pair ordered[BLOCKS * PART * LANES];
+    const Bf16Pair* blocks[BLOCKS];
+    const std::int64_t pairs = features / 2, tiles = (rows + TILE - 1) / TILE;
+    for (std::int64_t first = 0; first < pairs; first += PART) {
+        const std::int64_t last = std::min(first + PART, pairs);
+        for (int block = 0; block < count; ++block) {
+            Bf16Pair* part = ordered + block * PART * LANES;
+            order_pairs(from[block]->rows, from[block]->count, features, first, last, part);
+            for (std::int64_t row = 0; row < next[block]->count; ++row)
+                for (std::int64_t pair = first; pair < last; pair += 16)  // a cache line holds 16 pairs
+                    _mm_prefetch(reinterpret_cast<const char*>(next[block]->rows + row * features + 2 * pair), _MM_HINT_T1);
+            blocks[block] = part - first * LANES;
+        }
+        for (std::int64_t number = 0; number < tiles; ++number) {
+            const std::int64_t row = rows * number / tiles, height = rows * (number + 1) / tiles - row;
+            TILES<Bf16Pair>[height - 1][0][count - 1]({inputs.from(row, features), blocks, blocks, features, first, last,
+                                                       sums + row * BLOCKS * LANES});
+        }
+    }
+}
+
 // Multiplies all rows by a few blocks of weights. `done(row, sums)` receives each row's sums, 16 for a block. The blocks
 // that are multiplied next are `step` blocks further.
 template <class Pair, class Done>
 void multiply(Inputs<Pair> inputs, std::int64_t rows, const Matrix& matrix, const std::int64_t* numbers, int count,
               std::int64_t step, Done done) {
     const Pair* blocks[BLOCKS];
-    for (int block = 0; block < count; ++block)
+    const Place *from[BLOCKS], *next[BLOCKS];
+    const std::int64_t most = (matrix.outs - 1) / LANES;
+    for (int block = 0; block < count; ++block) {
         blocks[block] = static_cast<const Pair*>(matrix.pairs) + numbers[block] * matrix.features / 2 * LANES;
+        if (!matrix.places) continue;
+        from[block] = matrix.places + numbers[block];
+        next[block] = matrix.places + std::min(numbers[block] + step, most);
+    }
     alignas(64) float sums[GROUP * BLOCKS * LANES];
     const std::int64_t groups = (rows + GROUP - 1) / GROUP;
     for (std::int64_t number = 0; number < groups; ++number) {
         const std::int64_t first = rows * number / groups, last = rows * (number + 1) / groups;
-        multiply_group(inputs.from(first, matrix.features), last - first, matrix.features, blocks, count, step, sums);
+        const Inputs<Pair> group = inputs.from(first, matrix.features);
+        if constexpr (std::is_same_v<Pair, Bf16Pair>) {
+            if (matrix.places) multiply_in_place(group, last - first, matrix.features, from, next, count, sums);
+            else multiply_group(group, last - first, matrix.features, blocks, count, step, sums);
+        } else {
+            multiply_group(group, last - first, matrix.features, blocks, count, step, sums);
+        }
         for (std::int64_t row = first; row < last; ++row) done(row, sums + (row - first) * BLOCKS * LANES);
     }
 }
@@ -314,7 +361,9 @@ void with_inputs(const Operand* x, std::int64_t rows, const Matrix& matrix, Inte
 
 inline Vector result_of(const Matrix& matrix, std::int64_t block, const float* sums) {
     const Vector value = matrix.steps ? load(sums) * load(matrix.steps + block * LANES) : load(sums);
-    return matrix.bias ? value + widened(matrix.bias + block * LANES) : value;
+    const bf16* bias = matrix.bias ? matrix.bias + block * LANES : nullptr;
+    if (matrix.places) bias = matrix.places[block].bias;
+    return bias ? value + widened(bias) : value;
 }
 
 // This thread's part of a linear layer. `done(row, block, value)` receives 16 results.

@@ -17,8 +17,9 @@ from torch import Tensor
 from specgym.env.kernels.build import find_library
 
 _SOURCE = Path(__file__).with_name("native.cpp")
-_LANES = 16  # results in a block of weights
-_WIDTHS = 2 * _LANES  # numbers of features are multiples of this
+BLOCK = 16
+"""results in a block of weights"""
+_WIDTHS = 2 * BLOCK  # numbers of features are multiples of this
 _LARGEST = 127  # of eight bits, for both signs
 _DIMS = (32, 64, 96, 128)  # widths of heads that attention supports
 
@@ -26,7 +27,11 @@ _DIMS = (32, 64, 96, 128)  # widths of heads that attention supports
 class MatrixStruct(Structure):
     """`Matrix` of `native.cpp`."""
 
-    _fields_ = (*((name, c_void_p) for name in ("pairs", "bias", "steps")), ("features", c_int64), ("outs", c_int64))
+    _fields_ = (
+        *((name, c_void_p) for name in ("pairs", "places", "bias", "steps")),
+        ("features", c_int64),
+        ("outs", c_int64),
+    )
 
 
 class NativeTime(NamedTuple):
@@ -105,29 +110,36 @@ class NativeMatrix:
     Args:
         layers: of bfloat16; `features` is a multiple of 32.
         eight_bits: whether weights are rounded to eight bits, see `quantize_int8`.
+        in_place: whether the weights stay where they are, so that later changes have an effect. Then the results of a
+            layer are a multiple of 16, unless it is alone and has no bias.
     """
 
-    def __init__(self, layers: Sequence[Linear], *, eight_bits: bool = False) -> None:
+    def __init__(self, layers: Sequence[Linear], *, eight_bits: bool = False, in_place: bool = False) -> None:
         self.outs, features = sum(len(layer.weight) for layer in layers), layers[0].weight.shape[1]
-        if any(len(layer.weight) % _LANES for layer in layers):
+        if in_place:
+            self._layers, places = layers, [place for layer in layers for place in _places(layer)]
+            self._places = (c_void_p * len(places))(*places)
+            self.struct = MatrixStruct(None, ctypes.addressof(self._places), None, None, features, self.outs)
+            return
+        if any(len(layer.weight) % BLOCK for layer in layers):
             weight, bias = join_linears(layers)
-            missing = -self.outs % _LANES
+            missing = -self.outs % BLOCK
             weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
             layers = [Linear(weight, None if bias is None else torch.nn.functional.pad(bias, (0, missing)))]
-        blocks = [len(layer.weight) // _LANES for layer in layers]
+        blocks = [len(layer.weight) // BLOCK for layer in layers]
         dtype = torch.int8 if eight_bits else layers[0].weight.dtype
         # [outs, features] to [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
-        self._pairs = torch.empty((sum(blocks), features // 2, _LANES, 2), dtype=dtype)
+        self._pairs = torch.empty((sum(blocks), features // 2, BLOCK, 2), dtype=dtype)
         steps: list[Tensor] = []
         for layer, pairs in zip(layers, torch.split(self._pairs, blocks), strict=True):
             numbers = layer.weight
             if eight_bits:
                 numbers, step = quantize_int8(numbers)
                 steps.append(step)
-            pairs.copy_(numbers.view(-1, _LANES, features // 2, 2).transpose(1, 2))
+            pairs.copy_(numbers.view(-1, BLOCK, features // 2, 2).transpose(1, 2))
         self._steps = torch.cat(steps) if steps else None
         self._bias = join_biases(layers)
-        addresses = map(address_of, (self._pairs, self._bias, self._steps))
+        addresses = address_of(self._pairs), None, address_of(self._bias), address_of(self._steps)
         self.struct = MatrixStruct(*addresses, features, self.outs)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -137,6 +149,14 @@ class NativeMatrix:
         _linear_function()(self.struct, x.data_ptr(), result.data_ptr(), len(x), torch.get_num_threads())
         add_native_times(began, [time.perf_counter() - began])
         return result
+
+
+def _places(layer: Linear) -> Iterator[int | None]:
+    """Yields the address, the address of the biases, and the number of rows, for each 16 rows of a weight."""
+    for first in range(0, len(layer.weight), BLOCK):
+        yield layer.weight.data_ptr() + layer.weight.element_size() * layer.weight.shape[1] * first
+        yield None if layer.bias is None else layer.bias.data_ptr() + layer.bias.element_size() * first
+        yield min(BLOCK, len(layer.weight) - first)
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,9 @@ from specgym.env.kernels.moving import release_pages
 from specgym.env.models.fast.layer import MOST_ROWS, has_kernel, project
 from specgym.env.models.fast.native_matrix import Linear, NativeMatrix, can_run, join_linears
 
-Packing: TypeAlias = Literal["native", "int8", "library", "none"]
-"""layout of weights: for our compiled functions in bfloat16, the same in eight bits, for oneDNN, or unchanged"""
+Packing: TypeAlias = Literal["native", "int8", "library", "in place", "none"]
+"""layout of weights: for our compiled functions in bfloat16, the same in eight bits, for oneDNN, or unchanged, for our
+compiled functions or for torch's"""
 
 _LEVEL = 16  # a level of a tree, or the tokens of a round, have at most this many rows; more rows are a text
 _RESULTS = 2**18  # results on which a kernel is tried
@@ -67,8 +68,8 @@ class Projection:
             self.weights, self.biases = [weight], [bias]
         else:
             with torch.inference_mode():
-                self.native = NativeMatrix(parts, eight_bits=packing == "int8")
-        for part in parts:
+                self.native = NativeMatrix(parts, eight_bits=packing == "int8", in_place=packing == "in place")
+        for part in parts if packing != "in place" else ():
             release_pages(part.weight)
 
     def __call__(self, x: Tensor, *, is_text: bool | None = None) -> Tensor:

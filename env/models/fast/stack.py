@@ -59,15 +59,15 @@ class RotaryTables:
 
     def __init__(self, angles: Angles, dtype: torch.dtype, device: torch.device) -> None:
         self.angles, self.dtype, self.device = angles, dtype, device
-        self.cos = self.sin = torch.empty(0)
+        self.tables = torch.empty(0), torch.empty(0)
 
     def up_to(self, needed: int) -> Rotation:
         """Returns tables of at least `needed` positions: cosines `[positions, dim]`, sines `[positions, dim / 2]`."""
-        if needed > len(self.cos):
-            count = max(needed, 2 * len(self.cos), 256)
-            cos, sin = self.angles(torch.arange(count, device=self.device))
-            self.cos, self.sin = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype).contiguous()
-        return self.cos, self.sin
+        tables = self.tables  # both at once: other threads use them too
+        if needed > len(tables[0]):
+            cos, sin = self.angles(torch.arange(max(needed, 2 * len(tables[0]), 256), device=self.device))
+            self.tables = tables = torch.cat([cos, cos], dim=-1).to(self.dtype), sin.to(self.dtype).contiguous()
+        return tables
 
     def __call__(self, positions: IntArray) -> Rotation:
         """Returns cosines `[rows, dim]` and sines `[rows, dim / 2]` of `int64[rows]`."""

@@ -257,6 +257,44 @@ inline __m256i to_int16(Vector value) {
 #error "this machine has neither AVX-512 BF16 nor AVX2 with FMA"
 #endif
 
+// Transposes 8 x 8 numbers of four bytes. Rows are `from_apart` numbers apart, and `to_apart` where they are written.
+inline void transpose(const std::int32_t* from, std::int64_t from_apart, std::int32_t* to, std::int64_t to_apart) {
+    __m256 row[8], two[8], four[8];
+    for (int at = 0; at < 8; ++at) row[at] = _mm256_loadu_ps(reinterpret_cast<const float*>(from + at * from_apart));
+    for (int at = 0; at < 8; at += 2) {
+        two[at] = _mm256_unpacklo_ps(row[at], row[at + 1]);
+        two[at + 1] = _mm256_unpackhi_ps(row[at], row[at + 1]);
+    }
+    for (int at = 0; at < 8; at += 4) {
+        four[at] = _mm256_shuffle_ps(two[at], two[at + 2], 0x44);
+        four[at + 1] = _mm256_shuffle_ps(two[at], two[at + 2], 0xee);
+        four[at + 2] = _mm256_shuffle_ps(two[at + 1], two[at + 3], 0x44);
+        four[at + 3] = _mm256_shuffle_ps(two[at + 1], two[at + 3], 0xee);
+    }
+    for (int at = 0; at < 4; ++at) {
+        _mm256_storeu_ps(reinterpret_cast<float*>(to + at * to_apart), _mm256_permute2f128_ps(four[at], four[at + 4], 0x20));
+        _mm256_storeu_ps(reinterpret_cast<float*>(to + (at + 4) * to_apart),
+                         _mm256_permute2f128_ps(four[at], four[at + 4], 0x31));
+    }
+}
+
+// Brings pairs of features of rows, [count, features], into the order [pairs, 16]. The number of pairs is a multiple of 8.
+// The last row stands for those that are missing.
+inline void order_pairs(const bf16* rows, std::int64_t count, std::int64_t features, std::int64_t first, std::int64_t last,
+                        Bf16Pair* ordered) {
+    const auto* from = reinterpret_cast<const std::int32_t*>(rows);
+    auto* to = reinterpret_cast<std::int32_t*>(ordered);
+    for (std::int64_t pair = first; pair < last; pair += 8) {
+        if (count == LANES) {
+            for (int row = 0; row < LANES; row += 8)
+                transpose(from + row * features / 2 + pair, features / 2, to + (pair - first) * LANES + row, LANES);
+            continue;
+        }
+        for (int at = 0; at < 8 * LANES; ++at)
+            to[(pair - first) * LANES + at] = from[std::min(at % LANES, count - 1) * features / 2 + pair + at / LANES];
+    }
+}
+
 inline Vector magnitude(Vector value) { return maximum(value, zero() - value); }
 
 inline Vector widened(const float* from) { return load(from); }

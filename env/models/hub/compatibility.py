@@ -39,7 +39,21 @@ OTHER_REASONS = {
     "xlnet": "its forward does not take the mask that a tree needs",
 }
 
-TESTED_TYPES = frozenset({"llama", "gpt2"})
+# Those that docs/architectures.md says to work. A model of another type is tried out before it is used.
+_TESTED_TYPES = """
+    afmoe apertus arcee aria_text axk1 beam bert bert-generation big_bird biogpt bitnet camembert codegen cohere
+    cohere2 cohere2_moe cohere_compass_text ctrl cwm data2vec-text dbrx deepseek_v2 deepseek_v3 diffllama dots1
+    electra emu3 ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon flex_olmo flint fuyu gemma gemma2 gemma3
+    gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite
+    got_ocr2 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe
+    granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
+    iquestcoder jais2 jetmoe kolibri1 laguna llama llama4 llama4_text longcat_flash megatron-bert mellum
+    mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mllama
+    modernbert-decoder nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phi4_multimodal phimoe qwen2
+    qwen2_moe qwen3 qwen3_moe rembert roberta roberta-prelayernorm roc_bert seed_oss smollm3 solar_open stablelm
+    starcoder2 vaultgemma xglm xlm-roberta xlm-roberta-xl xmod youtu
+"""
+TESTED_TYPES = frozenset(_TESTED_TYPES.split())
 
 
 def check_target(config: PretrainedConfig, role: str = "target") -> None:
@@ -56,8 +70,10 @@ def check_target(config: PretrainedConfig, role: str = "target") -> None:
     text = config.get_text_config(decoder=True)
     # GPT-Neo has a field of its own.
     layers = frozenset(getattr(text, "layer_types", None) or getattr(text, "attention_layers", None) or ())
-    model_class = _class_for(type(text))
-    recurrent = text.model_type in RECURRENT_TYPES or getattr(model_class, "_is_stateful", False)
+    model_classes = [kind for kind in map(_class_for, {type(config), type(text)}) if kind is not None]
+    recurrent = text.model_type in RECURRENT_TYPES or any(
+        getattr(kind, "_is_stateful", False) for kind in model_classes
+    )
     other = OTHER_REASONS.get(text.model_type, "")
     reasons = {
         "it is an encoder-decoder": any(getattr(part, "is_encoder_decoder", False) for part in (config, text)),
@@ -70,9 +86,9 @@ def check_target(config: PretrainedConfig, role: str = "target") -> None:
         ),
         f"its layers are of kinds unknown here ({', '.join(sorted(layers - KNOWN_LAYERS))})": layers - KNOWN_LAYERS,
         other: other and (text.model_type != "moshi" or has_window(text)),
-        "its forward takes no cache and no position_ids, as a tree needs": (
-            model_class is not None
-            and not {"past_key_values", "position_ids"} <= inspect.signature(model_class.forward).parameters.keys()
+        "its forward takes no cache and no position_ids, as a tree needs": any(
+            not {"past_key_values", "position_ids"} <= inspect.signature(kind.forward).parameters.keys()
+            for kind in model_classes
         ),
     }
     for reason, applies in reasons.items():
@@ -87,8 +103,8 @@ def is_tested(model: PreTrainedModel) -> bool:
 
 def _class_for(kind: type[PretrainedConfig]) -> type[PreTrainedModel] | None:
     """The causal language model that transformers makes of a configuration; None for a user's own configuration."""
-    found = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
-    return found[0] if isinstance(found, tuple | list) else found
+    found: type[PreTrainedModel] | None = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    return found
 
 
 def check_draft(config: PretrainedConfig) -> None:

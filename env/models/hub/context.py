@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from specgym.env.common.errors import PairError
+from specgym.env.common.errors import LimitError, PairError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,6 +34,14 @@ class ChangingRotation(NamedTuple):
         if position < self.length:
             return self.length - 1 - position
         return sys.maxsize if self.once else 0
+
+    def check_prompt(self, length: int) -> None:
+        """Refuses a prompt whose angles depend on texts that the model has read before. Raises `LimitError`."""
+        if not self.once and length >= self.length:
+            raise LimitError(
+                f"The prompt has {length} tokens; the target's dynamic rotation reads prompts of at most "
+                f"{self.length - 1} exactly, since longer ones depend on earlier texts. Shorten the prompt."
+            )
 
 
 def changing_rotation(config: PretrainedConfig) -> ChangingRotation | None:

@@ -41,7 +41,7 @@ class _Writer:
 
     def __init__(self, target: TargetModel) -> None:
         self.target = target
-        target.cache.reset()
+        target.start()
         self.streams: list[_Stream] = []
 
     def begin(self, streams: Sequence[_Stream]) -> None:

@@ -123,7 +123,7 @@ class CausalForest(DraftForest):
     def read(self, tokens: Sequence[int], features: torch.Tensor | None, chooser: TokenChooser) -> None:
         """See `DraftForest.read`."""
         self.chooser, self.prefix = chooser, len(tokens)
-        self.draft.model.cache.reset()
+        self.draft.model.start()
         self.after = self.draft.model.extend_all(self.draft.known(tokens))
 
     @torch.inference_mode()

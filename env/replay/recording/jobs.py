@@ -79,8 +79,10 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
     draft = pair.draft
     if not isinstance(draft, CausalDraft | FeatureDraft):
         raise PairError(f"Expected a draft model to record, feature or causal; got a draft of kind {draft.kind!r}.")
+    with pair.target.lent() as model:
+        target = fingerprint(model)
     return TraceHeader(
-        target=fingerprint(pair.target.model),
+        target=target,
         draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
         draft_kind=draft.kind,
         names=(Path(pair.target_name).name, Path(pair.draft_name).name),  # of folders the last part only

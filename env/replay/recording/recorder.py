@@ -120,7 +120,7 @@ class Recorder:
         """
         self._check_length(len(tokens))
         if features is None and self.draft.feature_layers is not None:
-            self.target.cache.reset()
+            self.target.start()
             self.target.show_features(self.draft.feature_layers)
             self.target.extend(tokens[:-1])
             features = self.target.features

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import MambaConfig, MistralConfig, PretrainedConfig
+from transformers import BloomConfig, MambaConfig, PretrainedConfig
 
 from specgym.env.common.errors import LimitError, ModelFileError, PairError, ParameterError, UnknownNameError
 from specgym.env.decoding.pair import CALIBRATOR, encode_chat, load_pair
@@ -101,10 +101,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("config", "reason"),
         [
-            (MistralConfig(sliding_window=8, max_position_embeddings=64), "'mistral' .*sliding-window"),
+            (BloomConfig(n_layer=2, n_head=2, hidden_size=16), "'bloom' .*ALiBi"),
             (MambaConfig(), "'mamba' .*recurrent state"),
         ],
-        ids=["sliding window", "recurrent"],
+        ids=["ALiBi", "recurrent"],
     )
     @pytest.mark.parametrize("role", ["target", "draft"])
     def test_a_model_that_cannot_branch_is_refused_before_any_weight_is_read(

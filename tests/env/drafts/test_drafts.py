@@ -136,7 +136,6 @@ def test_a_causal_drafts_candidates_in_a_tree_are_the_models_after_each_branch_a
     read_anew(draft, TARGET, text, SamplingSettings())
     tree = grow_tree(text[-1], WIDE, draft.expand)
     with TARGET.lent():
-        draft.model.restore()
         for node in range(1, len(tree)):
             branch = tree.token[tree.ancestors[node]].tolist()
             logits = draft.model.model(torch.tensor([text[:-1] + branch[:-1]])).logits[0, -1]

@@ -30,8 +30,8 @@ class Setting:
     """most new tokens [tokens]"""
 
     def tokens(self, most: int) -> list[int]:
-        """Draws one to `most` different tokens."""
-        return self.random.sample(range(self.vocabulary), self.random.randint(1, most))
+        """Draws one to `most` different tokens other than 0."""
+        return self.random.sample(range(1, self.vocabulary), self.random.randint(1, most))
 
     def length(self) -> int:
         """Draws a length of the whole text [tokens]."""
@@ -109,7 +109,7 @@ LIMITS = {
     ),
     "min_length": _with_ends(lambda setting: {"min_length": setting.length()}),
     "min_new_tokens": _with_ends(lambda setting: {"min_new_tokens": setting.random.randint(1, setting.new_tokens)}),
-    "forced end": _with_ends(lambda setting: {"forced_eos_token_id": setting.tokens(1)[0]}),
+    "forced end": _with_ends(lambda setting: {"forced_eos_token_id": 0}),
     "decay of length": _with_ends(lambda setting: {"exponential_decay_length_penalty": (2, 1.3)}),
     "own criterion: length": _criterion(lambda setting: own.StopAtLength(setting.length())),
     "own criterion: sum": _criterion(lambda setting: own.StopAtSum(setting.random.randint(5, 30))),
@@ -129,7 +129,7 @@ PROCESSORS = {
     "sequence_bias": Argument(lambda setting: {"sequence_bias": _biases(setting)}, decoder=True),
     "suppress_tokens": Argument(lambda setting: {"suppress_tokens": setting.tokens(20)}, decoder=True),
     "begin_suppress_tokens": Argument(lambda setting: {"begin_suppress_tokens": setting.tokens(20)}, decoder=True),
-    "forced_bos_token_id": Argument(lambda setting: {"forced_bos_token_id": setting.tokens(1)[0]}, decoder=True),
+    "forced_bos_token_id": Argument(lambda setting: {"forced_bos_token_id": 0}, decoder=True),
     "prefix_allowed_tokens_fn": Argument(lambda setting: {"prefix_allowed_tokens_fn": _allowed(setting)}),
     "remove_invalid_values": _one_of("remove_invalid_values", True, decoder=True),
     "renormalize_logits": _one_of("renormalize_logits", True, decoder=True),
@@ -202,12 +202,7 @@ def make_arguments(names: Sequence[str], setting: Setting, seed: int) -> dict[st
     return made
 
 
-def expected_answer(names: Sequence[str], texts: int) -> Answer:
-    """Returns what must come of a call with these arguments.
-
-    Args:
-        names: names in `ARGUMENTS`.
-        texts: number of prompts.
-    """
+def expected_answer(names: Sequence[str]) -> Answer:
+    """Returns what must come of a call with these arguments, by their names in `ARGUMENTS`."""
     answers = {ARGUMENTS[name].answer for name in names}
     return "refused" if "refused" in answers else "either" if "either" in answers else "equal"

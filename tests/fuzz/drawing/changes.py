@@ -60,12 +60,13 @@ def _set(model: PreTrainedModel, random: Random) -> None:
 
 def _numpy_view(model: PreTrainedModel, random: Random) -> None:
     weight = _matrix(model, random)
-    weight.detach().numpy()[...] += noise_for(weight, random).numpy()
+    if weight.dtype is not torch.bfloat16:  # which NumPy does not know
+        weight.detach().numpy()[...] += noise_for(weight, random).numpy()
 
 
 def _one_number(model: PreTrainedModel, random: Random) -> None:
     weight = _matrix(model, random)
-    weight.detach().view(-1).numpy()[random.randrange(weight.numel())] += 3
+    weight.data.view(-1)[random.randrange(weight.numel())] += 3
 
 
 def _vector(model: PreTrainedModel, random: Random) -> None:

@@ -27,12 +27,14 @@ class Counts:
     """calls that were refused by name"""
     ties: int = 0
     """texts that differ where two tokens are equally likely up to rounding"""
+    rounded: int = 0
+    """texts in bfloat16, each of whose tokens is a likeliest one up to rounding"""
     kinds: dict[str, int] = field(default_factory=dict)
     """number of texts of each kind of case"""
 
     def add(self, other: Counts) -> None:
         """Adds the counts of another case."""
-        for name in ("rounds", "drafted", "accepted", "texts", "refused", "ties"):
+        for name in ("rounds", "drafted", "accepted", "texts", "refused", "ties", "rounded"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, number in other.kinds.items():
             self.kinds[kind] = self.kinds.get(kind, 0) + number
@@ -92,15 +94,19 @@ class CountingController:
     Args:
         inner: the controller that chooses.
         counts: where the rounds are added.
+
+    Attributes:
+        started: whether a text was begun.
     """
 
     def __init__(self, inner: Controller, counts: Counts) -> None:
-        self.inner, self.counts = inner, counts
+        self.inner, self.counts, self.started = inner, counts, False
         self.observes_draft = inner.observes_draft
 
     def reset(self) -> None:
         """Begins a text."""
         self.counts.rounds += 1
+        self.started = True
         self.inner.reset()
 
     def act(self, observation: Observation) -> TreeParameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch.nn.utils import parametrizations, parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tests.fuzz.drawing.changes import Change, noise_for
+from tests.fuzz.drawing.changes import CHANGES, Change, noise_for
 
 _LINEARS = (nn.Linear, Conv1D)
+_undone: list[Callable[[], object]] = []
 
 
 class LowRank(nn.Module):
@@ -220,6 +222,49 @@ def _original_weight(model: PreTrainedModel, random: Random) -> None:
         module.weight = weight * 1.1
 
 
+def _patched_class(model: PreTrainedModel, random: Random) -> None:
+    """Patches the forward of a class, for all models, until `undo` is called."""
+    kind: Any = type(_named(model, random)[1])
+    if kind.forward is nn.Module.forward:
+        return
+    inherited, original, factor = "forward" not in vars(kind), kind.forward, random.choice((0.9, 1.3))
+    kind.forward = lambda *arguments, **options: _scaled(original(*arguments, **options), factor)
+    _undone.append(lambda: delattr(kind, "forward") if inherited else setattr(kind, "forward", original))
+
+
+def _patched_operator(model: PreTrainedModel, random: Random) -> None:
+    """Patches torch's linear operator, for all models, until `undo` is called."""
+    original: Any = nn.functional.linear
+    nn.functional.linear = lambda *arguments: original(*arguments) * 1.05
+    _undone.append(lambda: setattr(nn.functional, "linear", original))
+
+
+def _global_hook(model: PreTrainedModel, random: Random) -> None:
+    """Hooks all modules of all models, until `undo` is called."""
+
+    def change(module: nn.Module, inputs: Any, output: Any) -> Any:
+        return output * 1.1 if isinstance(module, nn.Linear) else None
+
+    _undone.append(nn.modules.module.register_module_forward_hook(change).remove)
+
+
+def undo() -> None:
+    """Undoes what was done to classes, operators and all modules."""
+    while _undone:
+        _undone.pop()()
+
+
+def _eager(model: PreTrainedModel, random: Random) -> None:
+    model.set_attn_implementation("eager")
+
+
+def _transposed(model: PreTrainedModel, random: Random) -> None:
+    """Stores a weight in another order, with new numbers."""
+    _, module = _named(model, random, nn.Linear)
+    if "weight" in module._parameters:
+        module.weight.data = (module.weight.detach() + noise_for(module.weight, random)).T.contiguous().T
+
+
 def _training(model: PreTrainedModel, random: Random) -> None:
     random.choice([model, *model.modules()]).train()
 
@@ -243,5 +288,12 @@ FOREIGN: dict[str, Change] = {
     "buffer": _buffer,
     "weight as attribute": _original_weight,
     "training mode": _training,
+    "patched class": _patched_class,
+    "patched operator": _patched_operator,
+    "global hook": _global_hook,
+    "eager attention": _eager,
+    "transposed": _transposed,
 }
 """adapters, patches and hooks, by name"""
+CHANGES_AND_FOREIGN: dict[str, Change] = CHANGES | {f"then {name}": change for name, change in FOREIGN.items()}
+"""what may happen to a model between two texts, by name"""

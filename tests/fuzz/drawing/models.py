@@ -30,6 +30,8 @@ class Family:
     """how often the family is drawn, relative to others"""
     cut: bool = False
     """whether positions are a table, which ends at the context"""
+    changes_beyond: bool = False
+    """whether positions change beyond the context, so that keys in a cache are not those of a forward without one"""
     single: bool = False
     """whether transformers computes it in float32, but not in float64"""
 
@@ -56,7 +58,7 @@ _DROPOUTS = (
     *("dropout", "attention_dropout", "hidden_dropout", "resid_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
     *("activation_dropout", "embed_dropout", "layerdrop"),
 )
-FAMILIES = {
+FULL = {
     "llama": Family("LlamaConfig", weight=6),
     "llama with biases": Family("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "mistral": Family("MistralConfig", {"sliding_window": None}, 2),
@@ -106,7 +108,11 @@ WINDOWED = {
 }
 """architectures with windows, chunks, soft caps and sinks, by name"""
 SCALED = {
-    f"llama, {name}": Family("LlamaConfig", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": name, **settings}})
+    f"llama, {name}": Family(
+        "LlamaConfig",
+        {"rope_parameters": {"rope_theta": 10000.0, "rope_type": name, **settings}},
+        changes_beyond=name == "dynamic",
+    )
     for name, settings in {
         "linear": {"factor": 2.0},
         "dynamic": {"factor": 2.0},
@@ -120,6 +126,8 @@ SCALED = {
     }.items()
 }
 """Llamas with scaled positions, by name"""
+FAMILIES = FULL | WINDOWED | SCALED
+"""all architectures, by name"""
 
 
 def make_target(family: Family, dtype: str, seed: int) -> PreTrainedModel:

@@ -19,7 +19,6 @@ from specgym.controllers.registry import controller_names
 from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.decoding.pair import encode_chat
 from specgym.env.drafts import CausalDraft, Draft, LookupDraft
-from specgym.env.models.attention import ATTENTION
 from specgym.env.models.target import CachedModel, TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
@@ -147,6 +146,5 @@ class TestShallowDraft:
         draft = shallow_draft(target, 1)
         generate(target, draft, request, "fixed_tree")
         assert target.model.config.to_dict() == config
-        assert target.model.config._attn_implementation == ATTENTION
         assert len(target.model.model.layers) == config["num_hidden_layers"] == 2
         assert generate(target, LookupDraft(), request).tokens == before

@@ -83,10 +83,10 @@ def test_the_object_of_a_stored_llama_is_loaded_when_it_is_needed(tmp_path: Path
         assert model.config._attn_implementation == "sdpa"
         assert fingerprint(model) == fingerprint(made)
     assert target.model is model
-    target.cache.reset()
+    target.start()
     assert torch.equal(before, target.extend_all(TEXT))
     model.lm_head.weight.mul_(2)  # weights that are changed count, as with any model object
-    target.cache.reset()
+    target.start()
     assert torch.equal(2 * before, target.extend_all(TEXT))
 
 
