@@ -28,6 +28,7 @@ from specgym.env.decoding.live import LiveDecoder
 from specgym.env.decoding.pair import LOOKUP, make_draft
 from specgym.env.drafts import CausalDraft, Draft
 from specgym.env.models.target import CachedModel, TargetModel
+from specgym.env.tree.processors import check_processors
 from specgym.env.tree.rounds import FinishReason, Request, check_fits
 from specgym.env.tree.sampling import SamplingSettings
 
@@ -83,6 +84,7 @@ def speculative_generate(
     visible = visible_tokens(input_ids, others.get("attention_mask"))
     check_positions(others.get("position_ids"), visible)
     batch = Batch(input_ids, visible, logits_processor or LogitsProcessorList())
+    check_processors(batch.processors)
     rules = sort_criteria(stopping_criteria or StoppingCriteriaList())
     record = StepRecord(config, len(batch))
     listen = _listener(on_tokens, streamer, len(batch))
@@ -154,7 +156,7 @@ def _padded(rows: Sequence[Sequence[int]], config: GenerationConfig) -> torch.Te
     longest = max(map(len, rows))
     pad = getattr(config, "_pad_token_tensor", None)
     filler = 0 if pad is None else int(pad.flatten()[0])  # without one, all texts have one length
-    return torch.tensor([[*tokens, *[filler] * (longest - len(tokens))] for tokens in rows])
+    return torch.tensor([[*tokens, *[filler] * (longest - len(tokens))] for tokens in rows], device="cpu")
 
 
 def _listener(on_tokens: object, streamer: BaseStreamer | None, texts: int) -> _Listener | None:
@@ -171,7 +173,7 @@ def _listener(on_tokens: object, streamer: BaseStreamer | None, texts: int) -> _
             on_tokens(tokens)
         if streamer is not None:
             for token in tokens:
-                streamer.put(torch.tensor([token]))
+                streamer.put(torch.tensor([token], device="cpu"))
 
     return listen
 
@@ -187,7 +189,7 @@ def _controller(controller: Any) -> Controller:
 def _sampling(config: GenerationConfig, seed: object) -> SamplingSettings:
     """Returns whether to sample, and the seed. The processors hold all other settings."""
     if seed is None:
-        seed = int(torch.randint(2**62, (1,))) if config.do_sample else 0
+        seed = int(torch.randint(2**62, (1,), device="cpu")) if config.do_sample else 0
     try:
         number = operator.index(seed)  # type: ignore[arg-type]
     except TypeError:

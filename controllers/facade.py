@@ -8,7 +8,6 @@ from specgym.controllers.controller import Controller
 from specgym.controllers.registry import DEFAULT, make_controller
 from specgym.controllers.run import run
 from specgym.env.decoding.pair import DEFAULT_TARGET, ModelPair, encode_chat, load_pair
-from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 
 
@@ -48,7 +47,7 @@ class Pair(ModelPair):
         sampling = SamplingSettings(temperature, top_k, top_p, seed)
         chosen = make_controller(controller) if isinstance(controller, str) else controller
         prompt = tuple(self.tokenizer.encode(text)) if raw else encode_chat(self.tokenizer, [text])
-        generation = run(self.decoder(), chosen, Request(prompt, max_new_tokens, sampling))
+        generation = run(self.decoder(), chosen, self.request(prompt, max_new_tokens, sampling))
         return str(self.tokenizer.decode(generation.tokens, skip_special_tokens=True))
 
 

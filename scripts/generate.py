@@ -68,7 +68,6 @@ class _Screen:
 def generate(options: GenerateOptions) -> int:
     """Streams an answer; returns the exit status."""
     from specgym.env.decoding.pair import check_text, encode_chat
-    from specgym.env.tree.rounds import Request
 
     check_text(options.prompt)
     check_limit("max_new_tokens", options.max_new_tokens)
@@ -77,7 +76,7 @@ def generate(options: GenerateOptions) -> int:
     pair = options.pair.load(chat=not options.raw)
     tokenizer = pair.tokenizer
     prompt = tuple(tokenizer.encode(options.prompt)) if options.raw else encode_chat(tokenizer, [options.prompt])
-    request = Request(prompt, options.max_new_tokens, sampling)
+    request = pair.request(prompt, options.max_new_tokens, sampling)
     say(_summary(_stream(pair, options.controller, request)))
     if options.compare:
         _compare(pair, options.controller, request)

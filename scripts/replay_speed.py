@@ -32,7 +32,7 @@ class ReplaySpeedOptions(RunOptions):
     episodes: int = 256
     """texts that are played together"""
     steps: int = 400
-    """steps of all these texts in each measurement"""
+    """steps of all these texts in each measurement; one text at a time takes ten times as many"""
     repeats: int = 5
     """measurements; the median is reported"""
     pair: Pair = field(default_factory=PairOptions)
@@ -49,7 +49,14 @@ class ReplaySpeedOptions(RunOptions):
 
 def replay_speed(options: ReplaySpeedOptions) -> int:
     """Measures and writes; returns the exit status."""
-    from specgym.controllers.evaluation.checks.replay_rate import recording_speed, single_speeds, vector_speeds
+    import gymnasium as gym
+
+    from specgym.controllers.evaluation.checks.replay_rate import (
+        random_speeds,
+        recording_speed,
+        single_speeds,
+        vector_speeds,
+    )
     from specgym.controllers.evaluation.results.provenance import run_facts, shareable
     from specgym.env.replay.sources import DEFAULT_TRACE, choose_texts, find_profile, find_trace
     from specgym.env.replay.vector import ReplayVectorEnv
@@ -66,6 +73,9 @@ def replay_speed(options: ReplaySpeedOptions) -> int:
     pair = options.pair.load() if options.record_prompts else None
     with waiting("Playing texts one at a time") as change:
         speeds = single_speeds(trace, texts, profile, options.controller, options.repeats)
+        change("Playing texts one at a time, with random actions")
+        env = gym.make("specgym/Replay-v0", traces=options.traces or None, profile=profile, split=options.split)
+        speeds += random_speeds(env, options.steps * 10, options.repeats)
         change("Playing texts together")
         envs = ReplayVectorEnv(options.episodes, traces=trace, profile=profile, split=options.split)
         speeds += vector_speeds(envs, options.steps, options.repeats)

@@ -78,7 +78,7 @@ def _padded(processor: Processor, padding: torch.Tensor, input_ids: torch.Tensor
 
 def _of_row(processor: Any, row: int, rows: int) -> Any:
     """A copy of a processor that holds one text's share of what it holds for the batch."""
-    alone, kind = copy.copy(processor), type(processor)
+    alone, kind = copy.deepcopy(processor), type(processor)  # a list in it must not be shared by rows
     if kind is generation.RepetitionPenaltyLogitsProcessor:
         if isinstance(processor.prompt_ignore_length, torch.Tensor):
             alone.prompt_ignore_length = processor.prompt_ignore_length[row : row + 1]

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from specgym.env.common.errors import LimitError, PairError, ParameterError
 from specgym.env.decoding.learned_costs import LearnedCosts
 from specgym.env.decoding.live import LiveDecoder
+from specgym.env.decoding.own_settings import own_request
 from specgym.env.drafts import CausalDraft, Draft, FeatureDraft, LookupDraft
 from specgym.env.drafts.calibrator import Calibrator, load_calibrator
 from specgym.env.drafts.network import load_network
@@ -21,6 +22,8 @@ from specgym.env.models.hub.compatibility import check_draft, check_target, chec
 from specgym.env.models.hub.loading import check_folder, load_tokenizer, open_model
 from specgym.env.models.hub.store import describe_weights, locate_model
 from specgym.env.models.target import CachedModel, TargetModel
+from specgym.env.tree.rounds import Request
+from specgym.env.tree.sampling import SamplingSettings
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
 EIGHT_BITS = "int8"
@@ -56,6 +59,12 @@ class ModelPair:
     def decoder(self) -> LiveDecoder:
         """A decoder of this pair that learns what rounds cost. It has caches of its own, so several may take turns."""
         return LiveDecoder(self.target.fork(), self.draft.fork(), LearnedCosts())
+
+    def request(
+        self, prompt: Sequence[int], max_new_tokens: int = 256, sampling: SamplingSettings | None = None
+    ) -> Request:
+        """A request that follows the target's own settings, such as a repetition penalty; see `own_request`."""
+        return own_request(self.target, prompt, max_new_tokens, sampling or SamplingSettings())
 
     def with_draft(self, draft: str) -> ModelPair:
         """The same target with another draft, named as in `load_pair`. Raises the same errors."""

@@ -89,7 +89,7 @@ class LiveSpeculation(SpeculationEnv):
         elif requests is None:
             raise ParameterError("A decoder was given without requests: give requests=[Request(...), ...] too.")
         decoder = decoder() if callable(decoder) else decoder
-        if isinstance(decoder, LiveDecoder):  # another environment may have the same one
+        if type(decoder) is LiveDecoder:  # another environment may have the same one
             decoder = LiveDecoder(decoder.target.fork(), decoder.draft.fork(), decoder.costs)
         super().__init__(decoder, requests, **options)
 
@@ -109,4 +109,4 @@ def _prompt_requests(
     for tokens in encoded:
         check_fits(len(tokens), pair.target.context_limit)
     seeded = [dataclasses.replace(sampling, seed=sampling.seed + index) for index in range(len(encoded))]
-    return [Request(tokens, max_new_tokens, settings) for tokens, settings in zip(encoded, seeded, strict=True)]
+    return [pair.request(tokens, max_new_tokens, settings) for tokens, settings in zip(encoded, seeded, strict=True)]

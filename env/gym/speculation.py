@@ -23,6 +23,7 @@ from specgym.env.gym.requests import RequestQueue, Requests
 from specgym.env.tree.parameters import TreeParameters
 from specgym.env.tree.rounds import Decoder, FinishReason, Request, RoundOutcome, RoundSeconds, measure_plain_step
 
+_KEPT_ACTIONS = 2**14
 _SECONDS = (*(field.name for field in dataclasses.fields(RoundSeconds)), "total")
 
 
@@ -207,6 +208,8 @@ class SpeculationEnv(gym.Env[FeatureVector, IntArray]):
         """Returns the parameters of an action, which are checked and made once. Raises `ParameterError`."""
         key = action.dtype, action.shape, action.tobytes()
         if key not in self._made:
+            if len(self._made) >= _KEPT_ACTIONS:
+                self._made.clear()
             self._made[key] = self.grid.parameters(action)
         return self._made[key]
 

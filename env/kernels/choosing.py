@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_uint32, c_void_p
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from specgym.env.kernels.build import find_library
 
 _SOURCE = Path(__file__).with_name("choosing.cpp")
 _LOW = 0xFFFFFFFF
+# Compiled loops write to these. A user may have set another default device and precision.
+_FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+_DOUBLES: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+_INTEGERS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 
 @functools.cache
@@ -49,7 +54,7 @@ def gumbel(key: int, vocabulary: int, device: torch.device) -> torch.Tensor:
     functions = _functions() if device.type == "cpu" else None
     if functions is None:
         return _gumbel(key, torch.arange(vocabulary, dtype=torch.int32, device=device))
-    noise = torch.empty(vocabulary)
+    noise = torch.empty(vocabulary, **_FLOATS)
     functions.specgym_gumbel(key & _LOW, key >> 32, vocabulary, torch.get_num_threads(), noise.data_ptr())
     return noise
 
@@ -70,7 +75,7 @@ def best(logits: torch.Tensor, noise: Sequence[torch.Tensor] | None = None) -> t
         return _read(highest.values, highest.indices)
     logits = logits.contiguous()
     rows, width = logits.shape
-    values, tokens = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.int64)
+    values, tokens = torch.empty(rows, **_DOUBLES), torch.empty(rows, **_INTEGERS)
     numbers = rows, width, min(torch.get_num_threads(), rows)
     call(logits.data_ptr(), _addresses(noise), *numbers, values.data_ptr(), tokens.data_ptr())
     return values.numpy(), tokens.numpy()
@@ -104,9 +109,9 @@ def ranked(
     logits = logits.contiguous()
     rows, width = logits.shape
     threads = min(torch.get_num_threads(), rows)
-    values, entries = torch.empty((rows, count)), torch.empty((rows, count), dtype=torch.int64)
-    memory, tokens = torch.empty((threads, width)), _ids_address(token_ids, width)
-    nats = torch.empty(rows) if entropy else None
+    values, entries = torch.empty((rows, count), **_FLOATS), torch.empty((rows, count), **_INTEGERS)
+    memory, tokens = torch.empty((threads, width), **_FLOATS), _ids_address(token_ids, width)
+    nats = torch.empty(rows, **_FLOATS) if entropy else None
     results = values.data_ptr(), entries.data_ptr(), None if nats is None else nats.data_ptr()
     numbers = rows, width, count, threads
     call(logits.data_ptr(), _addresses(noise), tokens, *numbers, memory.data_ptr(), *results)
@@ -147,8 +152,8 @@ def to_candidates(
         raise TypeError(f"Expected float32 and int64 of one shape; got {values.dtype} and {entries.dtype}.")
     values, entries = values.contiguous(), entries.contiguous()
     rows, count = values.shape
-    log_probs = torch.empty((rows, k), dtype=torch.float64)
-    ids = torch.empty((rows, k), dtype=torch.int64)
+    log_probs = torch.empty((rows, k), **_DOUBLES)
+    ids = torch.empty((rows, k), **_INTEGERS)
     tokens = _ids_address(token_ids)
     sizes, results = (rows, count, k), (log_probs.data_ptr(), ids.data_ptr())
     functions.specgym_candidates(values.data_ptr(), entries.data_ptr(), tokens, *sizes, *results)

@@ -66,7 +66,7 @@ def branch_errors(model: CachedModel, prefix: int = 6) -> torch.Tensor:
             ids = torch.from_numpy(tokens[None]).to(device)
             alone.append(model.model(ids, position_ids=places, use_cache=False).logits[0, prefix:])
     model.cache.reset()
-    model.extend(text[:prefix].tolist())
+    model.extend_tree(text[:prefix], np.arange(prefix), np.tri(prefix, dtype=np.bool_))
     visible = np.tri(rows, dtype=np.bool_) & (branches[:, None] == branches)
     tree = model.extend_tree(text[prefix:], prefix + np.arange(rows) // 2, visible)[torch.from_numpy(order)]
     model.cache.reset()

@@ -1,8 +1,9 @@
-"""Masks of rows that a transformers model reads: each row sees its own branch, and of that what the model's layers see.
+"""Masks of the rows that a transformers model reads.
 
-transformers describes the mask of each kind of layer (full, sliding window, chunks) as a function of two positions in
-the text. On a tree, a row's column in the cache is not its position, so these functions are called with the positions
-of rows and columns instead. The whole cache stays in memory; a window only hides columns.
+Each row sees its own branch, as far as the model's layers look back. In transformers, the mask of each kind of layer
+(full, sliding window, chunks) is a function of two positions in the text. On a tree, a row's column in the cache is not
+its position, so these functions are called with the positions of rows and columns instead. The whole cache stays in
+memory; a window only hides columns.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from specgym.env.common.errors import PairError
 from specgym.env.models.attention import ATTENTION, use_tree_attention
 from specgym.env.models.fast.plain import attention_of, is_original
@@ -71,6 +73,16 @@ class ReadingMode:
     def _attend(self, *, back: bool = False) -> None:
         for config, name in self._attention:
             config._attn_implementation_internal = name if back else ATTENTION
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Returns where a model computes. Weights that are elsewhere in between (offloaded) have no device of their own."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 @contextlib.contextmanager

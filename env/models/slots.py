@@ -74,7 +74,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
         self._extent = _Extent(slots, capacity, model.device)
-        super().__init__(layers=[_SlotLayer(self._extent) for _ in range(model.config.num_hidden_layers)])
+        layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        super().__init__(layers=[_SlotLayer(self._extent) for _ in range(layers)])
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -129,7 +130,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
             width = max(held[row] for row in movers)
             old, new = (torch.tensor(numbers, device=self.lengths.device) for numbers in (movers, places))
             for layer in self.layers:
-                for states in (layer.keys, layer.values):
+                for states in (layer.keys, layer.values) if layer.is_initialized else ():
                     states[new, :, :width] = states[old, :, :width]
         self._extent.hold([held[row] for row in order])
         return order

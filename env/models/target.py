@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from specgym.env.common.arrays import BoolArray, IntArray
 from specgym.env.common.errors import LimitError, PairError
@@ -22,7 +23,7 @@ from specgym.env.models.hub.compatibility import check_target
 from specgym.env.models.hub.context import ChangingRotation, changing_rotation, context_limit
 from specgym.env.models.hub.loading import StoredLlama, token_set
 from specgym.env.models.masks import RowsRead, local_masks, reading, windows_of
-from specgym.env.models.modes import ReadingMode, reading_mode
+from specgym.env.models.modes import ReadingMode, device_of, reading_mode
 from specgym.env.models.states import HiddenStates, check_feature_layers
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class CachedModel:
     A transformers model object is left as it is found: its settings change for the length of a forward only.
 
     Args:
-        model: any transformers causal language model with full attention, or one in its folder.
+        model: any transformers causal language model with a key-value cache, or one in its folder.
         eight_bits: whether the weights of linear layers are rounded to eight bits, see `quantize_int8`.
 
     Attributes:
@@ -52,7 +53,7 @@ class CachedModel:
 
     def __init__(self, model: AnyModel, *, eight_bits: bool = False) -> None:
         self.eight_bits = eight_bits
-        self.device: torch.device = model.device
+        self.device: torch.device = model.device if isinstance(model, StoredLlama) else device_of(model)
         self.dtype: torch.dtype = model.dtype
         self._stored = model if isinstance(model, StoredLlama) else None
         self._model: PreTrainedModel | None = None
@@ -100,8 +101,8 @@ class CachedModel:
         lean = lean_model(model)
         if lean is None:
             self._mode = reading_mode(model)
-        if lean is not self._plain or self.device != model.device:
-            self.device, self.dtype = model.device, model.dtype
+        if lean is not self._plain or self.device != device_of(model):
+            self.device, self.dtype = device_of(model), model.dtype
             self._plain, self._lean = lean, lean and lean.fork()
             self.cache = TreeCache(len(self.cache.layers), self.device)
 
@@ -133,6 +134,11 @@ class CachedModel:
         if not root.cache.length:
             root._choose_forward()
         return model
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[PreTrainedModel]:
+        """Lends the transformers model object for the length of a block, which must not change it."""
+        yield self._object()
 
     def _object(self) -> PreTrainedModel:
         """Returns the model object, loaded if needed."""
@@ -226,6 +232,12 @@ class TargetModel(CachedModel):
         self.end_tokens = end_tokens
 
     @property
+    def generation_config(self) -> GenerationConfig:
+        """The settings of text generation that come with the model."""
+        model = self._stored if self._model is None else self._model
+        return getattr(model, "generation_config", None) or GenerationConfig()
+
+    @property
     def features(self) -> torch.Tensor | None:
         """Hidden states of the last forward's rows, `[rows, width]`; None unless `show_features` turned them on."""
         if self._lean is not None:
@@ -275,11 +287,6 @@ class TargetModel(CachedModel):
             self._states = HiddenStates(self._object(), layers)
             self._states.pause()  # it records the forwards of this text alone
         self.feature_layers = layers
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[PreTrainedModel]:
-        """Lends the transformers model object for the length of a block, which must not change it."""
-        yield self._object()
 
 
 def _outs(head: Any) -> int:

@@ -180,6 +180,8 @@ class ReplayDecoder(DecodingSession):
         Raises:
             UnrecordedError: the trace has no such text, or only its beginning.
         """
+        if request.processors is not None:
+            raise UnrecordedError("Traces hold texts without logits processors; this request has some. Leave them out.")
         key = (request.prompt, request.sampling)
         text = self.texts.get(key)
         if text is None:

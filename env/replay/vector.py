@@ -55,7 +55,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
     - Of a step and of a reset: `text` and `profile`, the numbers of what was played.
     - If any episode ended: `final_obs`, arrays or None, and `final_info` with the entries of its last step. There
       `episode` holds sums of the whole episode: `r` (reward), `l` (rounds), `tokens` and `plain_steps`. With
-      `AutoresetMode.NEXT_STEP` there is only `episode`, beside the others.
+      `AutoresetMode.NEXT_STEP` there is neither, as in Gymnasium: observation and info are the episode's last ones.
 
     Args:
         num_envs: episodes that are stepped together.
@@ -175,7 +175,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         self._begin(np.arange(self.num_envs), texts, profiles)
         self.replays.table.prepare()
         self._begun, self._ended[:] = True, False
-        return self.states.observe(), _masked(self._played())
+        return self.states.observe(), _masked(self._played(), ~self._ended)
 
     def step(self, actions: npt.ArrayLike) -> VectorStep:
         """Plays a round of every episode, and begins the next one of those that end.
@@ -203,15 +203,13 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         info: dict[str, Any] = {name: self._spread(values, playing) for name, values in steps.items()}
         if self._ended.any():
             self._begin_drawn(np.flatnonzero(self._ended))
-        info |= self._played()
         self._totals += np.stack([rewards, ~self._ended, info["tokens"], info["plain_steps"]])
-        info, observations = _masked(info, ~self._ended), self.states.observe()
+        info = _masked(info, ~self._ended) | _masked(self._played(), np.ones(self.num_envs, np.bool_))
+        observations = self.states.observe()
         terminated, truncated = self.states.ends()
         done = terminated | truncated
-        if done.any():
-            episode = {name: np.where(done, total, 0) for name, total in zip(_EPISODE, self._totals, strict=True)}
-            episode["l"] = episode["l"].astype(np.int64)
-            observations = self._finish(observations, done, info, _masked({"episode": episode}, done))
+        if done.any() and self._same_step:
+            observations = self._finish(observations, done, info)
         self._ended = done & (not self._same_step)
         return observations, rewards, terminated, truncated, info
 
@@ -237,19 +235,15 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         sampled = np.where(self.replays.greedy[self.states.text], 0, 1)
         return np.asarray(self._prices[self.states.profile, sampled])
 
-    def _finish(
-        self, observations: FeatureVector, done: BoolArray, info: dict[str, Any], episode: dict[str, Any]
-    ) -> FeatureVector:
-        """Adds the episodes that are done to `info`, and begins the next ones if it is time; returns observations."""
-        if not self._same_step:
-            info |= episode
-            return observations
+    def _finish(self, observations: FeatureVector, done: BoolArray, info: dict[str, Any]) -> FeatureVector:
+        """Adds the episodes that are done to `info`, begins the next ones and returns the observations."""
         which, last = np.flatnonzero(done), np.full(self.num_envs, None, object)
         for index in which.tolist():
             last[index] = observations[index]
         steps = {name: np.where(done, values, 0) for name, values in info.items() if not name.startswith("_")}
-        info |= _masked({"final_obs": last, "final_info": steps}, done)
-        info["final_info"] |= episode
+        episode = {name: np.where(done, total, 0) for name, total in zip(_EPISODE, self._totals, strict=True)}
+        episode["l"] = episode["l"].astype(np.int64)
+        info |= _masked({"final_obs": last, "final_info": steps | {"episode": episode}}, done)
         self._begin_drawn(which)
         return self.states.observe()
 
@@ -293,12 +287,12 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         return {"text": self.states.text.copy(), "profile": self.states.profile.copy()}
 
 
-def _masked(values: dict[str, Any], mask: BoolArray | None = None) -> dict[str, Any]:
-    """Returns an info with `_name` beside each name: which episodes have the entry; all if there is no mask."""
+def _masked(values: dict[str, Any], mask: BoolArray) -> dict[str, Any]:
+    """Returns an info with `_name` beside each name: which episodes have the entry."""
     masked: dict[str, Any] = {}
     for name, value in values.items():
         masked[name] = _masked(value, mask) if isinstance(value, dict) else value
-        masked[f"_{name}"] = np.ones(len(value), np.bool_) if mask is None else mask.copy()
+        masked[f"_{name}"] = mask.copy()
     return masked
 
 

@@ -74,6 +74,11 @@ class ProcessedText:
         with torch.inference_mode(mode=False):
             self._input_ids = torch.tensor([text], dtype=torch.long, device=device)
 
+    @property
+    def names(self) -> str:
+        """The processors' names, for messages."""
+        return ", ".join(getattr(each, "__name__", type(each).__name__) for each in self.processors)
+
     def process(self, logits: torch.Tensor) -> torch.Tensor:
         """Returns the processed scores of the token after the text.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from specgym.env.common.arrays import IntArray
+from specgym.env.common.arrays import FloatArray, IntArray
 from specgym.env.common.errors import NumericalError, ParameterError
 from specgym.env.kernels.choosing import best, gumbel, noisy, ranked, to_candidates
 from specgym.env.tree.growth import Candidates
@@ -138,10 +138,7 @@ class TokenChooser:
         """
         values, indices = best(self._warped(logits), self._noise(positions))
         if not np.isfinite(values).all():
-            raise NumericalError(
-                "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
-                "try --dtype float32, or load the weights again."
-            )
+            self._check(values, logits)
         return indices
 
     def choose_path(
@@ -210,6 +207,19 @@ class TokenChooser:
         entropies = None if nats_read is None else np.round(nats_read / _ENTROPY_STEP) * _ENTROPY_STEP
         return Candidates(ids, values, np.exp(values[:, 0]), entropy=entropies)
 
+    def _check(self, values: FloatArray, logits: torch.Tensor) -> None:
+        """Refuses chosen scores that are not finite. In greedy decoding a processor may force a token by infinity."""
+        if self.text is None or bool((logits.isnan() | logits.isposinf()).any()):
+            raise NumericalError(
+                "The target returned NaN or infinite logits. Its weights or the dtype are at fault: "
+                "try --dtype float32, or load the weights again."
+            )
+        if not (self.settings.greedy and (values > -np.inf).all()):
+            raise NumericalError(
+                f"No token is left to choose from after the logits processors {self.text.names}: every score is minus "
+                "infinity, or one is NaN or infinite. Leave one of them out, or change its settings."
+            )
+
     def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """The scores that `choose` maximises: the logits, or processed logits plus noise, `[rows, vocabulary]`."""
         return noisy(self._warped(logits), self._noise(positions))
@@ -233,7 +243,7 @@ class TokenChooser:
         if len(self.warpers) == 0:
             return logits
         # These warpers ignore the tokens so far, so none are given.
-        processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long), logits.float())
+        processed: torch.Tensor = self.warpers(torch.empty(0, dtype=torch.long, device=logits.device), logits.float())
         return processed
 
 

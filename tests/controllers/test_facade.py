@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import specgym
 from specgym.controllers import custom_generate, facade
@@ -60,3 +61,15 @@ def test_an_empty_text_and_an_unknown_controller_are_refused(pair: facade.Pair) 
         pair.generate("")
     with pytest.raises(UnknownNameError, match="Did you mean history"):
         pair.generate(QUESTION, "histori")
+
+
+def test_generate_follows_the_settings_that_come_with_the_target(
+    pair: facade.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = pair.generate(QUESTION, max_new_tokens=TOKENS)
+    monkeypatch.setattr(pair.target.model.generation_config, "repetition_penalty", 1.5)
+    text = pair.generate(QUESTION, max_new_tokens=TOKENS)
+    with pair.target.lent() as model:
+        prompt = torch.tensor([encode_chat(pair.tokenizer, [QUESTION])])
+        theirs = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=TOKENS, pad_token_id=0)
+    assert text == pair.tokenizer.decode(theirs[0, prompt.shape[1] :], skip_special_tokens=True) != plain

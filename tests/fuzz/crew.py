@@ -87,9 +87,10 @@ def _receive(messages: Queue[Message], crew: list[Worker]) -> Counts | str | Non
 
 
 def _work(number: int, seed: int, step: int, messages: Queue[Message]) -> None:
-    """Plays cases until the process is stopped."""
+    """Plays cases until the process is stopped, or the one that started it has ended."""
     settle()
-    while True:
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
         messages.put((number, seed, None))
         messages.put((number, seed, play_seed(seed)))
         seed += step

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 import specgym
 from specgym.controllers.run import SteeredRound, steer
-from specgym.env.common.errors import SpecGymError
 from specgym.env.decoding.live import LiveDecoder
 from specgym.env.drafts import Draft
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 from tests.fuzz.drawing.controllers import CountingController
+from tests.fuzz.reference import plain_text
 
 
 @dataclass(eq=False)
@@ -35,13 +35,13 @@ class Call:
     output: Any = None
     """what came back"""
     error: Exception | None = None
-    """why the call was refused, if it was"""
+    """why the call was refused, or another error"""
 
     def settle(self, decode: Callable[[Call], Any]) -> None:
-        """Keeps the result of `decode`, or its refusal."""
+        """Keeps the result of `decode`, or its error, which may be raised in a thread."""
         try:
             self.output = decode(self)
-        except SpecGymError as error:
+        except Exception as error:
             self.error = error
 
 
@@ -62,10 +62,13 @@ class Generate:
         model: the target.
         draft: the draft.
         threads: whether calls run in threads of their own.
+        beside_plain: whether the second thread decodes plainly.
     """
 
-    def __init__(self, model: PreTrainedModel, draft: Any, *, threads: bool = False) -> None:
-        self.model, self.draft = model, draft
+    def __init__(
+        self, model: PreTrainedModel, draft: Any, *, threads: bool = False, beside_plain: bool = False
+    ) -> None:
+        self.model, self.draft, self.beside_plain = model, draft, beside_plain
         self.threads, self.at_once = threads, 2 if threads else 1
 
     def play(self, calls: list[Call]) -> None:
@@ -74,7 +77,8 @@ class Generate:
             for call in calls:
                 call.settle(self._generate)
             return
-        running = [threading.Thread(target=call.settle, args=(self._generate,)) for call in calls]
+        ways = [self._generate, self._plain if self.beside_plain else self._generate]
+        running = [threading.Thread(target=call.settle, args=(way,)) for call, way in zip(calls, ways, strict=False)]
         for thread in running:
             thread.start()
         for thread in running:
@@ -84,6 +88,9 @@ class Generate:
         sampling = {"do_sample": False} if call.seeds is None else {"do_sample": True, "seed": call.seeds[0]}
         ours = {"custom_generate": specgym.generate, "draft": self.draft, "controller": call.controller}
         return self.model.generate(**call.inputs, **sampling, **ours)
+
+    def _plain(self, call: Call) -> torch.Tensor:
+        return plain_text(self.model, call.inputs, call.seeds)[0]
 
 
 class Decoders:
@@ -116,9 +123,7 @@ class Decoders:
                 if next(rounds, None) is None:
                     call.output = torch.tensor([decoder.tokens])
                     texts.remove(text)
-            except (SpecGymError, RuntimeError) as error:
-                if not isinstance(error, SpecGymError) and "Another text was started" not in str(error):
-                    raise
+            except Exception as error:
                 call.error = error
                 texts.remove(text)
 

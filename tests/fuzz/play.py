@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from specgym.env.common.errors import SpecGymError
 from tests.fuzz.cases import Case, Text
 from tests.fuzz.drawing.arguments import Setting, expected_answer, make_arguments
 from tests.fuzz.drawing.controllers import CountingController, Counts, named_controller
@@ -70,7 +71,7 @@ class Player:
     def _entry(self) -> Entry:
         kind = self.case.entry
         if "decoder" not in kind:
-            return Generate(self.model, self.draft, threads=kind == "two threads")
+            return Generate(self.model, self.draft, threads="thread" in kind, beside_plain="plain" in kind)
         return Decoders(self.model, self.draft, self.random, 2 if "two" in kind else 1, shared="shared" in kind)
 
     def _play(self, entry: Entry, texts: tuple[Text, ...]) -> None:
@@ -85,21 +86,26 @@ class Player:
         if before != (after := state(self.model)):
             raise DifferenceError(f"the model is not as it was: {before} became {after}")
         for text, call, right in zip(texts, calls, expected, strict=True):
-            if call.error is None:
-                if self.rounded:
-                    self._judge(call)
-                elif right is None:
-                    raise DifferenceError(f"not refused: {', '.join(text.arguments)}")
-                else:
-                    self._compare(*right, call)
-                continue
-            self.counts.refused += 1
-            if right is not None and not all(bool(step.isfinite().any(dim=1).all()) for step in right[1]):
-                continue  # processors forbid every token, or plain decoding itself computes NaN
-            answer = expected_answer(text.arguments)
-            if "shared" not in self.case.entry and (answer == "equal" or call.controller.started):
-                started = "after its text was begun" if call.controller.started else "before anything ran"
-                raise DifferenceError(f"refused {started}: {call.error}")
+            if call.error is not None:
+                self._check_refusal(text, call, right)
+            elif self.rounded:
+                self._judge(call)
+            elif right is None:
+                raise DifferenceError(f"not refused: {', '.join(text.arguments)}")
+            else:
+                self._compare(*right, call)
+
+    def _check_refusal(self, text: Text, call: Call, right: tuple[torch.Tensor, Any] | None) -> None:
+        """Passes on an error that is no refusal, and refuses a refusal that is late or has no reason."""
+        shared = "shared" in self.case.entry
+        if not isinstance(call.error, SpecGymError) and not (shared and "Another text was started" in str(call.error)):
+            raise call.error or AssertionError("there is an error")
+        self.counts.refused += 1
+        if right is not None and not all(bool(step.isfinite().any(dim=1).all()) for step in right[1]):
+            return  # processors forbid every token, or plain decoding itself computes NaN
+        if not shared and (expected_answer(text.arguments) == "equal" or call.controller.started):
+            started = "after its text was begun" if call.controller.started else "before anything ran"
+            raise DifferenceError(f"refused {started}: {call.error}")
 
     def _controller(self, text: Text) -> CountingController:
         return CountingController(named_controller(self.case.controller, self.case.seed + text.seed), self.counts)

@@ -214,7 +214,10 @@ class TestReplaySpeed:
         speeds = {speed["what"]: speed for speed in record["speeds"]}
         first, again = speeds["single, first time"], speeds["single, known rounds"]
         assert 0 < first["rounds"] == again["rounds"]
-        assert speeds["vectorised, 3 episodes"]["rounds"] == 12
+        assert speeds["vectorised, 3 episodes"]["rounds"] == speeds["vectorised, 3 episodes, tabulated"]["rounds"] == 12
+        assert (
+            speeds["single, random actions, first time"]["rounds"] == speeds["single, random actions"]["rounds"] == 40
+        )
         assert speeds["tabulating"]["rounds"] % record["actions"] == 0
         assert 0 < speeds["recording [positions]"]["rounds"] <= 2 * 2 * 6
         assert "recording [positions]" in ended.out

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,33 @@ def single_speeds(
     return [_timed("single, first time", play), _median_speed("single, known rounds", play, repeats)]
 
 
+def random_speeds(env: Any, rounds: int, repeats: int) -> list[Speed]:
+    """Measures one environment under random actions of its space: rounds played for the first time, then later ones.
+
+    Args:
+        env: the Gymnasium environment, perhaps in wrappers.
+        rounds: rounds of each measurement.
+        repeats: measurements of the later rounds; their median is returned.
+
+    Raises:
+        UnrecordedError, UnmeasuredError: the trace or the profile does not cover the grid.
+    """
+    env.reset(seed=0)
+    env.action_space.seed(0)
+
+    def play() -> int:
+        for _ in range(rounds):
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+        return rounds
+
+    first = _timed("single, random actions, first time", play)
+    return [first, _median_speed("single, random actions", play, repeats)]
+
+
 def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int) -> list[Speed]:
-    """Measures all episodes together under random actions, after tabulating every action.
+    """Measures all episodes together under random actions, before and after tabulating every action.
 
     Args:
         envs: the environment.
@@ -89,12 +115,13 @@ def vector_speeds(envs: ReplayVectorEnv, steps: int, repeats: int) -> list[Speed
             envs.step(action)
         return steps * envs.num_envs
 
-    tabulated = _timed("tabulating", tabulate)
     envs.reset(seed=0)
     sizes = np.asarray(envs.grid.nvec)
     actions = np.random.default_rng(0).integers(sizes, size=(steps, envs.num_envs, len(sizes)))
+    name = f"vectorised, {envs.num_envs} episodes"
+    speeds = [_median_speed(name, play, repeats), _timed("tabulating", tabulate)]
     play()  # a warm-up
-    return [tabulated, _median_speed(f"vectorised, {envs.num_envs} episodes", play, repeats)]
+    return [*speeds, _median_speed(f"{name}, tabulated", play, repeats)]
 
 
 def recording_speed(pair: ModelPair, prompts: Sequence[Prompt], max_new_tokens: int) -> Speed:

@@ -10,11 +10,12 @@ from typing import TypeAlias
 
 import torch
 
-from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner
+from specgym.controllers.evaluation.live.runners import ControllerRunner, Runner, TransformersRunner
 from specgym.controllers.evaluation.results.schema import Failure, PromptRow
 from specgym.controllers.registry import BASELINE
 from specgym.controllers.run import Generation
 from specgym.env.common.errors import SpecGymError
+from specgym.env.decoding.own_settings import warn_of_own_settings
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.prompts import Prompt
 from specgym.env.tree.rounds import Request
@@ -72,7 +73,7 @@ class Benchmark:
         prompt = encode_chat(self.pair.tokenizer, self.prompts[0].turns[:1])[-256:]
         for runner in self.runners:
             with contextlib.suppress(SpecGymError):  # the measurement will fail again and count it
-                runner(Request(prompt, _WARM_UP_TOKENS, self.sampling))
+                runner(self._request(prompt, _WARM_UP_TOKENS, self.sampling))
 
     def measure(
         self, measured: Measurements, progress: Callable[[str], None] = lambda name: None, done: int = 0
@@ -107,13 +108,20 @@ class Benchmark:
             rows.append(self._row(runner, prompt, repeat, conversation, plain))
         return rows, failures
 
+    def _request(self, prompt: tuple[int, ...], most: int, sampling: SamplingSettings) -> Request:
+        """A request by the target's own settings, such as a repetition penalty, if all runners can follow them."""
+        if all(isinstance(runner, ControllerRunner | TransformersRunner) for runner in self.runners):
+            return self.pair.request(prompt, most, sampling)
+        warn_of_own_settings(self.pair.target)
+        return Request(prompt, most, sampling)
+
     def _converse(self, runner: Runner, prompt: Prompt, index: int) -> _Conversation:
         conversation: _Conversation = []
         turns: list[str] = []
         sampling = replace(self.sampling, seed=self.sampling.seed + index)
         for turn in prompt.turns:
             turns.append(turn)
-            request = Request(encode_chat(self.pair.tokenizer, turns), self.max_new_tokens, sampling)
+            request = self._request(encode_chat(self.pair.tokenizer, turns), self.max_new_tokens, sampling)
             answer = runner(request)
             conversation.append((request, answer))
             turns.append(self.pair.tokenizer.decode(answer.tokens, skip_special_tokens=True) or " ")
@@ -149,7 +157,7 @@ class Benchmark:
         text = [*request.prompt, *answer.tokens[:index]]
         target = runner.target or self.pair.target
         target.start()
-        chooser = TokenChooser(request.sampling, target.vocabulary, target.device)
+        chooser = TokenChooser(request.sampling, target.vocabulary, target.device, request.processors, text)
         best, second = chooser.scores(target.extend(text), [len(text)])[0].float().topk(2).values.tolist()
         return float(best - second)
 

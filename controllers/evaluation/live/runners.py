@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from specgym.controllers.evaluation.results.provenance import shareable
 from specgym.controllers.registry import controller_names, make_controller
@@ -65,8 +65,8 @@ class ControllerRunner:
 class TransformersRunner:
     """Decodes plainly by transformers' `generate`, with the attention that transformers chooses by itself.
 
-    Only the request counts. What the model's own generation settings add, such as penalties, is left out, as in our
-    engine. Its sampling draws other noise than ours. Beyond temperature 0 only its speed can be compared, not its text.
+    Only the request counts, its logits processors included; the model's own generation settings are left out. Its
+    sampling draws other noise than ours. Beyond temperature 0 only its speed can be compared, not its text.
 
     Args:
         model: the target, borrowed while a request runs.
@@ -94,6 +94,7 @@ class TransformersRunner:
         with self.model.lent() as model, _request_alone(model, ends):
             before, most = time.perf_counter(), min(request.max_new_tokens, context - length)
             options = _options(request.sampling) | {"attention_mask": torch.ones_like(prompt)}
+            options["logits_processor"] = LogitsProcessorList(request.processors or ())
             try:
                 output = model.generate(prompt, max_new_tokens=most, **options)
             except RuntimeError as error:  # sampling from NaN ends in one

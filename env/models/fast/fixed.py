@@ -77,7 +77,9 @@ class FixedInputs:
         tokens, positions, visible = inputs
         rows, filled = len(tokens), self.shape.rows
         # New memory each time: the last transfer may not be over yet.
-        memory = torch.zeros(len(self._memory), dtype=torch.uint8, pin_memory=self._memory.device.type == "cuda")
+        memory = torch.zeros(
+            len(self._memory), dtype=torch.uint8, device="cpu", pin_memory=self._memory.device.type == "cuda"
+        )
         numbers = memory.numpy()[: 8 * (2 * filled + 1)].view(np.int64)
         numbers[:rows], numbers[filled : filled + rows], numbers[-1] = tokens, positions, start
         flags = memory.numpy()[numbers.nbytes :].view(np.bool_).reshape(self.shape)

@@ -161,9 +161,9 @@ class NativeForward:
         visible = None if inputs.visible is None else np.ascontiguousarray(inputs.visible, np.bool_)
         features = None if features is None else features.contiguous()
         last, first, second, *outputs = (
-            torch.empty((rows, hidden), dtype=torch.bfloat16) for _ in range(3 + len(shown))
+            torch.empty((rows, hidden), dtype=torch.bfloat16, device="cpu") for _ in range(3 + len(shown))
         )
-        logits, cache = torch.empty((keep, self._head.outs), dtype=torch.bfloat16), buffers[0]
+        logits, cache = torch.empty((keep, self._head.outs), dtype=torch.bfloat16, device="cpu"), buffers[0]
         # Layers write to two places in turns, never to the one they read; results that are returned have their own.
         ends = second.data_ptr(), first.data_ptr()
         results = [ends[number % 2] for number in range(count)]

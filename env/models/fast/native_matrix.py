@@ -129,7 +129,7 @@ class NativeMatrix:
         blocks = [len(layer.weight) // BLOCK for layer in layers]
         dtype = torch.int8 if eight_bits else layers[0].weight.dtype
         # [outs, features] to [outs / 16, features / 2, 16, 2]: a register holds two features of 16 results.
-        self._pairs = torch.empty((sum(blocks), features // 2, BLOCK, 2), dtype=dtype)
+        self._pairs = torch.empty((sum(blocks), features // 2, BLOCK, 2), dtype=dtype, device="cpu")
         steps: list[Tensor] = []
         for layer, pairs in zip(layers, torch.split(self._pairs, blocks), strict=True):
             numbers = layer.weight
@@ -145,7 +145,7 @@ class NativeMatrix:
     def __call__(self, x: Tensor) -> Tensor:
         """Multiplies `bfloat16[rows, features]` to `[rows, outs]`."""
         x, began = x.contiguous(), time.perf_counter()
-        result = torch.empty((len(x), self.outs), dtype=torch.bfloat16)
+        result = torch.empty((len(x), self.outs), dtype=torch.bfloat16, device="cpu")
         _linear_function()(self.struct, x.data_ptr(), result.data_ptr(), len(x), torch.get_num_threads())
         add_native_times(began, [time.perf_counter() - began])
         return result
@@ -184,8 +184,8 @@ def _works(eight_bits: bool) -> bool:
     """Whether the functions are there and multiply as torch does, tried on a small layer."""
     if find_library(_SOURCE) is None:
         return False
-    weight = torch.linspace(-1, 1, 24 * 64).view(24, 64).to(torch.bfloat16)
-    x = torch.linspace(-1, 1, 7 * 64).view(7, 64).to(torch.bfloat16)
+    weight = torch.linspace(-1, 1, 24 * 64, device="cpu").view(24, 64).to(torch.bfloat16)
+    x = torch.linspace(-1, 1, 7 * 64, device="cpu").view(7, 64).to(torch.bfloat16)
     result, exact = NativeMatrix([Linear(weight, None)], eight_bits=eight_bits)(x), weight.float()
     if eight_bits:
         numbers, steps = quantize_int8(weight)

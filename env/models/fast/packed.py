@@ -114,8 +114,8 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN multiplies `dtype` on `device` with rearranged weights here, and does so correctly."""
     if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    layer = nn.Linear(64, 48, dtype=dtype)
-    x = torch.linspace(-1, 1, 3 * 64).view(3, 64).to(dtype)
+    layer = nn.Linear(64, 48, dtype=dtype, device=device)
+    x = torch.linspace(-1, 1, 3 * 64, device=device).view(3, 64).to(dtype)
     try:
         with torch.inference_mode():
             weight, bias = _packed([Linear(layer.weight, layer.bias)])
@@ -137,7 +137,7 @@ def row_invariant(call: Callable[[Tensor], Tensor], features: int, outs: int, mi
         min_rows: fewest rows of a call.
     """
     rows = max(_RESULTS // outs // MOST_ROWS, 1) * MOST_ROWS
-    x = torch.randn(rows, features, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    x = torch.randn(rows, features, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(torch.bfloat16)
     counts = [2**power for power in range(MOST_ROWS.bit_length()) if 2**power >= min_rows]
     reference, *others = (torch.cat([call(part) for part in torch.split(x, count)]) for count in counts)
     return all(torch.equal(reference, other) for other in others)
@@ -155,7 +155,9 @@ def _packed(layers: Sequence[Linear]) -> Linear:
 @torch.inference_mode()
 def _min_rows(features: int, outs: int, threads: int) -> int:
     """Returns `Projection.min_rows` of a shape. Which kernel runs depends on the number of threads as well."""
-    weight, _ = _packed([Linear(nn.Linear(features, outs, bias=False, dtype=torch.bfloat16).weight, None)])
+    weight, _ = _packed(
+        [Linear(nn.Linear(features, outs, bias=False, dtype=torch.bfloat16, device="cpu").weight, None)]
+    )
 
     def call(x: Tensor) -> Tensor:
         return project(x, [weight], [None], 1, True)

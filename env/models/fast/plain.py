@@ -52,7 +52,7 @@ def is_plain(model: PreTrainedModel) -> bool:
     """Whether a model is of a known family and as its class makes it: no adapters, hooks or other precisions."""
     family = type(model).__name__.removesuffix("ForCausalLM")
     home = sys.modules.get(f"transformers.models.{family.lower()}.modeling_{family.lower()}")
-    if family not in _FAMILIES or home is None or type(model).__module__ != home.__name__ or _is_watched(model.device):
+    if family not in _FAMILIES or home is None or type(model).__module__ != home.__name__ or _is_watched():
         return False
     modules = dict(model.named_modules(remove_duplicate=False))
     return (
@@ -125,7 +125,7 @@ def _folders() -> tuple[str, ...]:
 
 
 def is_original(function: Any) -> bool:
-    """Whether a function, and whatever it wraps, is a part of torch or transformers, or has no Python code."""
+    """Whether a function and those that it wraps are parts of torch or transformers, or have no Python code."""
     while function is not None:
         if isinstance(function, FunctionType) and not function.__code__.co_filename.startswith(_folders()):
             return False
@@ -133,12 +133,12 @@ def is_original(function: Any) -> bool:
     return True
 
 
-def _is_watched(device: torch.device) -> bool:
+def _is_watched() -> bool:
     """Whether something outside of the model changes or watches what it computes."""
     return bool(
         torch_modules._global_forward_hooks
         or torch_modules._global_forward_pre_hooks
-        or torch.is_autocast_enabled(device.type)
+        or torch._C._is_any_autocast_enabled()
         or torch._C._len_torch_dispatch_stack()
         or (torch._C._len_torch_function_stack() and {*map(type, _function_modes())} != {DeviceContext})
     )
@@ -150,7 +150,7 @@ def _function_modes() -> list[object]:
 
 
 class PlainModel:
-    """What a plain model is made of. It holds no reference to the model itself.
+    """Remembers the parts of a plain model. It holds no reference to the model itself.
 
     Args:
         model: a model for which `is_plain` holds.
@@ -179,7 +179,7 @@ class PlainModel:
         """Whether the model still is what it was, and nothing outside of it changes what it computes."""
         with contextlib.suppress(RuntimeError):  # from the comparison of tables that were replaced
             return (
-                not _is_watched(self._tensors[0].device)
+                not _is_watched()
                 and type(model) is self._classes[0]
                 and vars(model) is self._dicts[0]
                 and self._kinds == [*map(type, self._modules)]

@@ -149,6 +149,12 @@ class StoredLlama:
     theta: float
     """base of the rotary position embedding"""
 
+    @property
+    def generation_config(self) -> transformers.GenerationConfig:
+        """The settings of text generation that come with the model."""
+        with _errors_of("generation configuration", self.folder):
+            return transformers.GenerationConfig.from_dict(_generation_settings(self.folder))
+
     def weights(self) -> LlamaWeights:
         """Reads the weights. On a CPU they stay mapped to the file if they are used in the file's precision."""
         tensors = {name: tensor.to(self.device, self.dtype) for name, tensor in _tensors(self.folder).items()}
@@ -248,9 +254,13 @@ def _plain_shapes(config: Mapping[str, Any], dim: int) -> dict[str, tuple[int, .
 
 
 def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    end = read_json(path).get("eos_token_id") if path.exists() else None
+    end = _generation_settings(folder).get("eos_token_id")
     return token_set(config.get("eos_token_id") if end is None else end)
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from specgym.env.common.errors import ParameterError
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request, check_fits, check_known
 from specgym.env.tree.sampling import TokenChooser
@@ -29,6 +30,8 @@ class _Stream:
     """An answer under way."""
 
     def __init__(self, number: int, request: Request, target: TargetModel) -> None:
+        if request.processors is not None:
+            raise ParameterError("Expected a request without logits processors: traces cannot hold them.")
         self.number, self.request, self.tokens = number, request, list(request.prompt)
         self.chooser = TokenChooser(request.sampling, target.vocabulary, target.device)
         self.limit = min(len(request.prompt) + request.max_new_tokens, target.context_limit)

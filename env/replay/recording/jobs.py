@@ -13,9 +13,11 @@ import torch
 
 from specgym.env.common.errors import PairError, PromptError
 from specgym.env.common.files import write_text
+from specgym.env.decoding.own_settings import warn_of_own_settings
 from specgym.env.decoding.pair import ModelPair, encode_chat
 from specgym.env.drafts import CausalDraft, FeatureDraft
 from specgym.env.models.hub.loading import fingerprint
+from specgym.env.models.target import CachedModel
 from specgym.env.prompts import Prompt
 from specgym.env.replay.recording.answers import write_answers
 from specgym.env.replay.recording.recorder import Recorder, SupersetRule
@@ -56,10 +58,13 @@ def plan_jobs(
 ) -> list[RecordingJob]:
     """Returns a job for the first turn of every prompt with every setting.
 
+    Replay knows no logits processors. So the target's own settings, such as penalties, are left out, with a warning.
+
     Raises:
         LimitError: a prompt is empty, or `max_new_tokens` is not positive.
         PromptError: two prompts have one name.
     """
+    warn_of_own_settings(pair.target)
     jobs: dict[tuple[object, ...], RecordingJob] = {}
     for prompt in prompts:
         tokens = encode_chat(pair.tokenizer, prompt.turns[:1])
@@ -79,11 +84,9 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
     draft = pair.draft
     if not isinstance(draft, CausalDraft | FeatureDraft):
         raise PairError(f"Expected a draft model to record, feature or causal; got a draft of kind {draft.kind!r}.")
-    with pair.target.lent() as model:
-        target = fingerprint(model)
     return TraceHeader(
-        target=target,
-        draft=fingerprint(draft.network if isinstance(draft, FeatureDraft) else draft.model.model),
+        target=_fingerprint(pair.target),
+        draft=fingerprint(draft.network) if isinstance(draft, FeatureDraft) else _fingerprint(draft.model),
         draft_kind=draft.kind,
         names=(Path(pair.target_name).name, Path(pair.draft_name).name),  # of folders the last part only
         vocabulary=pair.target.vocabulary,
@@ -93,6 +96,11 @@ def trace_header(pair: ModelPair, rule: SupersetRule) -> TraceHeader:
         calibrator=None if draft.calibrator is None else draft.calibrator.record(),
         dtype=pair.target.precision,
     )
+
+
+def _fingerprint(model: CachedModel) -> str:
+    with model.lent() as loaded:
+        return fingerprint(loaded)
 
 
 def record_texts(

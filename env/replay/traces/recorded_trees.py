@@ -83,6 +83,8 @@ class RecordedTrees:
     @classmethod
     def joined(cls, tables: Sequence[RecordedTrees], offsets: Sequence[int]) -> RecordedTrees:
         """Returns the rows of several tables, with the offset of each table added to its positions."""
+        if len(tables) == 1 and offsets[0] == 0:
+            return tables[0]
         sizes = np.cumsum([0, *map(len, tables)])[:-1]
         parts = []
         for table, size, offset in zip(tables, sizes, offsets, strict=True):

@@ -59,11 +59,13 @@ class TestNames:
         assert gym.spec("specgym/Live-v0") is spec
         assert spec.nondeterministic
 
-    def test_a_ready_decoder_is_taken(self) -> None:
+    def test_a_ready_decoder_is_taken_with_caches_of_its_own(self) -> None:
         decoder = make_decoder()
         env = gym.make(LIVE, decoder=decoder, requests=REQUESTS, lam=0.5, observes_draft=False)
         assert isinstance(env.unwrapped, SpeculationEnv)
-        assert env.unwrapped.decoder is decoder
+        assert isinstance(env.unwrapped.decoder, LiveDecoder)
+        assert env.unwrapped.decoder.target.model is decoder.target.model
+        assert env.unwrapped.decoder.target.cache is not decoder.target.cache
         assert (env.unwrapped.lam, env.unwrapped.observes_draft) == (0.5, False)
 
     def test_a_decoder_without_requests_is_refused(self) -> None:

@@ -11,15 +11,19 @@ from transformers.cache_utils import DynamicCache
 
 from specgym.env.models.attention import use_tree_attention
 from specgym.env.models.slots import SlotCache
+from tests.support.architectures import kinds, tiny_model
 from tests.support.tiny_models import VOCABULARY, tiny_llama
 
 SLOTS, CAPACITY = 4, 16
 
 
-@pytest.fixture(scope="module")
-def models() -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Returns one model twice: unchanged, and with the attention that slots need."""
-    plain, slotted = tiny_llama(), tiny_llama()
+@pytest.fixture(scope="module", params=["llama", "mistral", "gemma3n_text"])
+def models(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Returns one model twice: unchanged, and with the attention that slots need. The last two have windows."""
+    if request.param == "llama":
+        plain, slotted = tiny_llama(), tiny_llama()
+    else:
+        plain, slotted = (tiny_model(kinds()[request.param]) for _ in range(2))
     use_tree_attention(slotted)
     return plain, slotted
 
@@ -59,7 +63,7 @@ class Texts:
         return logits
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data())
 def test_every_text_is_read_as_if_it_were_alone(
     models: tuple[PreTrainedModel, PreTrainedModel], data: st.DataObject
@@ -77,5 +81,6 @@ def test_every_text_is_read_as_if_it_were_alone(
             count = len(slots.texts)
             logits = slots.step(data.draw(st.lists(token, min_size=count, max_size=count), "tokens"))
             for text, found in zip(slots.texts, logits, strict=True):
-                torch.testing.assert_close(found, plain(torch.tensor([text])).logits[0, -1])
+                alone = plain(torch.tensor([text]), use_cache=False).logits[0, -1]
+                torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4)
             assert slots.cache.lengths.tolist() == list(slots.cache.held) == [len(text) for text in slots.texts]

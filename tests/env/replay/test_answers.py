@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from specgym.env.common.errors import LimitError
+from specgym.env.common.errors import LimitError, ParameterError
 from specgym.env.drafts import LookupDraft
 from specgym.env.models.fast.native_matrix import can_run
 from specgym.env.models.target import TargetModel
 from specgym.env.replay.recording.answers import Answer, write_answers
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
+from tests.support.architectures import WINDOW, kinds, tiny_model
 from tests.support.tiny_models import generate, make_prompt, tiny_target
 
 SAMPLED = SamplingSettings(1.0, seed=3)
@@ -54,6 +55,14 @@ def test_answers_are_those_of_plain_decoding(dtype: torch.dtype, slots: int) -> 
     assert all(answer.features is None for answer in answers)
 
 
+@pytest.mark.parametrize("name", ["mistral", "llama4_text", "gpt_neo", "gpt_oss"])
+def test_windows_look_back_along_each_text(name: str) -> None:
+    target = TargetModel(tiny_model(kinds()[name]), frozenset({4}))
+    answers = written(target, 10)
+    assert [answer.tokens for answer in answers] == [alone(target, request) for request in REQUESTS]
+    assert max(len(answer.tokens) for answer in answers) > 3 * WINDOW, "the test would be vacuous"
+
+
 @pytest.mark.parametrize("slots", [1, 10])
 @torch.inference_mode()
 def test_states_are_those_of_the_text_read_at_once(slots: int) -> None:
@@ -92,3 +101,9 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_work() -> None:
     with pytest.raises(LimitError):
         next(write_answers(target, [REQUESTS[0], Request((1,) * 128, 3)]))
     assert target.cache.length == 3
+
+
+def test_logits_processors_are_refused() -> None:
+    request = Request(make_prompt(1), 3, processors=(lambda input_ids, scores: scores,))
+    with pytest.raises(ParameterError, match="without logits processors"):
+        next(write_answers(small_target(torch.float64), [request]))

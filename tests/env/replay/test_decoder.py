@@ -191,6 +191,11 @@ class TestRefusals:
         with pytest.raises(UnrecordedError, match="holds 40 tokens of this text, up to its end; got max_new_tokens=4"):
             recorded.replay.start(dataclasses.replace(request, **more))  # type: ignore[arg-type]
 
+    def test_logits_processors(self, recorded: Recorded) -> None:
+        request = dataclasses.replace(Request(make_prompt(0), LENGTH), processors=(lambda input_ids, scores: scores,))
+        with pytest.raises(UnrecordedError, match="without logits processors"):
+            recorded.replay.start(request)
+
     def test_a_tree_that_was_not_recorded(self, recorded: Recorded) -> None:
         wide = dataclasses.replace(PHASE_1, base_depth=8, max_depth=8, frontier_width=60)
         with pytest.raises(UnrecordedError, match="Ask for a tree within the recorded ones"):

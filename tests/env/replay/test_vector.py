@@ -259,7 +259,7 @@ class TestEpisodes:
 
 
 class TestTables:
-    def test_they_are_filled_when_first_asked_for_or_all_at_once(self, causal: Path) -> None:
+    def test_outcomes_are_computed_when_asked_for_or_tabulated_before(self, causal: Path) -> None:
         lazy, eager = make(causal), make(causal)
         told: list[tuple[int, int]] = []
         eager.tabulate_all(lambda done, every: told.append((done, every)))
@@ -307,12 +307,98 @@ class TestGymnasium:
         assert isinstance(envs.unwrapped, ReplayVectorEnv)
 
 
+def forms(info: dict[str, Any], below: str = "") -> dict[str, tuple[str, Any]]:
+    """The type of each entry of an info, and its shape."""
+    found: dict[str, tuple[str, Any]] = {}
+    for name, value in info.items():
+        if isinstance(value, dict):
+            found |= forms(value, f"{below}{name}.")
+        else:
+            found[below + name] = str(value.dtype), value.shape
+    return found
+
+
+class TestInfos:
+    def play(self, envs: Any, steps: int = 60) -> list[dict[str, Any]]:
+        """The infos of steps in which an episode ended."""
+        envs.reset(seed=0)
+        envs.action_space.seed(0)
+        played = [envs.step(envs.action_space.sample()) for _ in range(steps)]
+        return [step[4] | {"ended": step[2] | step[3]} for step in played if (step[2] | step[3]).any()]
+
+    def test_the_end_of_an_episode_has_gymnasiums_form(self, causal: Path) -> None:
+        statistics = gym.wrappers.RecordEpisodeStatistics
+        theirs = gym.make_vec(
+            "specgym/Replay-v0",
+            num_envs=3,
+            vectorization_mode="sync",
+            wrappers=(statistics,),
+            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+            traces=str(causal),
+            split=None,
+            grid=SMALL,
+        )
+        found, expected = (forms(self.play(envs)[0]) for envs in (make(causal), theirs))
+        names = ("final_obs", "final_info.tokens", "final_info.depth", "final_info.episode.r", "final_info.episode.l")
+        masks = [f"{head}{dot}_{name}" for head, dot, name in (each.rpartition(".") for each in names)]
+        for name in (*names, *masks, "_final_info", "final_info._episode"):
+            assert found[name] == expected[name], name
+        assert all(name.rpartition(".")[2].startswith("_") or _mask(name) in found for name in found if name != "ended")
+
+    def test_they_say_which_episodes_ended(self, causal: Path) -> None:
+        for info in self.play(make(causal)):
+            ended = info["ended"]
+            assert [last is None for last in info["final_obs"]] == (~ended).tolist()
+            assert np.array_equal(info["_final_obs"], ended)
+            assert np.array_equal(info["final_info"]["episode"]["l"] > 0, ended)
+            assert np.array_equal(info["final_info"]["tokens"], np.where(ended, info["tokens"], 0))
+
+    def test_in_the_next_step_mode_the_next_episode_waits_for_a_step(self, causal: Path) -> None:
+        envs = make(causal, autoreset_mode=AutoresetMode.NEXT_STEP)
+        assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+        seen, _ = envs.reset(seed=0)
+        envs.action_space.seed(0)
+        waiting, ends, tokens = np.zeros(3, np.bool_), 0, np.zeros(3)
+        for _ in range(60):
+            seen, rewards, terminated, truncated, info = envs.step(envs.action_space.sample())
+            assert not any(values[waiting].any() for values in (rewards, terminated, truncated))
+            assert np.array_equal(info["_tokens"], ~waiting)
+            assert not {"final_obs", "final_info", "episode"} & info.keys()
+            assert (seen[waiting, FEATURE["rounds"]] == 0).all()
+            tokens = np.where(waiting, 0, tokens + info["tokens"])
+            waiting = terminated | truncated
+            for index in np.flatnonzero(waiting):
+                text = envs.replays.texts[info["text"][index]]
+                assert tokens[index] == len(text.tokens) - text.prompt - 1
+            ends += waiting.sum()
+        assert ends > 4, "the test would be vacuous"
+
+    @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+    def test_gymnasiums_statistics_are_the_same(self, causal: Path, mode: AutoresetMode) -> None:
+        envs: Any = gym.wrappers.vector.RecordEpisodeStatistics(make(causal, autoreset_mode=mode))
+        for info in self.play(envs):
+            if mode is AutoresetMode.SAME_STEP:
+                own = info["final_info"]["episode"]
+                assert info["episode"]["l"].tolist() == own["l"].tolist()
+                assert info["episode"]["r"] == pytest.approx(own["r"])
+            assert (info["episode"]["l"] > 0).tolist() == info["ended"].tolist()
+
+
+FEATURE = {feature.name: index for index, feature in enumerate(FEATURES)}
+
+
+def _mask(name: str) -> str:
+    head, dot, last = name.rpartition(".")
+    return f"{head}{dot}_{last}"
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
             ({"num_envs": 0}, LimitError, "num_envs must be 1 or more; got 0"),
             ({"lam": float("nan")}, ParameterError, "lam must be 0 or a positive"),
+            ({"autoreset_mode": AutoresetMode.DISABLED}, ParameterError, "SAME_STEP or NEXT_STEP; got .*DISABLED"),
             ({"profile": []}, ParameterError, "one latency profile or more; got an empty list"),
             ({"profile": ["overhead_bound", "compute_bond"]}, UnknownNameError, "Did you mean compute_bound"),
             ({"split": "tests"}, UnknownNameError, r"split 'tests'. Did you mean test\?"),

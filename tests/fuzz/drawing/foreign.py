@@ -243,7 +243,7 @@ def _global_hook(model: PreTrainedModel, random: Random) -> None:
     """Hooks all modules of all models, until `undo` is called."""
 
     def change(module: nn.Module, inputs: Any, output: Any) -> Any:
-        return output * 1.1 if isinstance(module, nn.Linear) else None
+        return _scaled(output, 1.1) if isinstance(module, nn.Linear) else None
 
     _undone.append(nn.modules.module.register_module_forward_hook(change).remove)
 

@@ -122,6 +122,37 @@ class TestRows:
             rows = rows_of(measured, name)
             assert 0 < sum(row.accepted for row in rows) < sum(row.drafted for row in rows), "would be vacuous"
 
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_all_runners_follow_the_settings_of_the_target(
+        self, pair: ModelPair, temperature: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        repeated = []
+        for size in (0, 1):
+            monkeypatch.setattr(pair.target.model.generation_config, "no_repeat_ngram_size", size)
+            watched = WatchedRunner(BASELINE, pair.decoder())
+            others = [runner for runner in make_runners(pair) if runner.name != BASELINE]
+            measured = measure(plan(pair, [watched, *others], sampling=SamplingSettings(temperature)))
+            assert {row.identical for row in measured.rows} == ({True} if temperature == 0 else {True, None})
+            repeated.append(sum(len(answer.tokens) - len(set(answer.tokens)) for answer in watched.answers))
+        assert repeated[0] > repeated[1] == 0
+
+    def test_a_runner_of_another_library_is_measured_without_the_settings_of_the_target(
+        self, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        requests: list[Request] = []
+
+        class Other:
+            name, baseline, target = "other", None, None
+
+            def __call__(self, request: Request) -> Generation:
+                requests.append(request)
+                return make_runner(BASELINE, pair.decoder())(request)
+
+        monkeypatch.setattr(pair.target.model.generation_config, "repetition_penalty", 1.3)
+        with pytest.warns(UserWarning, match=r"Not followed .*: repetition_penalty=1.3"):
+            measure(plan(pair, [Other(), make_runner(BASELINE, pair.decoder())]))
+        assert {request.processors for request in requests} == {None}
+
     def test_a_row_is_the_sum_of_its_generations(self, pair: ModelPair) -> None:
         decoder = pair.decoder()
         runners = [WatchedRunner(name, decoder) for name in (BASELINE, "history")]
