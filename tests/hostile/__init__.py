@@ -1,0 +1,1 @@
+"""Malformed files of every format: each is one clear error, within bounds of time and memory."""
