@@ -9,6 +9,7 @@ memory; a window only hides columns.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -84,19 +85,22 @@ def reading(rows: RowsRead) -> Iterator[RowsRead]:
         _reading.reset(token)
 
 
+_lending = threading.Lock()  # the masks are on the model object, which threads share
+
+
 class Windows(NamedTuple):
     """Where a model sees a part of its text only."""
 
     some: bool
     """whether some layers do, within the context"""
     local: list[Any]
-    """GPT-Neo's local layers, which hold a mask of their own as `bias`"""
+    """GPT-Neo's layers, local and global, which hold a mask of their own as `bias`"""
 
 
 def windows_of(model: PreTrainedModel) -> Windows:
     """Returns the windows of a model, which are looked for once."""
     if model not in _windows:
-        local = [part for part in model.modules() if getattr(part, "attention_type", None) == "local"]
+        local = [part for part in model.modules() if getattr(part, "attention_type", None) in ("local", "global")]
         local = [part for part in local if getattr(getattr(part, "bias", None), "ndim", 0) == 4]
         _windows[model] = Windows(has_window(model.config), local)
     return _windows[model]
@@ -104,9 +108,15 @@ def windows_of(model: PreTrainedModel) -> Windows:
 
 @contextlib.contextmanager
 def local_masks(layers: Sequence[Any], rows: RowsRead) -> Iterator[None]:
-    """Lends local layers, whose own masks follow the cache, masks of these rows for the length of a block."""
-    own = [layer.bias for layer in layers]
-    try:
+    """Lends layers, whose own masks follow the cache, masks of these rows for the length of a block.
+
+    A global layer's own mask ends with the context, which the rows of a tree may exceed. Threads wait.
+    """
+    with contextlib.ExitStack() as block:
+        if layers:
+            block.enter_context(_lending)
+        own = [layer.bias for layer in layers]
+        block.callback(_give_back, layers, own)
         if layers:
             size, window = len(rows.columns), layers[0].config.window_size
             function = transformers.masking_utils.sliding_window_causal_mask_function(window)
@@ -114,12 +124,15 @@ def local_masks(layers: Sequence[Any], rows: RowsRead) -> Iterator[None]:
             assert mask is not None, "only full attention needs none"
             bias = own[0].new_ones(1, 1, size, size)
             bias[:, :, -mask.shape[2] :] = mask == 0
+            earlier = own[0].new_ones(1, 1, size, size).tril()
         for layer in layers:
-            layer.bias = bias
+            layer.bias = bias if layer.attention_type == "local" else earlier
         yield
-    finally:
-        for layer, former in zip(layers, own, strict=True):
-            layer.bias = former
+
+
+def _give_back(layers: Sequence[Any], masks: Sequence[torch.Tensor]) -> None:
+    for layer, mask in zip(layers, masks, strict=True):
+        layer.bias = mask
 
 
 def build_mask(

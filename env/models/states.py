@@ -29,6 +29,12 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return next((blocks for blocks in lists if len(blocks) == count), nn.ModuleList())
 
 
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """Returns the part whose output is the last hidden state. Llama 4 calls the whole model its decoder."""
+    decoder: nn.Module = model.get_decoder()
+    return decoder if decoder is not model else getattr(model, "model", decoder)
+
+
 class HiddenStates:
     """Records hidden states of every forward that the calling thread runs, until it is closed.
 
@@ -52,7 +58,7 @@ class HiddenStates:
         self._hooks: list[tuple[nn.Module, Callable[..., None]]] = [
             (blocks[layer], partial(self._keep, layer)) for layer in layers
         ]
-        self._hooks.append((model.get_decoder(), self._finish))
+        self._hooks.append((_decoder(model), self._finish))
         self.open()
 
     def open(self) -> None:

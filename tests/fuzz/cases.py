@@ -20,8 +20,7 @@ ENTRIES = {
     "decoder": 3,
     "two decoders": 1,
     "two decoders, shared": 1,
-    "two threads": 1,
-    "a thread beside plain decoding": 1,
+    "two threads": 2,
 }
 """ways into the engine, with their weights"""
 Value = TypeVar("Value")
@@ -84,13 +83,13 @@ def draw_case(seed: int) -> Case:
     random = Random(seed)
     entry = _weighted(random, ENTRIES)
     dtype = _weighted(random, {"float64": 3, "float32": 3, "bfloat16": 1})
-    many = "decoder" not in entry
-    texts = tuple(_draw_text(random, many) for _ in range(random.randint(1, 5)))
+    texts = tuple(_draw_text(random, entry) for _ in range(random.randint(1, 5)))
     if dtype == "bfloat16":  # only greedy texts can be judged up to rounding
         texts = tuple(replace(text, prompts=text.prompts[:1], sampled=False, arguments=()) for text in texts)
+    family = _weighted(random, {name: family.weight for name, family in FAMILIES.items()})
     return Case(
         seed,
-        _weighted(random, {name: family.weight for name, family in FAMILIES.items()}),
+        family,
         dtype,
         _weighted(random, DRAFTS),
         random.choice(CONTROLLERS) if random.random() < 0.25 else "random",
@@ -100,8 +99,8 @@ def draw_case(seed: int) -> Case:
     )
 
 
-def _draw_text(random: Random, many: bool) -> Text:
-    sampled = random.random() < 0.5
+def _draw_text(random: Random, entry: str) -> Text:
+    sampled, many = random.random() < 0.5, "decoder" not in entry
     possible = [name for name, argument in ARGUMENTS.items() if many or argument.decoder]
     possible = [name for name in possible if sampled or not ARGUMENTS[name].sampled]
     arguments = random.sample(possible, random.choice((0, 0, 1, 1, 2, 3)))

@@ -19,7 +19,6 @@ from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
 from tests.fuzz.drawing.controllers import CountingController
-from tests.fuzz.reference import plain_text
 
 
 @dataclass(eq=False)
@@ -62,13 +61,10 @@ class Generate:
         model: the target.
         draft: the draft.
         threads: whether calls run in threads of their own.
-        beside_plain: whether the second thread decodes plainly.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, draft: Any, *, threads: bool = False, beside_plain: bool = False
-    ) -> None:
-        self.model, self.draft, self.beside_plain = model, draft, beside_plain
+    def __init__(self, model: PreTrainedModel, draft: Any, *, threads: bool = False) -> None:
+        self.model, self.draft = model, draft
         self.threads, self.at_once = threads, 2 if threads else 1
 
     def play(self, calls: list[Call]) -> None:
@@ -77,8 +73,7 @@ class Generate:
             for call in calls:
                 call.settle(self._generate)
             return
-        ways = [self._generate, self._plain if self.beside_plain else self._generate]
-        running = [threading.Thread(target=call.settle, args=(way,)) for call, way in zip(calls, ways, strict=False)]
+        running = [threading.Thread(target=call.settle, args=(self._generate,)) for call in calls]
         for thread in running:
             thread.start()
         for thread in running:
@@ -88,9 +83,6 @@ class Generate:
         sampling = {"do_sample": False} if call.seeds is None else {"do_sample": True, "seed": call.seeds[0]}
         ours = {"custom_generate": specgym.generate, "draft": self.draft, "controller": call.controller}
         return self.model.generate(**call.inputs, **sampling, **ours)
-
-    def _plain(self, call: Call) -> torch.Tensor:
-        return plain_text(self.model, call.inputs, call.seeds)[0]
 
 
 class Decoders:

@@ -71,7 +71,7 @@ class Player:
     def _entry(self) -> Entry:
         kind = self.case.entry
         if "decoder" not in kind:
-            return Generate(self.model, self.draft, threads="thread" in kind, beside_plain="plain" in kind)
+            return Generate(self.model, self.draft, threads="threads" in kind)
         return Decoders(self.model, self.draft, self.random, 2 if "two" in kind else 1, shared="shared" in kind)
 
     def _play(self, entry: Entry, texts: tuple[Text, ...]) -> None:

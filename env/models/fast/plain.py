@@ -40,6 +40,7 @@ _OWN = {"": "ForCausalLM", "model": "Model", "rotary_emb": "RotaryEmbedding", "s
 _OWN |= dict.fromkeys(_NORMS, "RMSNorm")
 _LINEARS = frozenset({"lm_head", *(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))})
 _CALLS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
+_WEIGHTS = ("weight", "bias")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _SETTINGS = frozenset(
     {"scaling", "head_dim", "layer_idx", "variance_epsilon", "attention_scaling", "rope_type", "max_norm"}
@@ -82,6 +83,7 @@ def _is_untouched(module: nn.Module) -> bool:
     return (
         not any(held[name] for name in _HOOKS)
         and not any(map(callable, held.values()))
+        and held.keys().isdisjoint(_WEIGHTS)  # an ordinary attribute, for a weight that was taken out
         and all(type(tensor) in {nn.Parameter, nn.Buffer, Tensor} for tensor in tensors if tensor is not None)
     )
 

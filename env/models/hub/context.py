@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
-# "local" and "window_size" are GPT-Neo's.
-WINDOW_LAYERS = frozenset({"sliding_attention", "chunked_attention", "local"})
-WINDOW_FIELDS = ("attention_chunk_size", "window_size")
+WINDOW_LAYERS = frozenset({"sliding_attention", "chunked_attention", "local"})  # the last is GPT-Neo's
 # Rotations that stretch the context by their factor. Some configurations name the length before, others the one after.
 STRETCHING = frozenset({"linear", "dynamic", "yarn", "llama3"})
 # Their `generate` reads the whole text again where the rotation changes.
@@ -87,7 +85,8 @@ def has_window(config: PretrainedConfig) -> bool:
     if layers and not WINDOW_LAYERS.intersection(layers):
         return False
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    sizes = [size for size in (window, *(getattr(text, name, None) for name in WINDOW_FIELDS)) if size]
+    local = getattr(text, "window_size", None) if "local" in (layers or ()) else None
+    sizes = [size for size in (window, local, getattr(text, "attention_chunk_size", None)) if size]
     return any(size < context_limit(text) for size in sizes)
 
 

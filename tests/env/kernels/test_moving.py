@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from specgym.env.drafts.feature import LeanDraft
 from specgym.env.drafts.network import FeatureDraftConfig, FeatureDraftNetwork, load_network, save_network
 from specgym.env.kernels.moving import release_pages, trim_heap
+from specgym.env.models.fast.lean import LeanModel
 from specgym.env.models.fast.packed import best_packing
-from specgym.env.models.hub.loading import fingerprint, load_causal_model
+from specgym.env.models.hub.loading import open_llama, open_model
 from specgym.env.models.target import TargetModel
 from tests.support.tiny_models import tiny_llama
 
@@ -82,22 +83,24 @@ packs = pytest.mark.skipif(
 def test_a_packed_model_holds_no_second_copy_of_its_weights_and_can_show_them_all_the_same(tmp_path: Path) -> None:
     made = tiny_llama(dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, vocab_size=4096)
     made.save_pretrained(tmp_path)
-    model = TargetModel(load_causal_model(tmp_path, torch.bfloat16, CPU)).model
-    matrices = [weight for name, weight in model.named_parameters() if "proj" in name or "head" in name]
+    stored = open_llama(tmp_path, torch.bfloat16, CPU)
+    assert stored is not None
+    weights = stored.weights()
+    assert LeanModel(weights).packed
+    matrices = [weight for name, weight in weights.tensors.items() if "proj" in name or "head" in name]
     assert len(matrices) == 7 * made.config.num_hidden_layers + 1, "the test would be vacuous"
     # A few pages come back with their neighbours in the file.
     assert sum(held(weight) * weight.numel() for weight in matrices) < sum(weight.numel() for weight in matrices) / 4
-    assert fingerprint(model) == fingerprint(made)
     for name, weight in made.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight)
+        assert torch.equal(weights.tensors[name], weight)
 
 
 @packs
 def test_a_long_prompt_has_pages_of_the_table_returned_that_earlier_texts_have_looked_at(tmp_path: Path) -> None:
     made = tiny_llama(dtype=torch.bfloat16, hidden_size=512, intermediate_size=2048, vocab_size=4096)
     made.save_pretrained(tmp_path)
-    target = TargetModel(load_causal_model(tmp_path, torch.bfloat16, CPU))
-    table = target.model.get_input_embeddings().weight
+    target = TargetModel(open_model(tmp_path, torch.bfloat16, CPU))
+    table = target.embedding.weight
     tokens = [5] * 300
     first = target.extend(tokens)
     target.cache.reset()

@@ -1,8 +1,7 @@
-"""A model object gives the text that its modules compute, whatever was done to them before or between two texts."""
+"""A model object gives the text that its modules compute, whatever is foreign to its class."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,53 +12,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
-from transformers import (
-    AttentionInterface,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AttentionInterface
 from transformers.models.llama import modeling_llama
 
 from specgym.controllers.custom_generate import speculative_generate
 from specgym.env.common.errors import PairError
 from specgym.env.models.fast.lean import lean_model
 from specgym.env.models.target import TargetModel
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 120,  # no multiple of 16
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,  # so that projections are square
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-}
-PROMPT = torch.tensor([[5, 6, 7, 8, 5, 6, 7]])
-FLOAT, HALF, CPU = torch.float32, torch.bfloat16, torch.device("cpu")
-
-
-def build(dtype: torch.dtype = FLOAT, qwen: bool = False) -> Any:
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE)) if qwen else LlamaForCausalLM(LlamaConfig(**SHAPE))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "bias" in name:
-                weight.normal_()
-    return model.to(dtype).eval()
-
-
-def text(model: PreTrainedModel, **options: Any) -> list[int]:
-    settings = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
-    return model.generate(PROMPT, **(settings | options))[0].tolist()  # type: ignore[no-any-return, operator]
-
-
-def ours(model: PreTrainedModel, controller: str = "fixed_tree") -> list[int]:
-    return text(model, custom_generate=speculative_generate, controller=controller)
+from tests.support.model_objects import CPU, FLOAT, HALF, build, ours, text
 
 
 class Negated(nn.Linear):
@@ -248,114 +208,6 @@ def test_a_block_that_changes_what_torch_computes_counts(block: Callable[[], Any
         assert ours(model, "autoregressive") == text(model)
     assert lean_model(model) is not None
     assert ours(model) == before
-
-
-def learn(model: Any) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.3, fused=True)
-    model(PROMPT, labels=PROMPT).loss.backward()
-    optimizer.step()
-
-
-def through_numpy(model: Any) -> None:
-    model.model.layers[0].mlp.down_proj.weight.detach().view(torch.int32).numpy()[:] ^= -(2**31)  # signs
-
-
-def transpose(model: Any) -> None:
-    weight = model.model.layers[0].self_attn.o_proj.weight
-    weight.data = weight.data.t()
-
-
-def replace_parameter(model: Any) -> None:
-    layer = model.model.layers[0].self_attn.v_proj
-    layer.weight = nn.Parameter(-layer.weight.detach())
-
-
-def assign_state(model: Any) -> None:
-    state = {name: -tensor if "o_proj" in name else tensor.clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(state, assign=True)
-
-
-def set_attributes(model: Any) -> None:
-    for layer in model.model.layers:
-        layer.self_attn.scaling = 1.5
-
-
-def swap_storage(model: Any) -> None:
-    norm = model.model.norm.weight
-    norm.data = torch.randn(norm.shape, generator=torch.Generator().manual_seed(0)).to(norm.dtype)
-
-
-def reverse_layers(model: Any) -> None:
-    layers = model.model.layers
-    layers[0].mlp, layers[1].mlp = layers[1].mlp, layers[0].mlp
-
-
-CHANGES: dict[str, Callable[[Any], Any]] = {
-    "data": lambda model: model.model.layers[0].mlp.down_proj.weight.data.mul_(-1),
-    "a single number": lambda model: model.lm_head.weight.data[8].fill_(9.0),
-    "the embedding": lambda model: model.model.embed_tokens.weight.data.neg_(),
-    "a fused optimizer": learn,
-    "a NumPy view": through_numpy,
-    "a transposed square": transpose,
-    "another parameter": replace_parameter,
-    "a loaded state": assign_state,
-    "an attribute": set_attributes,
-    "another storage": swap_storage,
-    "the rotation": lambda model: model.model.rotary_emb.inv_freq.mul_(3),
-    "an epsilon": lambda model: setattr(model.model.norm, "variance_epsilon", 1e3),
-    "layers left out": lambda model: setattr(model.config, "num_hidden_layers", 1),
-    "modules that changed places": reverse_layers,
-}
-
-
-@pytest.mark.parametrize("dtype", [FLOAT, HALF])
-@pytest.mark.parametrize("kind", CHANGES)
-def test_every_change_of_a_model_counts(kind: str, dtype: torch.dtype) -> None:
-    model = build(dtype)
-    before = ours(model)
-    if dtype == HALF:
-        assert not lean_model(model).packed  # type: ignore[union-attr]
-    CHANGES[kind](model)
-    assert ours(model) == ours(copy.deepcopy(model))
-    if dtype == FLOAT:
-        assert ours(model) == text(model)
-    if kind != "an epsilon":
-        assert ours(model) != before, "the test would be vacuous"
-
-
-@pytest.mark.parametrize("dtype", [FLOAT, HALF])
-def test_biases_that_change_count(dtype: torch.dtype) -> None:
-    model = build(dtype, qwen=True)
-    before = ours(model)
-    assert lean_model(model) is not None
-    model.model.layers[0].self_attn.q_proj.bias.data.mul_(-3)
-    model.model.layers[1].self_attn.v_proj.bias.data.mul_(-3)
-    assert ours(model) == ours(copy.deepcopy(model)) != before
-
-
-def test_weights_that_change_within_a_text_count_from_then_on() -> None:
-    model, other = build(), build()
-
-    def change(model: Any) -> Callable[[Any], None]:
-        return lambda tokens: model.lm_head.weight.data.mul_(-1)
-
-    speculative = text(
-        model, custom_generate=speculative_generate, controller="autoregressive", on_tokens=change(model)
-    )
-    assert speculative == text(other, custom_generate=plain_with(change(other)))
-
-
-def plain_with(after: Callable[[Any], None]) -> Callable[..., torch.Tensor]:
-    """A plain loop without a cache that calls `after` with every token."""
-
-    def decode(model: Any, input_ids: torch.Tensor, generation_config: Any, **others: Any) -> torch.Tensor:
-        while input_ids.shape[1] < generation_config.max_length:
-            token = model(input_ids, use_cache=False).logits[:, -1:].argmax(-1)
-            input_ids = torch.cat([input_ids, token], dim=1)
-            after(token)
-        return input_ids
-
-    return decode
 
 
 def test_an_attention_function_of_the_users_own_is_refused() -> None:
