@@ -70,7 +70,20 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], notes: dict[str, str]) -> None:
     """Writes tensors and notes with their checksum atomically. Raises `FileWriteError`."""
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, notes | {_CHECKSUM: _digest(tensors, notes)})
+        write_sorted(tensors, temporary, notes | {_CHECKSUM: _digest(tensors, notes)})
+
+
+def write_sorted(tensors: dict[str, torch.Tensor], path: Path, notes: dict[str, str]) -> None:
+    """Writes tensors and notes, the notes sorted by name: the library's order differs from process to process."""
+    save_file(tensors, path, notes)
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            file.seek(8)
+            file.write(text)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from specgym.env.common.checkpoint import write_sorted
 from specgym.env.common.errors import ModelFileError
 from specgym.env.common.files import atomic_path
 from specgym.env.common.reading import WRONG_VALUES, check_types, parse_json
@@ -176,7 +176,7 @@ def save_network(network: FeatureDraftNetwork, path: Path, notes: dict[str, str]
     tensors = {name: _as_kept(tensor).contiguous() for name, tensor in network.state_dict().items()}
     shape = json.dumps(asdict(network.config))
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={**notes, "format": _FORMAT, "config": shape})
+        write_sorted(tensors, temporary, {**notes, "format": _FORMAT, "config": shape})
 
 
 def load_network(path: Path) -> FeatureDraftNetwork:

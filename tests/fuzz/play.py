@@ -139,8 +139,8 @@ class Player:
             expected = expected[:, : made.shape[1]]  # the text ends with the context
         for row, (right, text) in enumerate(zip(expected.tolist(), made.tolist(), strict=True)):
             self.counts.texts += 1
-            if right == text or any(bool(step[row].isnan().any()) for step in scores):
-                continue  # plain decoding may itself compute NaN for a padded row
+            if right == text or any(bool(step.isnan().any()) for step in scores):
+                continue  # plain decoding may itself compute NaN for a padded row, which then does not end
             pairs = enumerate(zip(right, text, strict=False))
             number = next((number for number, (one, other) in pairs if one != other), 0)
             if number >= prompt and is_tie(scores[number - prompt][row], right[number], text[number]):

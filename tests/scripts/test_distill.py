@@ -143,7 +143,7 @@ class TestDistill:
         path = copy / f"{name}.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
         assert call("distill", *distill_arguments(folders, copy)).status == 0
-        assert contents(path) == contents(run / path.name)
+        assert path.read_bytes() == (run / path.name).read_bytes()
 
     def test_a_folder_of_other_settings_is_refused_before_any_work(
         self, folders: TinyFolders, run: Path, call: Caller
@@ -234,9 +234,8 @@ class TestDistill:
         assert ended.err.splitlines()[-1].startswith(f"error: Could not write {copy / name}: ")
         assert "Traceback" not in ended.err
         assert call("distill", *distill_arguments(folders, copy)).status == 0
-        assert contents(copy / "feature/draft.safetensors") == contents(run / "feature/draft.safetensors")
-        calibrator = "feature/calibrator.json"
-        assert (copy / calibrator).read_bytes() == (run / calibrator).read_bytes()
+        for part in ("feature/draft.safetensors", "feature/calibrator.json"):
+            assert (copy / part).read_bytes() == (run / part).read_bytes()
 
     def test_ctrl_c_during_training_ends_it_and_the_next_run_goes_on(
         self, folders: TinyFolders, run: Path, tmp_path: Path
@@ -279,13 +278,6 @@ def mark_first_loss(path: Path) -> None:
     history = json.loads(notes["history"])
     history["losses"][0] = [-1.0]
     save_tensors(path, tensors, notes | {"history": json.dumps(history)})
-
-
-def contents(path: Path) -> tuple[dict[str, Any], bytes]:
-    """Returns the header and the numbers of a file of tensors. The order of the notes in the header is not fixed."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    return json.loads(content[8:end]), content[end:]
 
 
 class TestAblate:

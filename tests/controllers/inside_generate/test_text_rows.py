@@ -39,6 +39,18 @@ class NoEven(LogitsProcessor):  # type: ignore[misc]  # transformers is not type
         return scores
 
 
+class Remembering(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+    """Keeps all scores in a list, and adds a part of the last ones."""
+
+    def __init__(self) -> None:
+        self.history: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores + (0.3 * self.history[-1] if self.history else 0)
+        self.history.append(scores)
+        return scores
+
+
 class OnToken(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed
     """Ends a text at tokens above 60."""
 
@@ -67,6 +79,26 @@ class TestRows:
     def test_rows_are_those_of_generate(self, compared: Compared, request_of: dict[str, Any]) -> None:
         """Rows that end early are padded, or go on where no end token is set, as in `generate`."""
         compared.assert_same(**(BATCH | request_of))
+
+    def test_no_row_sees_what_a_processor_keeps_of_another(self, compared: Compared) -> None:
+        texts = [call(**BATCH, logits_processor=[Remembering()]).tolist() for call in (compared.plain, compared.ours)]
+        assert texts[0] == texts[1]
+
+    def test_a_second_prompt_is_refused_before_the_first_row(self, compared: Compared) -> None:
+        rounds: list[object] = []
+
+        class Listening:
+            observes_draft = False
+
+            def reset(self) -> None:
+                rounds.append(self)
+
+            def act(self, observation: object) -> object:
+                raise AssertionError
+
+        with pytest.raises(ParameterError, match="guidance_scale"):
+            compared.ours(**BATCH, guidance_scale=1.5, controller=Listening())
+        assert rounds == []
 
     def test_some_rows_end_early(self, compared: Compared) -> None:
         output = compared.ours(**BATCH, stopping_criteria=StoppingCriteriaList([OnToken()]))
