@@ -23,7 +23,7 @@ SEED ?= 0
 SUBSET = --suite $(SUITE) --limit $(LIMIT) --max-new-tokens $(MAX_NEW_TOKENS)
 
 .DEFAULT_GOAL := help
-.PHONY: help benchmark study refresh-results test quick fuzz architectures check format clean FORCE
+.PHONY: help benchmark study refresh-results test quick fuzz architectures interruptions check format clean FORCE
 
 BIN := $(VENV)/bin/python
 # Written when an install begins and when it ends. An install that did not end is repeated from the start.
@@ -41,6 +41,7 @@ help:
 	@echo "make test             run all tests; the first run fetches the default model"
 	@echo "make quick            run the tests of what changes most, in under 90 seconds"
 	@echo "make fuzz             compare ROUNDS random rounds with plain decoding; the cases follow from SEED"
+	@echo "make interruptions    stop commands at random moments and compare what they end with; about an hour"
 	@echo "make architectures    try tiny models of all architectures and write docs/architectures.md; about 3 minutes"
 	@echo "make check            run ruff, its formatter, mypy and codespell; changes nothing"
 	@echo "make format           format the code and repair what ruff can"
@@ -91,6 +92,9 @@ quick: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 "$(BIN)" -m tests.fuzz --rounds $(ROUNDS) --seed $(SEED) --workers $(WORKERS)
+
+interruptions: $(READY)
+	"$(BIN)" -m tests.support.interruptions
 
 architectures: $(READY)
 	OMP_NUM_THREADS=1 "$(BIN)" -W ignore -m tests.support.architectures
