@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers  # its model classes take seconds to load, and few targets need them here
 from transformers import (
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -24,6 +23,9 @@ from transformers import (
 from specgym.env.models.target import TargetModel
 from specgym.env.tree.rounds import Request
 from specgym.env.tree.sampling import SamplingSettings
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 # `generate` makes logits processors of these.
 _PROCESSED = """
@@ -113,5 +115,6 @@ def _empty_model(vocabulary: int, device: torch.device) -> LlamaForCausalLM:
     """A model for which `generate` makes logits processors. It computes nothing."""
     shape = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "num_hidden_layers": 1}
     with torch.device("meta"):  # draws no random numbers
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2**30, **shape))
+        config = transformers.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2**30, **shape)
+        model = transformers.LlamaForCausalLM(config)
     return model.to_empty(device=device)

@@ -26,7 +26,7 @@ from specgym.scripts.progress import Stages
 ROOT = Path(__file__).parents[2]
 _COMPILED = cache_home() / "native"
 _START = (  # a shell that starts things in the background lets them ignore Ctrl-C
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'specgym'; "
     "from specgym.scripts.cli import run_command; run_command()"
 )
 

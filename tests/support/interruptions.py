@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.scripts.test_distill import contents, distill_arguments
+from tests.scripts.test_distill import distill_arguments
 from tests.scripts.test_record_evaluate import recording
 from tests.scripts.test_train import arguments as train_arguments
 from tests.support.commands import finish, start, write_prompts
@@ -56,12 +56,12 @@ def benchmark_line(folders: TinyFolders, run: Path, prompts: Path) -> Line:
 
 
 def trained(run: Path) -> Results:
-    return {f"{path.relative_to(run)}": contents(path) for path in run.rglob("policy.safetensors")}
+    return {f"{path.relative_to(run)}": path.read_bytes() for path in run.rglob("policy.safetensors")}
 
 
 def distilled(run: Path) -> Results:
-    results: Results = {name: contents(run / "feature" / name) for name in ("draft.safetensors",)}
-    return results | {"calibrator": (run / "feature" / "calibrator.json").read_bytes()}
+    names = ("draft.safetensors", "calibrator.json")
+    return {name: (run / "feature" / name).read_bytes() for name in names}
 
 
 def measured(run: Path) -> Results:

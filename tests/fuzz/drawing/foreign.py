@@ -182,7 +182,7 @@ def _other_norm(model: PreTrainedModel, random: Random) -> None:
     names = [name for name, module in model.named_modules() if "Norm" in type(module).__name__]
     if names:
         name = random.choice(names)
-        weight = model.get_submodule(name).weight
+        weight = getattr(model.get_submodule(name), "weight", None)  # weight norm's own module has none
         if weight is not None and weight.dim() == 1:
             model.set_submodule(name, nn.LayerNorm(weight.shape[0], dtype=weight.dtype))
 
