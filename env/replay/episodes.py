@@ -14,7 +14,7 @@ from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay import vector_features as entries
 from specgym.env.replay.tables.action_table import ActionTable
 from specgym.env.replay.tables.outcomes import FACTS, Outcomes, RoundTimes
-from specgym.env.replay.tables.player import Player, Rounds
+from specgym.env.replay.tables.player import Episodes, Player, Rounds
 from specgym.env.replay.tables.trace_table import TraceTable
 from specgym.env.replay.traces.file import Trace
 from specgym.env.tree.observation import WINDOW
@@ -72,6 +72,8 @@ class ReplayTables:
             self.machines.add(self.table.index)
             outcomes = self.table.index.since(0)
             self.outcomes = outcomes._replace(deeper_rows=outcomes.deeper_rows[:, :0])  # their times are known
+            self.counts = entries.round_counts(outcomes)
+            self.last_features = entries.last_features(outcomes).astype(np.float32)
 
 
 class EpisodeStates(Player):
@@ -94,33 +96,39 @@ class EpisodeStates(Player):
         self._window = np.zeros((count, WINDOW, entries.COUNTS), np.int32)  # a ring of the last rounds' counts
         self._sums = np.zeros((count, entries.COUNTS), np.int32)
         self._all = np.arange(count)
+        self._no_round = entries.last_features(Outcomes.of(np.zeros((1, FACTS), np.int32)))
 
     def begin_on(self, which: IntArray, texts: IntArray, profiles: IntArray) -> None:
         """Begins texts with their first token, each on a machine, as the episodes `which`, `int64[n]`."""
         self.begin(which, texts)
         self.profile[which] = profiles
         self._machine[which] = self.replays.machines.number(profiles, self.replays.greedy[texts])
-        self._last_round[which] = entries.last_features(Outcomes.of(np.zeros((1, FACTS), np.int32)))
+        self._last_round[which] = self._no_round
         self._rounds[which] = 0
         self._window[which] = self._sums[which] = 0
 
-    def act(self, actions: npt.ArrayLike, which: IntArray) -> Rounds:
+    def act(self, actions: npt.ArrayLike, which: Episodes) -> Rounds:
         """Plays a round of the episodes `which`, each at most once.
 
         Args:
             actions: of the grid, `int[n, 6]`.
-            which: the episodes, `int64[n]`.
+            which: the episodes; a slice of all takes less time.
 
         Raises:
             ParameterError: an action that is not on the grid.
             UnrecordedError, UnmeasuredError: a trace or a profile does not cover an action. No round is played then.
         """
-        outcomes, rounds = self._rounds_of(actions, which)
+        timed, outcomes, rounds = self._rounds_of(actions, which)
         self.play(which, rounds)
-        counts, slot = entries.round_counts(outcomes), self._rounds[which] % WINDOW
-        self._sums[which] += counts - self._window[which, slot]
-        self._window[which, slot] = counts
-        self.depth[which], self._last_round[which] = outcomes.depth, entries.last_features(outcomes)
+        if isinstance(timed, Outcomes):
+            counts, last_round = entries.round_counts(outcomes), entries.last_features(outcomes).astype(np.float32)
+        else:
+            counts, last_round = self.replays.counts[timed], self.replays.last_features[timed]
+        slot = self._rounds[which] % WINDOW
+        numbers = self._all[which]
+        self._sums[which] += counts - self._window[numbers, slot]
+        self._window[numbers, slot] = counts
+        self.depth[which], self._last_round[which] = outcomes.depth, last_round
         self._rounds[which] += 1
         return rounds
 
@@ -134,10 +142,10 @@ class EpisodeStates(Player):
             ParameterError, UnrecordedError, UnmeasuredError: see `act`.
         """
         which = np.repeat(self._all, actions.shape[1])
-        return self._rounds_of(actions.reshape(len(which), -1), which)[1]
+        return self._rounds_of(actions.reshape(len(which), -1), which)[2]
 
-    def _rounds_of(self, actions: npt.ArrayLike, which: IntArray) -> tuple[Outcomes, Rounds]:
-        """Outcomes of actions of the episodes `which`, and the rounds. Tabulated ones are without `deeper_rows`."""
+    def _rounds_of(self, actions: npt.ArrayLike, which: Episodes) -> tuple[Outcomes | IntArray, Outcomes, Rounds]:
+        """Returns outcomes or, if they are tabulated, their numbers; outcomes, perhaps without rows; and the rounds."""
         shared, place, machine = self.replays, self.place[which], self._machine[which]
         choices = shared.table.choose(np.asarray(actions))
         timed: Outcomes | IntArray
@@ -145,12 +153,13 @@ class EpisodeStates(Player):
             timed = outcomes = shared.table.grown(choices, place)
         else:
             timed = shared.table.numbers(choices, place)
-            outcomes = shared.outcomes.take(timed)
+            facts = [values[timed] for values in shared.outcomes[:FACTS]]
+            outcomes = Outcomes._make([*facts, shared.outcomes.deeper_rows[:0]])
         asked = outcomes.asked | shared.observes_draft
         context, unread = shared.context[place], np.where(asked, self.unread[which], 0)
         seconds = shared.machines.seconds(machine, context, timed, unread)
         tokens = self.committed(which, outcomes.accepted)
-        return outcomes, Rounds(tokens, outcomes.accepted, outcomes.drafted, asked, outcomes.kept, seconds)
+        return timed, outcomes, Rounds(tokens, outcomes.accepted, outcomes.drafted, asked, outcomes.kept, seconds)
 
     @property
     def plain_seconds(self) -> FloatArray:

@@ -21,6 +21,7 @@ from specgym.env.gym.speculation import check_observable, check_time_price
 from specgym.env.latency.latency_profile import LatencyProfile
 from specgym.env.replay.episodes import EpisodeStates, ReplayTables
 from specgym.env.replay.sources import ProfileSource, TraceSource, choose_texts, find_profile, find_trace
+from specgym.env.replay.tables.player import Episodes
 from specgym.env.replay.traces.file import Trace
 
 VectorStep: TypeAlias = "tuple[FeatureVector, FloatArray, BoolArray, BoolArray, dict[str, Any]]"
@@ -194,7 +195,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
             raise ParameterError(
                 f"Expected actions of shape {self.action_space.shape}, one for each episode; got {np.shape(actions)}."
             )
-        playing = np.flatnonzero(~self._ended)
+        playing = np.flatnonzero(~self._ended) if self._ended.any() else slice(None)
         price, plain_seconds = self._price()[playing], self.states.plain_seconds[playing]
         rounds = self.states.act(np.asarray(actions)[playing], playing)
         steps = {name: getattr(rounds, name) for name in ("tokens", "accepted", "drafted", "seconds")}
@@ -247,10 +248,10 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         self._begin_drawn(which)
         return self.states.observe()
 
-    def _spread(self, values: npt.NDArray[Any], playing: IntArray) -> npt.NDArray[Any]:
+    def _spread(self, values: npt.NDArray[Any], playing: Episodes) -> npt.NDArray[Any]:
         """Returns values of all episodes, of those that are playing."""
-        if len(playing) == self.num_envs:
-            return values
+        if isinstance(playing, slice):
+            return values.copy()
         every = np.zeros(self.num_envs, values.dtype)
         every[playing] = values
         return every
