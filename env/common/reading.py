@@ -35,7 +35,7 @@ def read_bounded(path: Path, most: int = JSON_BYTES) -> bytes:
     Raises:
         OSError: there is no such file, it may not be read, it is a folder, pipe or device, or it is larger.
     """
-    check_regular(path)
+    most = min(check_regular(path), most)  # memory is taken for what is asked for, not for what is there
     # A pipe that takes the file's place now is not waited for.
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123
         content = file.read(most + 1)
