@@ -34,6 +34,10 @@ _DIGEST = ".sha256"  # suffix of the file with a library's checksum
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+class CompilerError(SpecGymError):
+    """A compiler fails or does not end."""
+
+
 class UntrustedError(SpecGymError):
     """Other users could change a library that would be loaded."""
 
@@ -49,7 +53,7 @@ def find_library(source: Path) -> ctypes.CDLL | None:
         return None
     try:
         return load_library(source)
-    except (OSError, SpecGymError, subprocess.SubprocessError) as error:
+    except (OSError, SpecGymError) as error:
         _say_once(f"{error}"[:500])
         return None
 
@@ -58,8 +62,8 @@ def load_library(source: Path) -> ctypes.CDLL:
     """Returns the library of a C++ file.
 
     Raises:
-        OSError: there is no compiler that works, or the library cannot be loaded.
-        SubprocessError: the file cannot be compiled.
+        CompilerError: the compiler fails or does not end.
+        OSError: there is no compiler, or the library cannot be loaded.
         FileWriteError: the library cannot be written.
         UntrustedError: other users could change the library.
     """
@@ -133,11 +137,10 @@ def _is_intact(path: Path) -> bool:
 
 
 def _compile(command: list[str]) -> None:
-    """Runs the compiler. Whatever it has started ends with it.
+    """Runs the compiler. Its children end with it.
 
     Raises:
-        OSError: it did not end in time, which is remembered.
-        SubprocessError: it failed.
+        CompilerError: it failed, or did not end in time, which is remembered.
     """
     # A group of its own, so that the compiler's children can be ended too.
     quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
@@ -154,11 +157,11 @@ def _compile(command: list[str]) -> None:
         write_text(_hanging(command[0]), "")
         raise _hanging_error(command[0]) from error
     if status:
-        raise subprocess.SubprocessError(f"The compiler {command[0]} failed with status {status}.")
+        raise CompilerError(f"The compiler {command[0]} failed with status {status}.")
 
 
-def _hanging_error(compiler: str) -> TimeoutError:
-    return TimeoutError(
+def _hanging_error(compiler: str) -> CompilerError:
+    return CompilerError(
         f"The compiler {compiler} did not end within {_TIMEOUT} s and is not tried again. To try it again, remove "
         f"{_hanging(compiler)}."
     )
@@ -187,7 +190,12 @@ def compile_seconds() -> float | None:
 
 
 def _compiler() -> str:
-    """Returns the first compiler that is there and has not been found to hang. Raises `OSError`."""
+    """Returns the first compiler that is there and has not been found to hang.
+
+    Raises:
+        CompilerError: all hang.
+        FileNotFoundError: no compiler was found.
+    """
     there = list(filter(None, map(shutil.which, _COMPILERS)))
     if not there:
         raise FileNotFoundError(f"Expected a C++ compiler: none of {', '.join(_COMPILERS)} is there.")

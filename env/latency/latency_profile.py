@@ -114,7 +114,9 @@ def load_profile(path: Path) -> LatencyProfile:
         raise ProfileError(f"There is no latency profile to read at {path} ({error.strerror}). {_REPAIR}") from error
     except WRONG_VALUES as error:
         reason = f"expected the key {error}, got none." if isinstance(error, KeyError) else error
-        raise ProfileError(f"{path} is no latency profile of this version: {reason} {_REPAIR}") from error
+        raise ProfileError(
+            f"{path} is no latency profile of this version: {str(reason).rstrip('.')}. {_REPAIR}"
+        ) from error
 
 
 def _costs(record: dict[str, Any]) -> RoundCosts:

@@ -93,7 +93,10 @@ def load_causal_model(folder: Path, dtype: torch.dtype, device: torch.device) ->
         ModelFileError: the weights do not load, some are missing, or some do not have the shape that config.json gives.
     """
     transformers.logging.disable_progress_bar()  # the commands show their own
-    with _errors_of("model", folder):
+    with _errors_of("model", folder), contextlib.ExitStack() as stack:
+        # The library's table of missing tensors would stand before the one message that says so.
+        stack.callback(transformers.logging.set_verbosity, transformers.logging.get_verbosity())
+        transformers.logging.set_verbosity_error()
         _check_claims(folder)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **_OWN
