@@ -40,7 +40,12 @@ def check_files(folder: Path, weights: list[Path], remedy: str) -> None:
     Raises:
         ModelFileError: the first problem.
     """
-    path = folder
+    path = folder / "adapter_config.json"
+    if path.exists():
+        raise ModelFileError(
+            f"{path} belongs to an adapter, which is not applied here. Expected a model with its adapter merged. Merge "
+            "it, save the model in another folder and name that folder."
+        )
     try:
         for path in sorted(folder.iterdir()):
             if path.suffix in _READ and path.exists() and path not in weights:

@@ -174,6 +174,12 @@ class TestLocalFolder:
         with pytest.raises(ModelFileError, match=missing):
             locate_model(str(model))
 
+    def test_a_folder_with_an_adapter_is_refused(self, model: Path) -> None:
+        """A plain Llama would be read without its adapter."""
+        (model / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+        with pytest.raises(ModelFileError, match=r"adapter_config\.json belongs to an adapter.*Merge"):
+            locate_model(str(model))
+
     def test_truncated_weights_are_named(self, model: Path) -> None:
         truncate(model / "model.safetensors")
         with pytest.raises(ModelFileError, match=r"model\.safetensors is missing, truncated"):
