@@ -172,15 +172,18 @@ class EpisodeStates(Player):
         done, by_token = self.ended, self.replays.ended[self.text]
         return done & by_token, done & ~by_token
 
-    def observe(self) -> FeatureVector:
-        """Returns the observation of every episode, see `feature_vector`, `float32[count, len(FEATURES)]`."""
-        shared = self.replays
-        features = np.empty((self.count, len(FEATURES)), np.float32)
-        features[:, entries.PLACE_COLUMNS] = shared.place_features[self.place]
-        features[:, entries.LAST_COLUMNS] = self._last_round
-        features[:, entries.WINDOW_COLUMNS] = entries.window_features(self._sums, np.minimum(self._rounds, WINDOW))
-        where = shared.context[self.place] - shared.machines.first
-        features[:, entries.MACHINE_COLUMNS] = shared.machine_features[self._machine, where]
+    def observe(self, which: Episodes = slice(None)) -> FeatureVector:
+        """Returns the observations of n episodes, by default of all, see `feature_vector`.
+
+        `float32[n, len(FEATURES)]`.
+        """
+        shared, place, rounds = self.replays, self.place[which], np.minimum(self._rounds[which], WINDOW)
+        features = np.empty((len(place), len(FEATURES)), np.float32)
+        features[:, entries.PLACE_COLUMNS] = shared.place_features[place]
+        features[:, entries.LAST_COLUMNS] = self._last_round[which]
+        features[:, entries.WINDOW_COLUMNS] = entries.window_features(self._sums[which], rounds)
+        where = shared.context[place] - shared.machines.first
+        features[:, entries.MACHINE_COLUMNS] = shared.machine_features[self._machine[which], where]
         return features
 
     def costs(self) -> ObservedCosts:

@@ -40,8 +40,10 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
     played on a machine of its own, drawn from the profiles. A seed decides both.
 
     An episode that ends is followed by the next one in the same step. The observation is then the first of the new
-    episode. The last one of the old episode is in ``info["final_obs"]``. With `AutoresetMode.NEXT_STEP` the next
-    episode begins in the next step instead: its action is ignored, and its reward is 0.
+    episode. The last one of the old episode is in ``info["final_obs"]``.
+
+    With `AutoresetMode.NEXT_STEP` the next episode begins in the next step. That step ignores its action, and its
+    reward is 0.
 
     ## Speed
     The outcome of an action is computed where it is taken, in a few microseconds of compiled code. Nothing is kept, so
@@ -49,8 +51,8 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
     cache. From then on a step is a few table look-ups, several times as fast.
 
     ## Info
-    Every entry has one value an episode. As in Gymnasium's own vector environments, an entry with a leading `_` says
-    which episodes have it.
+    Every entry has one value an episode. An entry with a leading `_` says which episodes have it, as in Gymnasium's
+    own vector environments.
 
     - Of a step: `tokens`, `accepted`, `drafted`, `depth`, `seconds` and `plain_steps` (the same time in plain rounds).
     - Of a step and of a reset: `text` and `profile`, the numbers of what was played.
@@ -199,7 +201,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         price, plain_seconds = self._price()[playing], self.states.plain_seconds[playing]
         rounds = self.states.act(np.asarray(actions)[playing], playing)
         steps = {name: getattr(rounds, name) for name in ("tokens", "accepted", "drafted", "seconds")}
-        steps |= {"depth": self.states.depth[playing], "plain_steps": rounds.seconds / plain_seconds}
+        steps |= {"depth": self.states.depth[playing].copy(), "plain_steps": rounds.seconds / plain_seconds}
         rewards = self._spread(rounds.tokens - price * steps["plain_steps"], playing)
         info: dict[str, Any] = {name: self._spread(values, playing) for name, values in steps.items()}
         if self._ended.any():
@@ -210,7 +212,7 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         terminated, truncated = self.states.ends()
         done = terminated | truncated
         if done.any() and self._same_step:
-            observations = self._finish(observations, done, info)
+            self._finish(observations, done, info)
         self._ended = done & (not self._same_step)
         return observations, rewards, terminated, truncated, info
 
@@ -236,22 +238,22 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
         sampled = np.where(self.replays.greedy[self.states.text], 0, 1)
         return np.asarray(self._prices[self.states.profile, sampled])
 
-    def _finish(self, observations: FeatureVector, done: BoolArray, info: dict[str, Any]) -> FeatureVector:
-        """Adds the episodes that are done to `info`, begins the next ones and returns the observations."""
+    def _finish(self, observations: FeatureVector, done: BoolArray, info: dict[str, Any]) -> None:
+        """Adds the episodes that are done to `info`, begins the next ones and puts their observations in place."""
         which, last = np.flatnonzero(done), np.full(self.num_envs, None, object)
-        for index in which.tolist():
-            last[index] = observations[index]
+        for index, ended in zip(which.tolist(), observations[which], strict=True):
+            last[index] = ended
         steps = {name: np.where(done, values, 0) for name, values in info.items() if not name.startswith("_")}
         episode = {name: np.where(done, total, 0) for name, total in zip(_EPISODE, self._totals, strict=True)}
         episode["l"] = episode["l"].astype(np.int64)
         info |= _masked({"final_obs": last, "final_info": steps | {"episode": episode}}, done)
         self._begin_drawn(which)
-        return self.states.observe()
+        observations[which] = self.states.observe(which)
 
     def _spread(self, values: npt.NDArray[Any], playing: Episodes) -> npt.NDArray[Any]:
         """Returns values of all episodes, of those that are playing."""
         if isinstance(playing, slice):
-            return values.copy()
+            return values
         every = np.zeros(self.num_envs, values.dtype)
         every[playing] = values
         return every
@@ -289,11 +291,11 @@ class ReplayVectorEnv(VectorEnv[FeatureVector, IntArray, Any]):
 
 
 def _masked(values: dict[str, Any], mask: BoolArray) -> dict[str, Any]:
-    """Returns an info with `_name` beside each name: which episodes have the entry."""
+    """Returns an info with `_name` beside each name: which episodes have the entry. All names share one mask."""
     masked: dict[str, Any] = {}
     for name, value in values.items():
         masked[name] = _masked(value, mask) if isinstance(value, dict) else value
-        masked[f"_{name}"] = mask.copy()
+        masked[f"_{name}"] = mask
     return masked
 
 
