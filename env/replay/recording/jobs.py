@@ -164,7 +164,7 @@ def _batches(
 
 
 def _interrupted(note: Path) -> set[str]:
-    """Returns the keys, as JSON, of the batch that an interruption left unfinished; empty if there is none."""
+    """Returns the keys, as JSON, of the batch that an interruption left unfinished, or an empty set."""
     try:
         return set(map(json.dumps, json.loads(note.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError):  # without the note, only the last bits of some numbers differ

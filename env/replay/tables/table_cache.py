@@ -37,7 +37,7 @@ def table_key(*facts: object) -> str:
 def load_arrays(key: str) -> dict[str, Array] | None:
     """Returns the arrays of a key; None if the cache has none, or a damaged file."""
     path = _path(key)
-    # Whoever can write to the cache can also make a right checksum, so everything that is read may be wrong.
+    # A program that can write to the cache can also make a right checksum, so everything that is read may be wrong.
     with contextlib.suppress(OSError, MemoryError, zlib.error, zipfile.BadZipFile, *WRONG_VALUES):
         content = read_bounded(path, CACHE_BYTES)
         checksum, packed = content[:_CHECKSUM], content[_CHECKSUM:]
